@@ -1,0 +1,159 @@
+"""Weights into models, with one readable report; and a check of name lists against a config's model.
+
+    python -m dearli_d2.checkpoint verify --config-file C (--weights W | --names names.json)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .errors import DearliError, WeightsError
+from .weights import read_file, state_dict_of
+
+logger = logging.getLogger(__name__)
+
+# published name: ours, where a part of a name was changed between releases
+_RENAMED_PARTS = {"predictor.static_query.": "predictor.query_feat."}
+_IGNORED_ENDINGS = ("criterion.empty_weight", "criterion_labeled.empty_weight", "criterion_pseudolabeled.empty_weight")
+_IGNORED_NAMES = ("pixel_mean", "pixel_std")  # constants of the config, in some published files
+
+
+@dataclass
+class LoadReport:
+    """Names by fate; `wrong_shape` maps a name to (shape in the file, shape in the model)."""
+
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    wrong_shape: dict[str, tuple[tuple, tuple]] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether file and model have the same names and shapes."""
+        return not (self.missing or self.unexpected or self.wrong_shape)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.matched)} matched, {len(self.missing)} missing, {len(self.unexpected)} unexpected, "
+            f"{len(self.wrong_shape)} of wrong shape"
+        ]
+        for title, names in (("missing in the file", self.missing), ("unknown to the model", self.unexpected)):
+            lines += [f"  {title}: {group}" for group in _grouped(names)]
+        lines += [f"  wrong shape: {n} is {a} in the file, {b} in the model" for n, (a, b) in list(self.wrong_shape.items())[:10]]
+        if len(self.wrong_shape) > 10:
+            lines.append(f"  ... and {len(self.wrong_shape) - 10} more of wrong shape")
+        return "\n".join(lines)
+
+
+def _grouped(names: Iterable[str], depth: int = 3) -> list[str]:
+    """Names folded by their first parts: `sem_seg_head.pixel_decoder.transformer.* (96)`."""
+    names = list(names)
+    counts = Counter(".".join(name.split(".")[:depth]) for name in names)
+    return [key if count == 1 and key in names else f"{key}.* ({count})" for key, count in counts.items()]
+
+
+def translate_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Published names to ours; constants that follow from the config are left out."""
+    result = {}
+    for name, value in state.items():
+        if name.endswith(_IGNORED_ENDINGS) or name in _IGNORED_NAMES:
+            continue
+        for old, new in _RENAMED_PARTS.items():
+            name = name.replace(old, new)
+        result[name] = value
+    return result
+
+
+def compare(model: nn.Module, state: dict[str, torch.Tensor]) -> LoadReport:
+    """How `state` (ours names) fits `model`; nothing is loaded."""
+    own, report = model.state_dict(), LoadReport()
+    for name, value in state.items():
+        if name not in own:
+            report.unexpected.append(name)
+        elif own[name].shape != value.shape:
+            report.wrong_shape[name] = (tuple(value.shape), tuple(own[name].shape))
+        else:
+            report.matched.append(name)
+    report.missing = [name for name in own if name not in state]
+    return report
+
+
+def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> LoadReport:
+    """Loads the weights of a file into a model.
+
+    Args:
+        strict: every name and shape must fit. Otherwise what fits is loaded and the rest is in the report.
+
+    Raises:
+        WeightsError: unreadable file; or strict and not complete, with the report; or nothing fits at all.
+    """
+    return load_state(model, state_dict_of(read_file(path), path), path, strict)
+
+
+def load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path, strict: bool = True) -> LoadReport:
+    """As `load_weights`, from tensors already read."""
+    state = translate_names(state)
+    report = compare(model, state)
+    if not report.matched or (strict and not report.complete):
+        raise WeightsError(f"{source} does not fit this model: {report}")
+    model.load_state_dict({name: state[name] for name in report.matched}, strict=False)
+    if not report.complete:
+        logger.warning("%s: %s", source, report)
+    return report
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+def verify(config_file: str, weights: str | None, names: str | None, overrides: list[str]) -> LoadReport:
+    """Compares a weight file, or a JSON file {name: shape}, with the model of a config; tensors of those shapes are
+    made and really loaded."""
+    from .config import get_config
+    from .modeling import build_model
+
+    cfg = get_config(config_file, ["MODEL.BACKBONE.WEIGHTS", "", "MODEL.DEVICE", "cpu", *overrides])
+    model = build_model(cfg)
+    if weights:
+        state = state_dict_of(read_file(weights), weights)
+    else:
+        try:
+            shapes = json.loads(Path(names).read_text())
+            state = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise WeightsError(f"{names} is no JSON file of names and shapes: {error}") from error
+    report = compare(model, translate_names(state))
+    if report.complete:
+        model.load_state_dict(state, strict=True)
+    return report
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dearli_d2.checkpoint", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("verify", help="exit status 1 unless every name and shape fits")
+    check.add_argument("--config-file", required=True)
+    source = check.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights")
+    source.add_argument("--names", help="JSON file {name: shape}")
+    check.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides")
+    args = parser.parse_args(argv)
+    try:
+        report = verify(args.config_file, args.weights, args.names, args.opts)
+    except DearliError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report)
+    return 0 if report.complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""Every configuration key of the project: default, unit, source. Keys not listed here are detectron2's own."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as _detectron2_defaults
+
+from .errors import ConfigError
+
+
+def add_dearli_config(cfg: CfgNode) -> None:
+    """Adds the project's keys to a detectron2 config, in place."""
+    cfg.SEED = 0  # of everything; detectron2's default -1 (random) would make runs impossible to resume exactly
+    cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
+    cfg.MODEL.DEVICE = "auto"  # "cuda" where there is one, else "cpu"
+    cfg.MODEL.NUM_CLASSES = 0  # K; must equal the data set's
+    cfg.MODEL.CLASSIFIER = "linear"  # "linear" (Mask2Former) or "text" (M2F-Lang, DEARLi Sec. 3.2)
+    cfg.MODEL.DEFORM_ATTN_IMPL = "auto"  # see modeling/deformable_attention.py
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # of 0..255 RGB; ImageNet
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+
+    cfg.MODEL.BACKBONE.NAME = "TimmBackbone"  # or OpenCLIPConvNeXt, OpenCLIPViT, build_resnet_backbone (detectron2)
+    cfg.MODEL.BACKBONE.ARCH = "resnet50"  # name of the timm or open_clip model
+    cfg.MODEL.BACKBONE.WEIGHTS = ""  # pretrained tag, "pretrained", "package:NAME", "shipped", a file, or "" (random)
+    cfg.MODEL.BACKBONE.FREEZE = False
+    cfg.MODEL.BACKBONE.PYRAMID_DIM = 256  # channels of the feature pyramid of plain ViTs
+
+    cfg.MODEL.PIXEL_DECODER = CfgNode()  # MSDeformAttn pixel decoder (Mask2Former, Sec. 3.2.2)
+    cfg.MODEL.PIXEL_DECODER.DIM = 256
+    cfg.MODEL.PIXEL_DECODER.FEEDFORWARD_DIM = 1024
+    cfg.MODEL.PIXEL_DECODER.HEADS = 8
+    cfg.MODEL.PIXEL_DECODER.LAYERS = 6
+    cfg.MODEL.PIXEL_DECODER.POINTS = 4
+
+    cfg.MODEL.MASK_FORMER = CfgNode()  # transformer decoder, matcher and criterion (Mask2Former, Sec. 4.1)
+    cfg.MODEL.MASK_FORMER.HIDDEN_DIM = 256
+    cfg.MODEL.MASK_FORMER.MASK_DIM = 256
+    cfg.MODEL.MASK_FORMER.NUM_QUERIES = 100
+    cfg.MODEL.MASK_FORMER.HEADS = 8
+    cfg.MODEL.MASK_FORMER.FEEDFORWARD_DIM = 2048
+    cfg.MODEL.MASK_FORMER.LAYERS = 9
+    cfg.MODEL.MASK_FORMER.CLASS_WEIGHT = 2.0
+    cfg.MODEL.MASK_FORMER.MASK_WEIGHT = 5.0
+    cfg.MODEL.MASK_FORMER.DICE_WEIGHT = 5.0
+    cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT = 0.1
+    cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 12544
+    cfg.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = 3.0
+    cfg.MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO = 0.75
+
+    cfg.MODEL.TEXT = CfgNode()
+    cfg.MODEL.TEXT.CLASS_NAMES = ""  # file of `id:name,synonym,...`; "" = the names in the data set's JSON file
+    cfg.MODEL.TEXT.TEMPLATES = "imagenet"  # "imagenet" (80), "simple" (7), "name", or a file with one template a line
+    cfg.MODEL.ENSEMBLE = CfgNode()  # geometric ensembling with zero-shot CLIP (DEARLi, eq. 6)
+    cfg.MODEL.ENSEMBLE.ALPHA = 0.6  # weight of the learned posterior (DEARLi, Tab. 8)
+    cfg.MODEL.ENSEMBLE.AT_INFERENCE = True
+
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.INPUT.CROP_SIZE = 640  # pixels, square
+    cfg.INPUT.SCALE_RANGE = (0.5, 2.0)  # short side / CROP_SIZE, in steps of 0.1
+    cfg.INPUT.MAX_SIZE_TRAIN = 2560
+    cfg.INPUT.MIN_SIZE_TEST = 640
+    cfg.INPUT.MAX_SIZE_TEST = 2560
+    cfg.INPUT.COLOR_AUG_SSD = True  # of labelled images
+    cfg.INPUT.PAD_VALUE = 128  # 0..255; padded pixels carry no loss
+
+    cfg.DATALOADER.NUM_WORKERS = 4
+
+    cfg.SOLVER.BASE_LR = 1e-4
+    cfg.SOLVER.WEIGHT_DECAY = 0.05
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # query, position and level embeddings
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # of the learning rate, for a backbone that is not frozen
+    cfg.SOLVER.POLY_POWER = 0.9
+    cfg.SOLVER.WARMUP_ITERS = 0
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"  # the only one: one norm over all parameters
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.01
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"  # or "float16", with loss scaling
+    cfg.SOLVER.ACCUMULATION_STEPS = 1  # forward passes per optimiser step; IMS_PER_BATCH images each
+    cfg.SOLVER.MAX_BAD_STEPS = 10  # skipped steps in a row with a loss that is not finite, before the run stops
+    cfg.SOLVER.KEEP_CHECKPOINTS = 2  # latest periodic checkpoints kept beside the best and the final one
+
+    cfg.TEST.PANOPTIC_ON = True
+    cfg.TEST.SEMANTIC_ON = True
+    cfg.TEST.INSTANCE_ON = False
+    cfg.TEST.OBJECT_THRESHOLD = 0.8
+    cfg.TEST.OVERLAP_THRESHOLD = 0.8
+    cfg.TEST.BEST_METRIC = "panoptic/PQ"  # which checkpoint is `model_best.pth`
+    cfg.TEST.PICTURES = 8  # overlays written after an evaluation
+
+
+def get_config(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
+    """The frozen, validated configuration.
+
+    Args:
+        config_file: YAML (safe tags only), `_BASE_` inherits.
+        overrides: "KEY", "VALUE", ... as on the command line.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (with the nearest known one), impossible or contradictory values.
+    """
+    cfg = _detectron2_defaults()
+    add_dearli_config(cfg)
+    if config_file is not None:
+        _merge_file(cfg, Path(config_file))
+    overrides = list(overrides)
+    if len(overrides) % 2:
+        raise ConfigError(f"overrides are KEY VALUE pairs; the last, {overrides[-1]!r}, has no value")
+    try:
+        cfg.merge_from_list(overrides)
+    except (KeyError, AssertionError, ValueError) as error:
+        raise ConfigError(_explain(error, cfg, "command line")) from error
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    _validate(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, path: Path) -> None:
+    if not path.is_file():
+        raise ConfigError(f"no config file {path}")
+    try:
+        cfg.merge_from_file(str(path), allow_unsafe=False)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no safe YAML: {error}") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: the file that _BASE_ names is missing: {error.filename}") from error
+    except (KeyError, AssertionError, ValueError, AttributeError) as error:
+        raise ConfigError(_explain(error, cfg, str(path))) from error
+
+
+def _explain(error: Exception, cfg: CfgNode, where: str) -> str:
+    message = str(error.args[0]) if error.args else str(error)
+    key = message.rpartition(":")[2].strip()
+    if not isinstance(error, KeyError):
+        return f"{where}: {message}"
+    similar = difflib.get_close_matches(key, list(_all_keys(cfg)), 1)
+    return f"{where}: there is no key {key}" + (f"; did you mean {similar[0]}?" if similar else "")
+
+
+def _all_keys(cfg: CfgNode, prefix: str = ""):
+    for key, value in cfg.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _all_keys(value, f"{prefix}{key}.")
+
+
+def _validate(cfg: CfgNode) -> None:
+    """Raises `ConfigError` for the first rule that does not hold."""
+    former, decoder = cfg.MODEL.MASK_FORMER, cfg.MODEL.PIXEL_DECODER
+    low, high = cfg.INPUT.SCALE_RANGE
+    one_of = {
+        "MODEL.CLASSIFIER": (cfg.MODEL.CLASSIFIER, ("linear", "text")),
+        "MODEL.DEFORM_ATTN_IMPL": (cfg.MODEL.DEFORM_ATTN_IMPL, ("auto", "grid_sample", "gather")),
+        "SOLVER.AMP.DTYPE": (cfg.SOLVER.AMP.DTYPE, ("bfloat16", "float16")),
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": (cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE, ("full_model",)),
+        "INPUT.FORMAT": (cfg.INPUT.FORMAT, ("RGB",)),
+    }
+    for key, (value, allowed) in one_of.items():
+        if value not in allowed:
+            raise ConfigError(f"{key} is {value!r}; it can be {' or '.join(map(repr, allowed))}")
+    rules = [
+        (cfg.MODEL.NUM_CLASSES >= 1, "MODEL.NUM_CLASSES must be set to the number of classes of the data set"),
+        (cfg.SEED >= 0, "SEED must be 0 or more"),
+        (former.HIDDEN_DIM % former.HEADS == 0, "MODEL.MASK_FORMER.HIDDEN_DIM must be a multiple of its HEADS"),
+        (former.HIDDEN_DIM % 4 == 0 and decoder.DIM % 4 == 0, "HIDDEN_DIM and PIXEL_DECODER.DIM must be multiples of 4"),
+        (decoder.DIM % decoder.HEADS == 0, "MODEL.PIXEL_DECODER.DIM must be a multiple of its HEADS"),
+        (former.TRAIN_NUM_POINTS >= 1, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS must be positive"),
+        (former.OVERSAMPLE_RATIO >= 1, "MODEL.MASK_FORMER.OVERSAMPLE_RATIO must be at least 1"),
+        (0 <= former.IMPORTANCE_SAMPLE_RATIO <= 1, "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO must be in 0..1"),
+        (0 <= cfg.MODEL.ENSEMBLE.ALPHA <= 1, "MODEL.ENSEMBLE.ALPHA must be in 0..1"),
+        (0 < low <= high, "INPUT.SCALE_RANGE must be (low, high) with 0 < low <= high"),
+        (cfg.SOLVER.IMS_PER_BATCH >= 1, "SOLVER.IMS_PER_BATCH must be positive"),
+        (cfg.SOLVER.MAX_ITER >= 1, "SOLVER.MAX_ITER must be positive"),
+        (cfg.SOLVER.ACCUMULATION_STEPS >= 1, "SOLVER.ACCUMULATION_STEPS must be positive"),
+        (cfg.SOLVER.KEEP_CHECKPOINTS >= 1, "SOLVER.KEEP_CHECKPOINTS must be positive"),
+        (cfg.SOLVER.CHECKPOINT_PERIOD >= 1, "SOLVER.CHECKPOINT_PERIOD must be positive"),
+        (0 <= cfg.TEST.OBJECT_THRESHOLD <= 1, "TEST.OBJECT_THRESHOLD must be in 0..1"),
+        (0 <= cfg.TEST.OVERLAP_THRESHOLD <= 1, "TEST.OVERLAP_THRESHOLD must be in 0..1"),
+        (
+            cfg.TEST.PANOPTIC_ON or cfg.TEST.SEMANTIC_ON or cfg.TEST.INSTANCE_ON,
+            "one of TEST.PANOPTIC_ON, SEMANTIC_ON, INSTANCE_ON must be on",
+        ),
+        (
+            cfg.MODEL.CLASSIFIER == "linear" or cfg.MODEL.BACKBONE.NAME.startswith("OpenCLIP"),
+            f"MODEL.CLASSIFIER text needs an OpenCLIP backbone, not {cfg.MODEL.BACKBONE.NAME}",
+        ),
+        (
+            cfg.MODEL.DEVICE.startswith("cpu") or torch.cuda.is_available(),
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but torch sees no GPU; use 'auto' or 'cpu'",
+        ),
+    ]
+    for holds, message in rules:
+        if not holds:
+            raise ConfigError(message)

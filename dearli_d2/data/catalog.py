@@ -1,0 +1,307 @@
+"""Data sets by name: one registration for every COCO-panoptic data set, and partitions as views of them.
+
+`NAME` is a whole data set. `NAME@PART` is its labelled part and `NAME@PART:unlabeled` the rest, without annotations.
+PART is
+
+* the name of a folder below the data set's partition folder (`1_128`), with `labeled.txt` and perhaps `unlabeled.txt`,
+* the path of a list file (`lists/mine.txt`), or
+* a fraction, `0.05`, or with a seed, `0.05~3`; smaller fractions of one seed are subsets of larger ones.
+
+A list file names one image a line: its stem, or a path (further columns are ignored).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..errors import DatasetError, first_few
+from . import miniworld
+from .taxonomy import Taxonomy
+
+
+@dataclass(frozen=True)
+class PanopticSource:
+    """Where a COCO-panoptic data set lies.
+
+    `image_root`, `panoptic_root` (PNG), `panoptic_json` as in COCO. `semantic_root`: optional PNG of contiguous class
+    ids, 255 = ignore, named like the panoptic PNG; without it semantic ground truth comes from the panoptic PNG.
+    `partition_root`: folder of partition folders. `hint`: what to run when files are missing.
+    """
+
+    image_root: Path
+    panoptic_json: Path
+    panoptic_root: Path
+    semantic_root: Path | None = None
+    partition_root: Path | None = None
+    hint: str = "check DETECTRON2_DATASETS"
+
+
+_SOURCES: dict[str, Callable[[], PanopticSource]] = {}
+
+
+def datasets_root() -> Path:
+    """`$DETECTRON2_DATASETS`, else `./datasets` as in detectron2."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def register_panoptic(name: str, source: PanopticSource | Callable[[], PanopticSource]) -> None:
+    """Makes `name` and all its views known; files are first touched when the data set is used.
+
+    Args:
+        source: or a function that gives it, called at use (generated data, environment variables).
+    """
+    _SOURCES[name] = source if callable(source) else lambda: source
+    _register_view(name)
+
+
+def _register_view(name: str) -> None:
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: dataset_dicts(name))
+
+
+def split_name(name: str) -> tuple[str, str | None, bool]:
+    """`"a@1_8:unlabeled"` to ("a", "1_8", True).
+
+    Raises:
+        DatasetError: an unknown data set or a malformed name.
+    """
+    base, _, view = name.partition("@")
+    part, colon, kind = view.partition(":")
+    if (colon and kind != "unlabeled") or ("@" in name and not part):
+        raise DatasetError(f"{name!r} is no data set name; write NAME, NAME@PART or NAME@PART:unlabeled")
+    if base not in _SOURCES:
+        raise DatasetError(f"there is no data set {base!r}; known: {', '.join(sorted(_SOURCES))}")
+    return base, part or None, bool(kind)
+
+
+def source_of(name: str) -> PanopticSource:
+    """Where the data set (or the one that `name` is a view of) lies."""
+    return _SOURCES[split_name(name)[0]]()
+
+
+def taxonomy_of(name: str) -> Taxonomy:
+    """Classes of a data set, in the order of its JSON file's categories."""
+    source = source_of(name)
+    return _read_json(source.panoptic_json, _stamp(source), name)[1]
+
+
+def ensure_registered(name: str) -> None:
+    """Makes a view's name known to detectron2's catalogs."""
+    split_name(name)
+    if name not in DatasetCatalog:
+        _register_view(name)
+
+
+def dataset_dicts(name: str) -> list[dict]:
+    """The images of a data set or view, as detectron2 dicts.
+
+    Each has "file_name", "image_id", "height", "width" and, unless unlabelled, "pan_seg_file_name", "segments_info"
+    ("id", contiguous "category_id", "iscrowd") and perhaps "sem_seg_file_name".
+
+    Raises:
+        DatasetError: see `validation` for what is checked beyond the JSON file.
+    """
+    base, part, unlabeled = split_name(name)
+    source = source_of(base)
+    records, taxonomy = _read_json(source.panoptic_json, _stamp(source), base)
+    dicts = [_to_dict(record, source) for record in records]
+    _set_metadata(name, source, taxonomy)
+    if part is not None:
+        dicts = _choose(name, dicts, part, unlabeled, source)
+    if unlabeled:
+        dicts = [{k: d[k] for k in ("file_name", "image_id", "height", "width")} for d in dicts]
+    if not dicts:
+        raise DatasetError(f"{name}: no image in {source.panoptic_json}")
+    return dicts
+
+
+# ---------------------------------------------------------------------------------------------- JSON
+
+def _stamp(source: PanopticSource) -> float:
+    path = source.panoptic_json
+    if not path.is_file():
+        raise DatasetError(f"no annotation file {path}; {source.hint}")
+    return path.stat().st_mtime
+
+
+@lru_cache(maxsize=8)
+def _read_json(path: Path, stamp: float, name: str) -> tuple[list[dict], Taxonomy]:
+    """Records of image, annotation and contiguous segments; cached by path and modification time."""
+    try:
+        content = json.loads(path.read_text())
+        categories, images, annotations = content["categories"], content["images"], content["annotations"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{name}: {path} is no COCO-panoptic JSON file: {type(error).__name__} {error}") from error
+    taxonomy = Taxonomy.from_categories(categories)
+    contiguous = {dataset_id: i for i, dataset_id in enumerate(taxonomy.dataset_ids)}
+    if len(contiguous) != len(categories):
+        raise DatasetError(f"{name}: {path}: a category id stands twice")
+    by_id = {image["id"]: image for image in images}
+    unknown = [(a["file_name"], s["category_id"]) for a in annotations for s in a["segments_info"] if s["category_id"] not in contiguous]
+    if unknown:
+        shown = first_few([f"category {c} in {f}" for f, c in unknown])
+        raise DatasetError(f"{name}: {path}: {len(unknown)} segments of categories that are not in 'categories': {shown}")
+    orphans = [a["file_name"] for a in annotations if a["image_id"] not in by_id]
+    if orphans:
+        raise DatasetError(f"{name}: {path}: {len(orphans)} annotations without an image entry: {first_few(orphans)}")
+    records = [
+        {
+            "image": by_id[a["image_id"]],
+            "png": a["file_name"],
+            "segments": [
+                {"id": s["id"], "category_id": contiguous[s["category_id"]], "iscrowd": s.get("iscrowd", 0)}
+                for s in a["segments_info"]
+            ],
+        }
+        for a in annotations
+    ]
+    return records, taxonomy
+
+
+def _to_dict(record: dict, source: PanopticSource) -> dict:
+    image = record["image"]
+    result = {
+        "file_name": str(source.image_root / image["file_name"]),
+        "image_id": image["id"],
+        "height": image["height"],
+        "width": image["width"],
+        "pan_seg_file_name": str(source.panoptic_root / record["png"]),
+        "segments_info": record["segments"],
+    }
+    if source.semantic_root is not None:
+        result["sem_seg_file_name"] = str(source.semantic_root / record["png"])
+    return result
+
+
+def _set_metadata(name: str, source: PanopticSource, taxonomy: Taxonomy) -> None:
+    """What detectron2's own tools (its panoptic evaluator and visualiser) look up."""
+    things = sorted(taxonomy.thing_ids)
+    metadata = MetadataCatalog.get(name)
+    if getattr(metadata, "panoptic_json", None) == str(source.panoptic_json):
+        return
+    MetadataCatalog.pop(name)
+    MetadataCatalog.get(name).set(
+        image_root=str(source.image_root),
+        panoptic_root=str(source.panoptic_root),
+        panoptic_json=str(source.panoptic_json),
+        thing_classes=[taxonomy.main_names[i] for i in things],
+        thing_colors=[taxonomy.colors[i] for i in things],
+        stuff_classes=taxonomy.main_names,
+        stuff_colors=list(taxonomy.colors),
+        thing_dataset_id_to_contiguous_id={taxonomy.dataset_ids[i]: i for i in things},
+        stuff_dataset_id_to_contiguous_id={
+            d: i for i, d in enumerate(taxonomy.dataset_ids) if i not in taxonomy.thing_ids
+        },
+        ignore_label=255,
+        label_divisor=1000,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- partitions
+
+def _choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: PanopticSource) -> list[dict]:
+    fraction = _parse_fraction(part)
+    if fraction is not None:
+        share, seed = fraction
+        if not 0 < share <= 1:
+            raise DatasetError(f"{name}: the fraction {share} is not in (0, 1]")
+        order = np.random.default_rng(seed).permutation(len(dicts))
+        count = max(1, round(share * len(dicts)))
+        chosen = sorted(order[count:] if unlabeled else order[:count])
+        return [dicts[i] for i in chosen]
+
+    labeled_file = _list_file(name, part, source)
+    by_stem = {Path(d["file_name"]).stem: d for d in dicts}
+    if len(by_stem) != len(dicts):
+        raise DatasetError(f"{name}: two images share a file stem, so list files cannot tell them apart")
+    unlabeled_file = labeled_file.with_name("unlabeled.txt")
+    if not unlabeled:
+        return [by_stem[stem] for stem in _read_list(labeled_file, by_stem, name)]
+    if labeled_file.name == "labeled.txt" and unlabeled_file.is_file():
+        return [by_stem[stem] for stem in _read_list(unlabeled_file, by_stem, name)]
+    labeled = set(_read_list(labeled_file, by_stem, name))
+    return [d for stem, d in by_stem.items() if stem not in labeled]
+
+
+def _parse_fraction(part: str) -> tuple[float, int] | None:
+    number, _, seed = part.partition("~")
+    try:
+        return float(number), int(seed or 0)
+    except ValueError:
+        return None
+
+
+def _list_file(name: str, part: str, source: PanopticSource) -> Path:
+    if part.endswith(".txt"):
+        path = Path(part).expanduser()
+    elif source.partition_root is None:
+        raise DatasetError(f"{name}: this data set has no partition folder; use a fraction or the path of a list file")
+    else:
+        path = source.partition_root / part / "labeled.txt"
+    if not path.is_file():
+        raise DatasetError(f"{name}: no list file {path}; PART is a folder there, a list file (.txt) or a fraction")
+    return path
+
+
+def _read_list(path: Path, known: dict[str, dict], name: str) -> list[str]:
+    stems = [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
+    missing = [stem for stem in stems if stem not in known]
+    if missing:
+        raise DatasetError(f"{name}: {len(missing)} of {len(stems)} images of {path} are not in the data set: {first_few(missing)}")
+    if not stems:
+        raise DatasetError(f"{name}: {path} lists no image")
+    if len(set(stems)) != len(stems):
+        raise DatasetError(f"{name}: {path} lists an image twice")
+    return stems
+
+
+# ---------------------------------------------------------------------------------------------- built-in data sets
+
+def _miniworld(domain: str, split: str) -> PanopticSource:
+    root = miniworld.root(domain)
+    return PanopticSource(
+        root / "images" / split, root / f"panoptic_{split}.json", root / "panoptic" / split, root / "semantic" / split
+    )
+
+
+def _camvid(split: str) -> PanopticSource:
+    root = datasets_root() / "camvid"
+    return PanopticSource(
+        root / "images" / split, root / f"panoptic_{split}.json", root / f"panoptic_{split}", root / f"semantic_{split}",
+        root / "partitions", hint="put a CamVid folder as in datasets/README.md below DETECTRON2_DATASETS",
+    )  # fmt: skip
+
+
+def _ade20k(split: str) -> PanopticSource:
+    root = datasets_root() / "ADEChallengeData2016"
+    folder = {"train": "training", "val": "validation"}[split]
+    return PanopticSource(
+        root / "images" / folder, root / f"ade20k_panoptic_{split}.json", root / f"ade20k_panoptic_{split}",
+        root / "annotations_detectron2" / folder, datasets_root() / "partitions" / "ade20k",
+        hint="run python datasets/prepare_ade20k.py",
+    )  # fmt: skip
+
+
+def _coco(split: str) -> PanopticSource:
+    root = datasets_root() / "coco"
+    return PanopticSource(
+        root / f"{split}2017", root / "annotations" / f"panoptic_{split}2017.json", root / f"panoptic_{split}2017",
+        None, datasets_root() / "partitions" / "coco", hint="run python datasets/prepare_coco.py",
+    )  # fmt: skip
+
+
+for _split in ("train", "val"):
+    register_panoptic(f"miniworld_{_split}", lambda split=_split: _miniworld("day", split))
+    register_panoptic(f"miniworld_night_{_split}", lambda split=_split: _miniworld("night", split))
+    register_panoptic(f"camvid_{_split}", lambda split=_split: _camvid(split))
+    register_panoptic(f"ade20k_panoptic_{_split}", lambda split=_split: _ade20k(split))
+    register_panoptic(f"coco_panoptic_{_split}", lambda split=_split: _coco(split))

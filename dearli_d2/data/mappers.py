@@ -1,0 +1,115 @@
+"""From a data-set dict to what a model takes: read, one geometric view, targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+
+from ..errors import DatasetError
+from ..structures import Targets
+from .views import WeakGeometry
+
+
+def read_image(path: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, turned as its EXIF tag says.
+
+    Raises:
+        DatasetError: a missing or damaged file.
+    """
+    try:
+        return detection_utils.read_image(path, format="RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError for broken PNG
+        raise DatasetError(f"{path} cannot be read as an image: {error}") from error
+
+
+def read_panoptic(path: str) -> np.ndarray:
+    """(H, W, 3) uint8: segment id = R + 256 G + 65536 B. Raises `DatasetError`."""
+    return read_image(path)
+
+
+def segment_ids(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 to (H, W) int64 segment ids."""
+    rgb = rgb.astype(np.int64)
+    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+
+
+def panoptic_targets(ids: np.ndarray, segments_info: list[dict]) -> Targets:
+    """Targets of the segments that are visible in `ids` (H, W) and are no crowd."""
+    chosen = [s for s in segments_info if not s["iscrowd"]]
+    values = np.array([s["id"] for s in chosen], dtype=np.int64)
+    masks = torch.from_numpy(ids[None] == values[:, None, None])
+    labels = torch.tensor([s["category_id"] for s in chosen], dtype=torch.int64)
+    visible = masks.flatten(1).any(1)
+    return Targets(labels[visible], masks[visible])
+
+
+class PanopticTrainMapper:
+    """Labelled training images.
+
+    Args:
+        geometry: the weak view.
+        color: photometric augmentation of the view's image, or None.
+        pad_to: side in pixels to which the view is padded on the right and at the bottom, without a loss there.
+        pad_value: 0..255.
+    """
+
+    def __init__(
+        self,
+        geometry: WeakGeometry,
+        color: Callable[[np.ndarray], np.ndarray] | None,
+        pad_to: int,
+        pad_value: int = 128,
+    ) -> None:
+        self.geometry, self.color, self.pad_to, self.pad_value = geometry, color, pad_to, pad_value
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Returns "image" (3, S, S) uint8, "targets" (S x S), "file_name", "image_id"."""
+        image, rgb = read_image(dataset_dict["file_name"]), read_panoptic(dataset_dict["pan_seg_file_name"])
+        if image.shape != rgb.shape:
+            raise DatasetError(
+                f"{dataset_dict['file_name']} is {image.shape[1]} x {image.shape[0]} but its label "
+                f"{dataset_dict['pan_seg_file_name']} is {rgb.shape[1]} x {rgb.shape[0]} pixels"
+            )
+        view = self.geometry(image)
+        ids = segment_ids(view.transform.apply_segmentation(rgb))
+        targets = panoptic_targets(ids, dataset_dict["segments_info"]).padded(self.pad_to, self.pad_to)
+        pixels = view.image if self.color is None else self.color(view.image)
+        return {
+            "image": pad_image(pixels, self.pad_to, self.pad_value),
+            "targets": targets,
+            "file_name": dataset_dict["file_name"],
+            "image_id": dataset_dict["image_id"],
+        }
+
+
+def pad_image(image: np.ndarray, size: int, value: int) -> torch.Tensor:
+    """(H, W, 3) uint8 to (3, size, size), padded on the right and at the bottom."""
+    height, width = image.shape[:2]
+    padded = np.full((size, size, 3), value, dtype=np.uint8)
+    padded[:height, :width] = image
+    return torch.from_numpy(padded.transpose(2, 0, 1).copy())
+
+
+class TestMapper:
+    """Images for inference: short side to `min_size`, long side at most `max_size`; the output has the file's size."""
+
+    __test__ = False  # not a pytest class
+
+    def __init__(self, min_size: int, max_size: int) -> None:
+        self.resize = T.ResizeShortestEdge([min_size, min_size], max_size)
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """The dict with "image" (3, H, W) uint8 added."""
+        image = read_image(dataset_dict["file_name"])
+        height, width = image.shape[:2]
+        return {**dataset_dict, "image": self.prepare(image), "height": height, "width": width}
+
+    def prepare(self, image: np.ndarray) -> torch.Tensor:
+        """(H, W, 3) uint8 RGB to (3, h, w) uint8."""
+        inputs = T.AugInput(image)
+        self.resize(inputs)
+        return torch.from_numpy(inputs.image.transpose(2, 0, 1).copy())

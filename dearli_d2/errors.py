@@ -1,0 +1,29 @@
+"""Errors that are meant for users: each message names what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class DearliError(Exception):
+    """Base of all errors a user can cause and mend; the command line prints them without a stack trace."""
+
+
+class ConfigError(DearliError):
+    """A configuration key is unknown, has an impossible value, or contradicts another."""
+
+
+class DatasetError(DearliError):
+    """A data set is missing, incomplete or inconsistent."""
+
+
+class WeightsError(DearliError):
+    """Weights cannot be had, or do not fit the model."""
+
+
+class TrainingError(DearliError):
+    """Training cannot go on (losses that are not finite)."""
+
+
+def first_few(items: list, limit: int = 3) -> str:
+    """'a, b, c and 4 more': how every report here shortens a list of offenders."""
+    shown = ", ".join(str(item) for item in items[:limit])
+    return shown + (f" and {len(items) - limit} more" if len(items) > limit else "")

@@ -1,0 +1,70 @@
+"""Mean intersection over union from one confusion matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from ..data.mappers import read_panoptic, segment_ids
+from ..data.taxonomy import Taxonomy
+
+IGNORE = 255
+
+
+def confusion(predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """(K, K) counts, rows ground truth, columns prediction; ground truth outside 0..K-1 is ignored."""
+    valid = (truth >= 0) & (truth < num_classes)
+    index = truth[valid].astype(np.int64) * num_classes + predicted[valid]
+    return np.bincount(index, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def class_iou(matrix: np.ndarray) -> np.ndarray:
+    """(K,) IoU in percent from a confusion matrix; NaN for classes in neither ground truth nor prediction."""
+    hits = np.diag(matrix)
+    union = matrix.sum(0) + matrix.sum(1) - hits
+    with np.errstate(invalid="ignore"):
+        return 100 * hits / union
+
+
+def mean_iou(matrix: np.ndarray) -> float:
+    """Mean IoU in percent over the classes of the ground truth (as benchmarks count)."""
+    present = matrix.sum(1) > 0
+    return float(class_iou(matrix)[present].mean()) if present.any() else float("nan")
+
+
+def read_semantic(dataset_dict: dict) -> np.ndarray:
+    """(H, W) contiguous class ids, 255 = ignore: the semantic PNG, or the panoptic one without it."""
+    if "sem_seg_file_name" in dataset_dict:
+        return read_panoptic(dataset_dict["sem_seg_file_name"])[..., 0]
+    ids = segment_ids(read_panoptic(dataset_dict["pan_seg_file_name"]))
+    semantic = np.full(ids.shape, IGNORE, dtype=np.uint8)
+    for segment in dataset_dict["segments_info"]:
+        semantic[ids == segment["id"]] = segment["category_id"]
+    return semantic
+
+
+class SemanticEvaluator(DatasetEvaluator):
+    """Mean IoU of "sem_seg" outputs (K, H, W)."""
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self.taxonomy = taxonomy
+        self.reset()
+
+    def reset(self) -> None:
+        self.matrix = np.zeros((len(self.taxonomy), len(self.taxonomy)), dtype=np.int64)
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        for given, output in zip(inputs, outputs, strict=True):
+            predicted = output["sem_seg"].argmax(0).cpu().numpy()
+            self.matrix += confusion(predicted, read_semantic(given), len(self.taxonomy))
+
+    def evaluate(self) -> dict | None:
+        """{"semantic": {"mIoU", "pixel_accuracy", "per_class": {name: {"IoU"}}}} on the main process."""
+        parts = comm.gather(self.matrix)
+        if not comm.is_main_process():
+            return None
+        matrix = sum(parts)
+        rows = {n: {"IoU": float(v)} for n, v in zip(self.taxonomy.main_names, class_iou(matrix), strict=True)}
+        accuracy = 100 * float(np.diag(matrix).sum() / max(matrix.sum(), 1))
+        return {"semantic": {"mIoU": mean_iou(matrix), "pixel_accuracy": accuracy, "per_class": rows}}

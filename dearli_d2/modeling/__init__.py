@@ -1,0 +1,40 @@
+"""Models. Importing this package registers the backbones and meta-architectures with detectron2."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import nn
+
+from ..data.catalog import taxonomy_of
+from ..data.taxonomy import Taxonomy
+from ..errors import ConfigError, DatasetError
+from .backbone import open_clip as _open_clip  # noqa: F401  registration
+from .backbone import timm as _timm  # noqa: F401  registration
+from .meta_arch import mask_former as _mask_former  # noqa: F401  registration
+
+
+def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None) -> nn.Module:
+    """The model of a config, on `cfg.MODEL.DEVICE`.
+
+    Args:
+        taxonomy: classes; None = those of DATASETS.TRAIN[0]. Where that data set is not on this machine the model is
+            built without; a checkpoint of this project brings its own.
+
+    Raises:
+        ConfigError: an unknown part, or a number of classes other than MODEL.NUM_CLASSES. WeightsError: see backbones.
+    """
+    if taxonomy is None and cfg.DATASETS.TRAIN:
+        try:
+            taxonomy = taxonomy_of(cfg.DATASETS.TRAIN[0])
+        except DatasetError:
+            taxonomy = None
+    if taxonomy is not None and len(taxonomy) != cfg.MODEL.NUM_CLASSES:
+        raise ConfigError(
+            f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else 'the taxonomy'} has {len(taxonomy)} classes"
+        )
+    try:
+        architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    except KeyError as error:
+        raise ConfigError(f"MODEL.META_ARCHITECTURE: there is no {cfg.MODEL.META_ARCHITECTURE!r}") from error
+    return architecture(cfg, taxonomy=taxonomy).to(cfg.MODEL.DEVICE)

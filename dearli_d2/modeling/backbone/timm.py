@@ -1,0 +1,142 @@
+"""Any timm feature extractor as backbone: ResNet, EfficientNet, ConvNeXt, Swin, DINOv2, ..."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import timm
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+
+from ...errors import ConfigError, WeightsError
+from ...weights import read_state_dict
+from .package_weights import PACKAGES, read_package_weights
+from .pyramid import SimpleFeaturePyramid
+
+logger = logging.getLogger(__name__)
+
+_STRIDES = (4, 8, 16, 32)
+
+
+@BACKBONE_REGISTRY.register()
+class TimmBackbone(Backbone):
+    """`res2`..`res5`. A network with stages gives those of strides 4, 8, 16, 32; a plain ViT gives its last block
+    through a simple feature pyramid (trainable even if the ViT is frozen).
+
+    Args:
+        arch: timm model name. weights: "pretrained" (downloaded by timm), "package:NAME" (from an installed Python
+            package, see `package_weights`), a local file, or "" for a random start.
+        frozen: eval mode and no gradient for the timm model.
+        pyramid_dim: channels of the pyramid of a plain ViT.
+
+    Raises:
+        ConfigError: unknown `arch`, or one without the strides. WeightsError: weights that cannot be had.
+    """
+
+    @configurable
+    def __init__(self, arch: str, weights: str = "", frozen: bool = False, pyramid_dim: int = 256) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.model, plain = _build(arch, pretrained=weights == "pretrained")
+        if weights.startswith("package:"):
+            _load(self.model, read_package_weights(weights.removeprefix("package:"), arch), weights)
+        elif weights and weights != "pretrained":
+            if not Path(weights).is_file():
+                raise WeightsError(
+                    f"MODEL.BACKBONE.WEIGHTS: {weights!r} is no file; use 'pretrained' (timm downloads them), "
+                    f"'package:NAME' with NAME one of {', '.join(PACKAGES)}, the path of a local file, or '' for a random start"
+                )
+            _load(self.model, read_state_dict(weights), weights)
+        elif not weights:
+            logger.warning("%s starts from random weights: MODEL.BACKBONE.WEIGHTS is empty", arch)
+        reductions, channels = self.model.feature_info.reduction(), self.model.feature_info.channels()
+        self.pyramid = None
+        if plain:
+            self.patch = reductions[-1]
+            self.pyramid = SimpleFeaturePyramid(channels[-1], pyramid_dim, self.patch)
+            self._shapes = self.pyramid.output_shape()
+        else:
+            self._shapes = {
+                f"res{i + 2}": ShapeSpec(channels=c, stride=r) for i, (c, r) in enumerate(zip(channels, reductions, strict=True))
+            }
+        if frozen:
+            self.model.requires_grad_(False)
+        self.train()
+
+    @classmethod
+    def from_config(cls, cfg, input_shape) -> dict:
+        return {
+            "arch": cfg.MODEL.BACKBONE.ARCH,
+            "weights": cfg.MODEL.BACKBONE.WEIGHTS,
+            "frozen": cfg.MODEL.BACKBONE.FREEZE,
+            "pyramid_dim": cfg.MODEL.BACKBONE.PYRAMID_DIM,
+        }
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        super().train(mode)
+        if self.frozen:
+            self.model.eval()
+        return self
+
+    @property
+    def size_divisibility(self) -> int:
+        return 2 * self.patch if self.pyramid is not None else 32
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return self._shapes
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, 3, H, W) normalised images, H and W multiples of `size_divisibility`."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            maps = self.model(images)
+        if self.pyramid is not None:
+            return self.pyramid(maps[-1])
+        # some families (Swin) give channels last
+        maps = [
+            m if m.shape[1] == shape.channels else m.permute(0, 3, 1, 2).contiguous()
+            for m, shape in zip(maps, self._shapes.values(), strict=True)
+        ]
+        return dict(zip(self._shapes, maps, strict=True))
+
+
+def _build(arch: str, pretrained: bool) -> tuple[torch.nn.Module, bool]:
+    """The feature extractor, and whether it is a plain network of one stride."""
+    if not timm.is_model(arch):
+        similar = ", ".join(timm.list_models(f"*{arch.split('_')[0]}*")[:5]) or "see timm.list_models()"
+        raise ConfigError(f"MODEL.BACKBONE.ARCH: timm has no model {arch!r}; similar: {similar}")
+    try:
+        probe = timm.create_model(arch, features_only=True, pretrained=False)
+        reductions = probe.feature_info.reduction()
+        if len(set(reductions)) == 1:
+            return timm.create_model(arch, features_only=True, pretrained=pretrained, dynamic_img_size=True), True
+        indices = [reductions.index(stride) for stride in _STRIDES if stride in reductions]
+        if len(indices) != len(_STRIDES):
+            raise ConfigError(f"MODEL.BACKBONE.ARCH: {arch} has strides {reductions}, not {_STRIDES}")
+        return timm.create_model(arch, features_only=True, pretrained=pretrained, out_indices=indices), False
+    except ConfigError:
+        raise
+    except Exception as error:  # timm and its hub client raise many types
+        if not pretrained:
+            raise ConfigError(f"MODEL.BACKBONE.ARCH: {arch} cannot be used as a feature extractor: {error}") from error
+        raise WeightsError(
+            f"timm could not download the weights of {arch}: {error}. Without network access put the file on this "
+            "machine and set MODEL.BACKBONE.WEIGHTS to its path"
+        ) from error
+
+
+def _load(model: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Loads classification weights into a feature extractor, which renames `a.b` to `a_b` for its stages."""
+    own = model.state_dict()
+    by_flat_name = {name.replace(".", "_"): name for name in own}
+    renamed = {by_flat_name[k.replace(".", "_")]: v for k, v in state.items() if k.replace(".", "_") in by_flat_name}
+    missing = [name for name in own if name not in renamed and not name.endswith("num_batches_tracked")]
+    wrong = [name for name, value in renamed.items() if value.shape != own[name].shape]
+    if missing or wrong:
+        raise WeightsError(
+            f"{source} does not fit this backbone: {len(missing)} of {len(own)} names missing, {len(wrong)} of other "
+            f"shape, first {(missing + wrong)[0]}"
+        )
+    model.load_state_dict(renamed, strict=False)

@@ -1,0 +1,151 @@
+"""Read-out of masks and classes: semantic, panoptic, instance. Batched, without a host transfer per segment."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+def semantic_inference(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
+    """Class scores per pixel: sum over queries of p_q(c) * sigmoid(mask_q), no-object left out (MaskFormer, Sec. 3.4).
+
+    Args:
+        class_logits: (B, Q, K + 1), logits or log-probabilities. mask_logits: (B, Q, H, W).
+
+    Returns:
+        (B, K, H, W) fp32, not normalised.
+    """
+    probability = class_logits.float().softmax(-1)[..., :-1]
+    return torch.einsum("bqk,bqhw->bkhw", probability, mask_logits.float().sigmoid())
+
+
+def panoptic_inference(
+    class_logits: torch.Tensor,
+    mask_logits: torch.Tensor,
+    thing_ids: Collection[int],
+    object_threshold: float = 0.8,
+    overlap_threshold: float = 0.8,
+) -> list[tuple[torch.Tensor, list[dict]]]:
+    """Segments that do not overlap (MaskFormer, Sec. 3.4).
+
+    Queries whose best class is an object with a score above `object_threshold` compete for each pixel by score times
+    mask probability. A query keeps the pixels it wins where its mask is at least 0.5; it is dropped when it wins less
+    than `overlap_threshold` of its own mask. Stuff segments of one class are one segment.
+
+    Args:
+        class_logits: (B, Q, K + 1), logits or log-probabilities. mask_logits: (B, Q, H, W).
+        thing_ids: contiguous ids of the thing classes.
+
+    Returns:
+        Per image the (H, W) int32 map of segment ids (0 = none) and a list of
+        {"id", "category_id" (contiguous), "isthing", "score"}, ids 1, 2, ... in the order of the queries.
+    """
+    regions = panoptic_regions(class_logits, mask_logits, thing_ids, object_threshold, overlap_threshold)
+    table = torch.stack([regions.segment_id.double(), regions.label.double(), regions.score.double()], -1).cpu()
+    things, results = set(thing_ids), []
+    for image, rows in enumerate(table.tolist()):
+        segments: dict[int, dict] = {}
+        for segment_id, label, score in rows:
+            if segment_id and int(segment_id) not in segments:
+                segments[int(segment_id)] = {
+                    "id": int(segment_id),
+                    "category_id": int(label),
+                    "isthing": int(label) in things,
+                    "score": score,
+                }
+        results.append((regions.panoptic[image], list(segments.values())))
+    return results
+
+
+@dataclass
+class PanopticRegions:
+    """On the device: `panoptic` (B, H, W) int32 segment ids, 0 = none; per query `segment_id` (B, Q) int64 (0 = dropped,
+    equal ids = merged stuff), `label` (B, Q) int64, `score` (B, Q) fp32."""
+
+    panoptic: torch.Tensor
+    segment_id: torch.Tensor
+    label: torch.Tensor
+    score: torch.Tensor
+
+
+def panoptic_regions(
+    class_logits: torch.Tensor,
+    mask_logits: torch.Tensor,
+    thing_ids: Collection[int],
+    object_threshold: float,
+    overlap_threshold: float,
+) -> PanopticRegions:
+    """The tensor part of `panoptic_inference`; nothing here waits for the device."""
+    batch, queries, height, width = mask_logits.shape
+    device = mask_logits.device
+    score, label = class_logits.float().softmax(-1).max(-1)
+    keep = (label != class_logits.shape[-1] - 1) & (score > object_threshold)
+
+    pixels = mask_logits.float().flatten(2)
+    # a dropped query competes with -1, below every kept one
+    competing = torch.where(keep, score, -torch.ones_like(score))[..., None]
+    winner = (pixels.sigmoid() * competing).argmax(1) if queries else torch.zeros(batch, 0, device=device)
+    won_inside = pixels.gather(1, winner[:, None])[:, 0] >= 0  # sigmoid >= 0.5
+
+    won = _count(winner, torch.ones_like(won_inside), queries)
+    kept_pixels = _count(winner, won_inside, queries)
+    own = (pixels >= 0).sum(-1)
+    good = keep & (won > 0) & (own > 0) & (kept_pixels > 0) & (won >= overlap_threshold * own)
+
+    is_thing = torch.zeros(class_logits.shape[-1], dtype=torch.bool)
+    is_thing[list(thing_ids)] = True
+    stuff = good & ~is_thing.to(device, non_blocking=True)[label]
+    same = (label[:, :, None] == label[:, None]) & stuff[:, :, None] & stuff[:, None]
+    order = torch.arange(queries, device=device)
+    first = torch.where(stuff, same.int().argmax(-1), order)  # stuff joins the first query of its class
+    number = (good & (first == order)).long().cumsum(-1)
+    segment_id = torch.where(good, number.gather(-1, first), 0)
+    panoptic = torch.where(won_inside, segment_id.gather(1, winner), 0)
+    return PanopticRegions(panoptic.view(batch, height, width).int(), segment_id, label, score)
+
+
+def _count(winner: torch.Tensor, selected: torch.Tensor, queries: int) -> torch.Tensor:
+    """(B, Q): how many selected pixels each query won. `winner`, `selected`: (B, N)."""
+    counts = torch.zeros(len(winner), queries, dtype=torch.int64, device=winner.device)
+    return counts.scatter_add_(1, winner, selected.long())
+
+
+@dataclass
+class InstancePrediction:
+    """`labels` (N,) int64, `scores` (N,) fp32, `masks` (N, H, W) bool, best first."""
+
+    labels: torch.Tensor
+    scores: torch.Tensor
+    masks: torch.Tensor
+
+
+def instance_inference(
+    class_logits: torch.Tensor, mask_logits: torch.Tensor, thing_ids: Collection[int], topk: int = 100
+) -> list[InstancePrediction]:
+    """The `topk` (query, thing class) pairs by class score times mean mask probability inside the mask.
+
+    Args:
+        class_logits: (B, Q, K + 1). mask_logits: (B, Q, H, W).
+    """
+    things = torch.tensor(sorted(thing_ids), dtype=torch.int64, device=class_logits.device)
+    scores = class_logits.float().softmax(-1)[..., things].flatten(1)
+    scores, order = scores.topk(min(topk, scores.shape[1]), dim=1)
+    query, label = order // max(len(things), 1), things[order % max(len(things), 1)]
+    results = []
+    for logits, q, classes, class_scores in zip(mask_logits, query, label, scores, strict=True):
+        chosen = logits[q].float()
+        masks = chosen > 0
+        quality = (chosen.sigmoid() * masks).sum((1, 2)) / masks.sum((1, 2)).clamp(min=1)
+        final, rank = (class_scores * quality).sort(descending=True)
+        results.append(InstancePrediction(classes[rank], final, masks[rank]))
+    return results
+
+
+def resize_logits(mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(B, Q, h, w) to (B, Q, *size), bilinear."""
+    if mask_logits.shape[-2:] == tuple(size):
+        return mask_logits
+    return F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False)

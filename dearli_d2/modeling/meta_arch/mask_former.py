@@ -1,0 +1,262 @@
+"""Mask2Former, and M2F-Lang: Mask2Former with a text-embedding classifier and zero-shot ensembling (DEARLi, Sec. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.structures import ImageList
+from torch import nn
+
+from ...data.taxonomy import Taxonomy, read_class_names
+from ...errors import ConfigError
+from ...structures import Targets
+from ..criterion import SetCriterion
+from ..ensembling import geometric_ensemble, mask_pool
+from ..head import MaskFormerHead, build_head
+from ..inference import instance_inference, panoptic_inference, resize_logits, semantic_inference
+from ..matcher import HungarianMatcher
+from ..text import Vocabulary, build_vocabulary, read_templates
+from ..transformer_decoder import DecoderOutput
+
+_PAD_TO = 32
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """What inference returns and its thresholds (keys `TEST.*`)."""
+
+    panoptic: bool = True
+    semantic: bool = True
+    instance: bool = False
+    object_threshold: float = 0.8
+    overlap_threshold: float = 0.8
+    topk: int = 100
+
+
+@META_ARCH_REGISTRY.register()
+class MaskFormer(nn.Module):
+    """Args:
+        backbone: gives `res2`..`res5`; for M2F-Lang also `clip_vis_dense`, `embed_pooled`, `logit_scale`, `clip_model`.
+        sem_seg_head: see `MaskFormerHead`.
+        criterion: for training.
+        taxonomy: classes; None only in a model that is never asked for panoptic output or text.
+        pixel_mean, pixel_std: of 0..255 RGB.
+        templates: prompt templates; None makes a linear classifier (Mask2Former).
+        ensemble_alpha: weight of the learned posterior at inference (eq. 6); 1 switches the ensemble off.
+        read_out: what inference returns.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        sem_seg_head: MaskFormerHead,
+        criterion: SetCriterion,
+        taxonomy: Taxonomy | None,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        templates: Sequence[str] | None = None,
+        ensemble_alpha: float = 1.0,
+        read_out: ReadOut = ReadOut(),
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.taxonomy = taxonomy
+        self.templates = templates
+        self.ensemble_alpha = ensemble_alpha
+        self.read_out = read_out
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self._vocabulary: Vocabulary | None = None
+        if templates is not None:
+            self.void_embedding = nn.Embedding(1, backbone.embedding_dim)
+            nn.init.normal_(self.void_embedding.weight)
+        self.register_load_state_dict_pre_hook(_drop_derived_names)
+        self.register_load_state_dict_post_hook(lambda module, keys: module.forget_vocabulary())
+
+    @classmethod
+    def from_config(cls, cfg, taxonomy: Taxonomy | None = None) -> dict:
+        backbone = build_backbone(cfg)
+        text = cfg.MODEL.CLASSIFIER == "text"
+        if text and not hasattr(backbone, "embed_pooled"):
+            raise ConfigError(
+                f"MODEL.CLASSIFIER text needs a backbone with a text tower, MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has none"
+            )
+        if taxonomy is not None and cfg.MODEL.TEXT.CLASS_NAMES:
+            taxonomy = taxonomy.with_names(read_class_names(cfg.MODEL.TEXT.CLASS_NAMES))
+        former = cfg.MODEL.MASK_FORMER
+        weights = {
+            "class_weight": former.CLASS_WEIGHT,
+            "mask_weight": former.MASK_WEIGHT,
+            "dice_weight": former.DICE_WEIGHT,
+        }
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_head(
+                cfg,
+                {name: shape.channels for name, shape in backbone.output_shape().items()},
+                backbone.embedding_dim if text else None,
+            ),
+            "criterion": SetCriterion(
+                cfg.MODEL.NUM_CLASSES,
+                HungarianMatcher(**weights, num_points=former.TRAIN_NUM_POINTS),
+                **weights,
+                no_object_weight=former.NO_OBJECT_WEIGHT,
+                num_points=former.TRAIN_NUM_POINTS,
+                oversample_ratio=former.OVERSAMPLE_RATIO,
+                importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
+            ),
+            "taxonomy": taxonomy,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "templates": read_templates(cfg.MODEL.TEXT.TEMPLATES) if text else None,
+            "ensemble_alpha": cfg.MODEL.ENSEMBLE.ALPHA if text and cfg.MODEL.ENSEMBLE.AT_INFERENCE else 1.0,
+            "read_out": ReadOut(
+                panoptic=cfg.TEST.PANOPTIC_ON,
+                semantic=cfg.TEST.SEMANTIC_ON,
+                instance=cfg.TEST.INSTANCE_ON,
+                object_threshold=cfg.TEST.OBJECT_THRESHOLD,
+                overlap_threshold=cfg.TEST.OVERLAP_THRESHOLD,
+                topk=cfg.TEST.DETECTIONS_PER_IMAGE,
+            ),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    # ------------------------------------------------------------------------------------------ classes
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Text embeddings of the taxonomy, made on first use: the text tower may be loaded after construction."""
+        if self._vocabulary is None:
+            if self.taxonomy is None:
+                raise ConfigError(
+                    "the text classifier has no class names: register the data set of DATASETS.TRAIN, load a checkpoint "
+                    "of this project, or give --text"
+                )
+            self._vocabulary = build_vocabulary(
+                self.backbone.clip_model, self.backbone.arch, self.taxonomy.names, self.templates
+            )
+        return self._vocabulary.to(self.device)
+
+    def forget_vocabulary(self) -> None:
+        """Makes the text embeddings anew on next use (other names, other weights)."""
+        self._vocabulary = None
+
+    def set_taxonomy(self, taxonomy: Taxonomy) -> None:
+        """Other classes from now on; only a text classifier can change them.
+
+        Raises:
+            ConfigError: for a linear classifier with another number of classes.
+        """
+        if self.templates is None and len(taxonomy) != len(self.criterion.empty_weight) - 1:
+            raise ConfigError(
+                f"this model has a linear classifier for {len(self.criterion.empty_weight) - 1} classes; only a text "
+                "classifier (M2F-Lang) can take other classes"
+            )
+        self.taxonomy = taxonomy
+        self.forget_vocabulary()
+
+    def class_logits(self, class_outputs: torch.Tensor) -> torch.Tensor:
+        """Class outputs of the decoder (..., Q, K + 1 or E) to logits (..., Q, K + 1), last = no object."""
+        if self.templates is None:
+            return class_outputs
+        scale = self.sem_seg_head.predictor.logit_scale.exp().clamp(max=100)
+        embedding = F.normalize(class_outputs.float(), dim=-1)
+        void = embedding @ F.normalize(self.void_embedding.weight.float(), dim=-1).T
+        return scale * torch.cat([self.vocabulary.cosine(embedding), void], -1)
+
+    def zero_shot_logits(self, features: dict[str, torch.Tensor], mask_logits: torch.Tensor) -> torch.Tensor:
+        """(B, Q, K): CLIP's classification of its features pooled under (B, Q, H, W) masks. A mask that covers no cell
+        gets equal logits, so that its posterior is uniform."""
+        pooled = mask_pool(features["clip_vis_dense"], mask_logits)
+        logits = self.backbone.logit_scale() * self.vocabulary.cosine(self.backbone.embed_pooled(pooled))
+        empty = (pooled == 0).all(-1, keepdim=True)
+        return torch.where(empty, torch.zeros_like(logits), logits)
+
+    # ------------------------------------------------------------------------------------------ passes
+
+    def forward(self, batch: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
+        """Args:
+            batch: one dict an image: "image" (3, H, W) RGB 0..255; for training "targets" (`Targets`, H x W); for
+                inference optionally "height", "width": size of the output.
+
+        Returns:
+            Training: weighted losses by name. Inference: a list of dicts with "panoptic_seg" ((H, W) int32 ids and
+            segments), "sem_seg" (K, H, W) scores and "instances", as `read_out` asks.
+        """
+        if self.training:
+            images = self.preprocess(batch)
+            height, width = images.tensor.shape[-2:]
+            targets = [x["targets"].to(self.device).padded(height, width) for x in batch]
+            output = self.sem_seg_head(self.backbone(images.tensor))
+            return self.losses(output, targets)
+        images = self.preprocess(batch)
+        class_logits, mask_logits = self.predict(images.tensor)
+        return [
+            self._read_out(class_logits[i : i + 1], mask_logits[i : i + 1], images, i, x) for i, x in enumerate(batch)
+        ]
+
+    def preprocess(self, batch: list[dict]) -> ImageList:
+        """Normalised images, padded at the right and bottom to a multiple of 32 (or of the backbone's need)."""
+        images = [(x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for x in batch]
+        return ImageList.from_tensors(images, max(self.backbone.size_divisibility, _PAD_TO))
+
+    def losses(self, output: DecoderOutput, targets: list[Targets]) -> dict[str, torch.Tensor]:
+        """Weighted losses of a batch."""
+        return self.criterion(self.class_logits(output.class_outputs), output, targets)
+
+    def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Final predictions for normalised (B, 3, H, W) images.
+
+        Args:
+            alpha: weight of the learned posterior; None = `ensemble_alpha`.
+
+        Returns:
+            (B, Q, K + 1) class logits, or log-probabilities where the ensemble is on; (B, Q, H/4, W/4) mask logits.
+        """
+        alpha = self.ensemble_alpha if alpha is None else alpha
+        features = self.backbone(images)
+        output = self.sem_seg_head(features)
+        class_logits, mask_logits = self.class_logits(output.class_outputs[-1]), output.mask_logits()
+        if alpha < 1:
+            class_logits = geometric_ensemble(class_logits, self.zero_shot_logits(features, mask_logits), alpha)
+        return class_logits, mask_logits
+
+    def _read_out(
+        self, class_logits: torch.Tensor, mask_logits: torch.Tensor, images: ImageList, index: int, inputs: dict
+    ) -> dict:
+        """Outputs of one image at its asked size; (1, Q, ...) inputs."""
+        height, width = images.image_sizes[index]
+        mask_logits = resize_logits(mask_logits, images.tensor.shape[-2:])[..., :height, :width]
+        mask_logits = resize_logits(mask_logits, (inputs.get("height", height), inputs.get("width", width)))
+        result, options = {}, self.read_out
+        if options.semantic:
+            result["sem_seg"] = semantic_inference(class_logits, mask_logits)[0]
+        if options.panoptic or options.instance:
+            if self.taxonomy is None:
+                raise ConfigError("panoptic and instance read-out need to know which classes are things: no taxonomy")
+            things = self.taxonomy.thing_ids
+        if options.panoptic:
+            thresholds = options.object_threshold, options.overlap_threshold
+            result["panoptic_seg"] = panoptic_inference(class_logits, mask_logits, things, *thresholds)[0]
+        if options.instance:
+            result["instances"] = instance_inference(class_logits, mask_logits, things, options.topk)[0]
+        return result
+
+
+def _drop_derived_names(module: nn.Module, state: dict, prefix: str, *args) -> None:
+    """Published checkpoints hold the criterion's constant weights (one criterion, or one for labels and one for
+    pseudo-labels); they follow from the config."""
+    for name in [n for n in state if n.startswith(f"{prefix}criterion") and n.endswith("empty_weight")]:
+        del state[name]

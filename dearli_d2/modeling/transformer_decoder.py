@@ -1,0 +1,216 @@
+"""Mask2Former's transformer decoder: queries refined by masked cross-attention over three feature levels.
+
+Mask logits are a product, <mask embedding, mask features>, and both resizing and point sampling are linear in the
+mask features. So the full (B, Q, H/4, W/4) logits of the inner layers are never built: attention masks come from
+resized mask features, losses from points (see `criterion.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .pixel_decoder import PixelFeatures
+from .position import sine_position
+
+
+@dataclass
+class DecoderOutput:
+    """Predictions after the query features (index 0) and after each of the layers, R = layers + 1 in all.
+
+    `class_outputs`: (R, B, Q, K + 1) class logits, or (R, B, Q, E) embeddings when a text classifier follows.
+    `mask_embeddings`: (R, B, Q, C). `mask_features`: (B, C, H/4, W/4).
+    """
+
+    class_outputs: torch.Tensor
+    mask_embeddings: torch.Tensor
+    mask_features: torch.Tensor
+
+    def mask_logits(self, index: int = -1) -> torch.Tensor:
+        """(B, Q, H/4, W/4), before the sigmoid."""
+        return torch.einsum("bqc,bchw->bqhw", self.mask_embeddings[index], self.mask_features)
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between, as published (`layers.0.weight`, ...)."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, layers: int) -> None:
+        super().__init__()
+        dims = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+def attend(
+    attention: nn.MultiheadAttention,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention with the parameters of `attention`, through the fused kernel.
+
+    Args:
+        query: (B, Q, C). key, value: (B, N, C). mask: (B, Q, N) bool, True = may attend; one mask for all heads.
+
+    Returns:
+        (B, Q, C).
+    """
+    heads = attention.num_heads
+    weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    q, k, v = (
+        F.linear(x, w, b).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for x, w, b in zip((query, key, value), weights, biases, strict=True)
+    )
+    mask = None if mask is None else mask[:, None]
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return attention.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class SelfAttentionLayer(nn.Module):
+    """Self-attention among the queries, post-norm."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, queries: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        placed = queries + position
+        return self.norm(queries + attend(self.self_attn, placed, placed, queries))
+
+
+class CrossAttentionLayer(nn.Module):
+    """Masked attention from the queries to the pixels, post-norm."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.multihead_attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        position: torch.Tensor,
+        pixels: torch.Tensor,
+        pixel_position: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        attended = attend(self.multihead_attn, queries + position, pixels + pixel_position, pixels, mask)
+        return self.norm(queries + attended)
+
+
+class FFNLayer(nn.Module):
+    """Feed-forward network, post-norm."""
+
+    def __init__(self, dim: int, feedforward_dim: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, queries: torch.Tensor) -> torch.Tensor:
+        return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
+
+
+class MultiScaleMaskedTransformerDecoder(nn.Module):
+    """Args:
+        in_dim: channels of the multi-scale features. dim: channels C of the queries. mask_dim: of the mask features.
+        num_queries, heads, feedforward_dim, layers, levels: as published (layers = 9, levels = 3).
+        class_head: maps (..., C) to class logits or to embeddings in the text space; the constructor names it
+            `class_embed`, as published.
+        logit_scale: True adds the learnable scale of a cosine classifier, ln(1 / 0.07) at the start.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        class_head: nn.Module,
+        dim: int = 256,
+        mask_dim: int = 256,
+        num_queries: int = 100,
+        heads: int = 8,
+        feedforward_dim: int = 2048,
+        layers: int = 9,
+        levels: int = 3,
+        logit_scale: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dim, self.num_levels = dim, levels
+        self.transformer_self_attention_layers = nn.ModuleList(SelfAttentionLayer(dim, heads) for _ in range(layers))
+        self.transformer_cross_attention_layers = nn.ModuleList(CrossAttentionLayer(dim, heads) for _ in range(layers))
+        self.transformer_ffn_layers = nn.ModuleList(FFNLayer(dim, feedforward_dim) for _ in range(layers))
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        self.decoder_norm = nn.LayerNorm(dim)
+        self.query_feat = nn.Embedding(num_queries, dim)
+        self.query_embed = nn.Embedding(num_queries, dim)
+        self.level_embed = nn.Embedding(levels, dim)
+        if in_dim != dim:
+            self.input_proj = nn.ModuleList(nn.Conv2d(in_dim, dim, 1) for _ in range(levels))
+        else:
+            self.input_proj = nn.ModuleList(nn.Identity() for _ in range(levels))
+        self.class_embed = class_head
+        self.mask_embed = MLP(dim, dim, mask_dim, 3)
+        if logit_scale:
+            self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def forward(self, pixels: PixelFeatures) -> DecoderOutput:
+        """See `DecoderOutput`."""
+        tokens, positions, small_features = [], [], []
+        for level, feature in enumerate(pixels.multi_scale):
+            height, width = feature.shape[-2:]
+            projected = self.input_proj[level](feature).flatten(2).transpose(1, 2)
+            tokens.append(projected + self.level_embed.weight[level])
+            positions.append(sine_position(height, width, self.dim, feature.device).flatten(1).T)
+            small_features.append(_resize(pixels.mask_features.detach(), (height, width)).flatten(2))
+
+        batch = tokens[0].shape[0]
+        position = self.query_embed.weight
+        queries = self.query_feat.weight.expand(batch, -1, -1)
+        class_outputs, mask_embeddings = [], []
+
+        def predict() -> None:
+            normed = self.decoder_norm(queries)
+            class_outputs.append(self.class_embed(normed))
+            mask_embeddings.append(self.mask_embed(normed))
+
+        predict()
+        layers = zip(
+            self.transformer_cross_attention_layers,
+            self.transformer_self_attention_layers,
+            self.transformer_ffn_layers,
+            strict=True,
+        )
+        for index, (cross_attention, self_attention, ffn) in enumerate(layers):
+            level = index % self.num_levels
+            mask = attention_mask(mask_embeddings[-1].detach(), small_features[level])
+            queries = cross_attention(queries, position, tokens[level], positions[level], mask)
+            queries = ffn(self_attention(queries, position))
+            predict()
+        return DecoderOutput(torch.stack(class_outputs), torch.stack(mask_embeddings), pixels.mask_features)
+
+
+def attention_mask(mask_embeddings: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Where each query may look: inside its own mask, or everywhere when that is empty (Mask2Former, eq. 2).
+
+    Args:
+        mask_embeddings: (B, Q, C). features: (B, C, N) mask features, resized to the level.
+
+    Returns:
+        (B, Q, N) bool, True = may attend.
+    """
+    inside = torch.bmm(mask_embeddings, features.to(mask_embeddings.dtype)) >= 0
+    return inside | ~inside.any(-1, keepdim=True)
+
+
+def _resize(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)

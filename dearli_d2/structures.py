@@ -1,0 +1,49 @@
+"""`Targets`: what a loss learns from, whether annotated or pseudo-labelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Segments of one image.
+
+    `labels`: (N,) int64 contiguous class ids. `masks`: (N, H, W) bool; may overlap.
+    `valid`: (H, W) bool, False = no loss there (padding, ignore); None = valid everywhere.
+    """
+
+    labels: torch.Tensor
+    masks: torch.Tensor
+    valid: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels.dim() != 1 or self.masks.dim() != 3 or len(self.labels) != len(self.masks):
+            raise ValueError(f"labels {tuple(self.labels.shape)} and masks {tuple(self.masks.shape)} do not fit")
+        if self.masks.dtype != torch.bool:
+            raise ValueError(f"masks must be bool, not {self.masks.dtype}")
+        if self.valid is not None and self.valid.shape != self.masks.shape[1:]:
+            raise ValueError(f"valid {tuple(self.valid.shape)} and masks {tuple(self.masks.shape)} do not fit")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Targets:
+        """The same targets on `device`."""
+        valid = None if self.valid is None else self.valid.to(device, non_blocking=True)
+        return Targets(
+            self.labels.to(device, non_blocking=True), self.masks.to(device, non_blocking=True), valid
+        )
+
+    def padded(self, height: int, width: int) -> Targets:
+        """Padded on the right and at the bottom to (height, width); padding is not valid."""
+        h, w = self.masks.shape[-2:]
+        if (h, w) == (height, width):
+            return self
+        masks = self.masks.new_zeros(len(self), height, width)
+        masks[:, :h, :w] = self.masks
+        valid = masks.new_zeros(height, width)
+        valid[:h, :w] = True if self.valid is None else self.valid
+        return replace(self, masks=masks, valid=valid)

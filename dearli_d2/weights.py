@@ -1,0 +1,74 @@
+"""Reading weight files: safetensors, torch (weights only) and the published pickles of numpy arrays; never running code
+from a file."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from .errors import WeightsError
+
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
+_NUMPY_GLOBALS = {
+    (module, name)
+    for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "collections")
+    for name in ("ndarray", "dtype", "_reconstruct", "scalar", "OrderedDict")
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Accepts numpy arrays in plain containers and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _NUMPY_GLOBALS:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a weight file")
+        return super().find_class(module, name)
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The whole content of a weight file on the CPU.
+
+    Raises:
+        WeightsError: missing, of an unknown kind, damaged, or holding objects other than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no weight file {path}")
+    if path.suffix not in _SUFFIXES:
+        raise WeightsError(f"{path}: unknown kind of weight file; known are {', '.join(_SUFFIXES)}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix == ".pkl":
+            return _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own error types for damage
+        raise WeightsError(f"{path} cannot be read as weights (damaged or not a weight file): {error}") from error
+
+
+def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, torch.Tensor]:
+    """The model's tensors in a file's content: itself, or its entry "model", "state_dict" or "model_state_dict"."""
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    tensors = {}
+    for name, value in content.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.asarray(value))
+        if isinstance(value, torch.Tensor):
+            tensors[name.removeprefix("module.")] = value
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensor; found the keys {list(content)[:5]}")
+    return tensors
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """The model's tensors in a weight file, on the CPU. Raises `WeightsError`."""
+    return state_dict_of(read_file(path), path)
