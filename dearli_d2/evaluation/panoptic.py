@@ -68,7 +68,7 @@ class PanopticQuality:
         for t, segment in truth_info.items():
             if segment["iscrowd"]:
                 crowd_of_class[segment["category_id"]] = t
-            elif t not in matched_truth and t in truth_area:
+            elif t not in matched_truth:
                 self.fn[segment["category_id"]] += 1
         for p, category in predicted_class.items():
             if p in matched_predicted or p not in predicted_area:

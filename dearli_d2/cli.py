@@ -1,0 +1,88 @@
+"""Behind `train_net.py`: arguments, logging, launch, and errors without a stack trace."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, launch
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.logger import setup_logger
+
+from .checkpoint import load_weights
+from .config import get_config
+from .data.validation import validate_dataset
+from .engine.evaluation import evaluate
+from .engine.trainer import Trainer, check_writable
+from .errors import ConfigError, DearliError
+from .files import write_atomically
+from .modeling import build_model
+
+
+def report_errors(command: Callable[[], int]) -> int:
+    """Runs a command; errors meant for users end it with status 2 and one line."""
+    try:
+        return command()
+    except DearliError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def set_up(cfg: CfgNode) -> None:
+    """Output folder, log files, the resolved config in it."""
+    check_writable(cfg.OUTPUT_DIR)
+    for name in ("dearli_d2", "detectron2", "fvcore"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    if comm.is_main_process():
+        logging.getLogger("dearli_d2").debug("environment:\n%s", collect_env_info())
+        path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+        write_atomically(path, lambda temporary: temporary.write_text(cfg.dump()))
+
+
+def run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """One process of a training or an evaluation."""
+    set_up(cfg)
+    if not args.eval_only:
+        Trainer(cfg, resume=args.resume).train()
+        return
+    if not cfg.MODEL.WEIGHTS:
+        raise ConfigError("--eval-only needs MODEL.WEIGHTS, for example MODEL.WEIGHTS output/.../model_final.pth")
+    for name in cfg.DATASETS.TEST:
+        validate_dataset(name, cfg.MODEL.NUM_CLASSES)
+    model = build_model(cfg)
+    load_weights(model, cfg.MODEL.WEIGHTS)
+    evaluate(cfg, model)
+
+
+def _run_rank(cfg: CfgNode, args: argparse.Namespace) -> None:
+    # a worker's exception would reach the user as the launcher's stack trace
+    status = report_errors(lambda: run(cfg, args) or 0)
+    if status:
+        os._exit(status) if comm.get_world_size() > 1 else sys.exit(status)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = default_argument_parser()
+    parser.description = "Train, or with --eval-only evaluate, the model of a config file."
+    args = parser.parse_args(argv)
+
+    def command() -> int:
+        if not args.config_file:
+            raise ConfigError("--config-file is missing, for example --config-file configs/miniworld/m2f_lang.yaml")
+        cfg = get_config(args.config_file, [o for o in args.opts if o != "--"])
+        processes = max(args.num_gpus, 1)
+        if processes > 1 and cfg.MODEL.DEVICE != "cuda":
+            raise ConfigError(f"--num-gpus {args.num_gpus} but MODEL.DEVICE is {cfg.MODEL.DEVICE}")
+        if cfg.MODEL.DEVICE == "cuda" and processes > torch.cuda.device_count():
+            raise ConfigError(f"--num-gpus {processes} but this machine has {torch.cuda.device_count()}")
+        launch(_run_rank, processes, args.num_machines, args.machine_rank, args.dist_url, (cfg, args))
+        return 0
+
+    return report_errors(command)

@@ -1,0 +1,68 @@
+"""Checkpoints of a run: one file holds everything, written whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import WeightsError
+from ..files import write_atomically
+from ..weights import read_file
+
+logger = logging.getLogger(__name__)
+
+_LAST = "last_checkpoint"
+_PERIODIC = re.compile(r"model_\d{7}\.pth")
+
+
+class RunCheckpoints:
+    """The checkpoint files of an output folder.
+
+    Args:
+        folder: of the run. keep: number of periodic checkpoints to keep.
+    """
+
+    def __init__(self, folder: str | Path, keep: int) -> None:
+        self.folder, self.keep = Path(folder), keep
+
+    def save(self, name: str, state: dict[str, Any]) -> Path:
+        """Writes `state` to `name`.pth and notes it as the last one; older periodic ones are then removed."""
+        path = self.folder / f"{name}.pth"
+        write_atomically(path, lambda temporary: torch.save(state, temporary))
+        write_atomically(self.folder / _LAST, lambda temporary: temporary.write_text(path.name))
+        periodic = sorted(p for p in self.folder.iterdir() if _PERIODIC.fullmatch(p.name))
+        for old in periodic[: -self.keep]:
+            old.unlink()
+        return path
+
+    def save_apart(self, name: str, state: dict[str, Any]) -> Path:
+        """Writes `state` to `name`.pth without making it the one to resume from."""
+        path = self.folder / f"{name}.pth"
+        write_atomically(path, lambda temporary: torch.save(state, temporary))
+        return path
+
+    def last(self) -> Path | None:
+        """The checkpoint to resume from, or None in a fresh folder.
+
+        Raises:
+            WeightsError: the folder names a checkpoint that is gone.
+        """
+        note = self.folder / _LAST
+        if not note.is_file():
+            return None
+        path = self.folder / note.read_text().strip()
+        if not path.is_file():
+            raise WeightsError(f"{note} names {path.name}, which is not there; write the name of a checkpoint of {self.folder} into it")
+        return path
+
+    def load_last(self) -> dict[str, Any] | None:
+        """Content of `last()`. Raises `WeightsError` if it cannot be read."""
+        path = self.last()
+        if path is None:
+            return None
+        logger.info("resuming from %s", path)
+        return read_file(path)

@@ -1,0 +1,64 @@
+"""Evaluation of a model on a data set: loop, tables, JSON, pictures."""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+from torch import nn
+
+from ..data.catalog import dataset_dicts, taxonomy_of
+from ..data.mappers import TestMapper, read_image
+from ..evaluation import build_evaluator
+from ..evaluation.report import scalars, tables, write_results
+from ..visualization import save_prediction_picture
+from .optimizer import autocast
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(cfg: CfgNode, model: nn.Module, iteration: int | None = None) -> dict[str, float]:
+    """Evaluates on every set of DATASETS.TEST; writes `OUTPUT_DIR/evaluation/SET/results.json` and pictures.
+
+    Returns:
+        Scalars such as "panoptic/PQ" on the main process (prefixed by the set's name if there are several), {} elsewhere.
+    """
+    collected = {}
+    for name in cfg.DATASETS.TEST:
+        dicts, taxonomy = dataset_dicts(name), taxonomy_of(name)
+        mapper = TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+        with autocast(cfg):
+            results = inference_on_dataset(model, loader, build_evaluator(cfg, taxonomy))
+        if not comm.is_main_process():
+            continue
+        folder = Path(cfg.OUTPUT_DIR) / "evaluation" / name.replace("/", "_")
+        write_results(results, folder / "results.json", dataset=name, iteration=iteration)
+        logger.info("%s, %s images%s\n%s", name, len(dicts), "" if iteration is None else f", iteration {iteration}", tables(results))
+        write_pictures(cfg, model, dicts, folder)
+        prefix = f"{name}/" if len(cfg.DATASETS.TEST) > 1 else ""
+        collected.update({prefix + key: value for key, value in scalars(results).items()})
+    comm.synchronize()
+    return collected
+
+
+@torch.no_grad()
+def write_pictures(cfg: CfgNode, model: nn.Module, dicts: list[dict], folder: Path) -> None:
+    """Image, prediction and ground truth side by side for TEST.PICTURES images, evenly spread."""
+    if not (cfg.TEST.PICTURES and cfg.TEST.PANOPTIC_ON):
+        return
+    model = model.module if hasattr(model, "module") else model
+    training, mapper = model.training, TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    model.eval()
+    for d in islice(dicts, 0, None, max(1, len(dicts) // cfg.TEST.PICTURES)):
+        with autocast(cfg):
+            panoptic, segments = model([mapper(d)])[0]["panoptic_seg"]
+        path = folder / "pictures" / f"{Path(d['file_name']).stem}.png"
+        save_prediction_picture(path, read_image(d["file_name"]), panoptic.cpu().numpy(), segments, model.taxonomy, truth=d)
+    model.train(training)

@@ -1,0 +1,72 @@
+"""AdamW parameter groups, learning-rate schedule and autocast from the config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.LocalResponseNorm, nn.modules.instancenorm._InstanceNorm)
+_EMBEDDING_NAMES = ("level_embed", "logit_scale", "positional_embedding", "class_embedding", "pos_embed", "cls_token")
+
+
+def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
+    """Groups by learning rate and weight decay; each has "names" for reports.
+
+    Weight decay is WEIGHT_DECAY_NORM for normalisation layers and WEIGHT_DECAY_EMBED for embeddings, the latter
+    including position and level embeddings and temperatures that are bare parameters. The backbone's learning rate is
+    BASE_LR x BACKBONE_MULTIPLIER; its feature pyramid, which is new, has the full one.
+    """
+    solver = cfg.SOLVER
+    groups: dict[tuple[float, float], dict] = {}
+    for name, parameter, module in _trainable(model):
+        in_tower = name.startswith("backbone.") and not name.startswith("backbone.pyramid.")
+        rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if in_tower else 1.0)
+        decay = solver.WEIGHT_DECAY
+        if isinstance(module, _NORMS):
+            decay = solver.WEIGHT_DECAY_NORM
+        elif isinstance(module, nn.Embedding) or name.rpartition(".")[2] in _EMBEDDING_NAMES:
+            decay = solver.WEIGHT_DECAY_EMBED
+        group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay, "names": []})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
+    seen = set()
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                yield f"{prefix}.{name}" if prefix else name, parameter, module
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`."""
+    groups = [{k: v for k, v in group.items() if k != "names"} for group in parameter_groups(cfg, model)]
+    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)
+
+
+def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+    """(1 - t / T)^power after a linear warm-up."""
+    warmup, total, power = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER, cfg.SOLVER.POLY_POWER
+
+    def factor(step: int) -> float:
+        return min((step + 1) / (warmup + 1), 1.0) * max(1 - step / total, 0.0) ** power
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def autocast(cfg: CfgNode) -> torch.autocast:
+    """The mixed-precision context of a run; does nothing when SOLVER.AMP.ENABLED is off."""
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[cfg.SOLVER.AMP.DTYPE]
+    return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, dtype=dtype, enabled=cfg.SOLVER.AMP.ENABLED)
+
+
+def build_scaler(cfg: CfgNode) -> torch.amp.GradScaler:
+    """Loss scaling for fp16; disabled (a pass-through) otherwise."""
+    enabled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
+    return torch.amp.GradScaler(torch.device(cfg.MODEL.DEVICE).type, enabled=enabled)

@@ -1,0 +1,272 @@
+"""The training loop: forward, backward, clip, step; everything around it is a hook."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import TrainerBase, create_ddp_model, hooks
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter, get_event_storage
+from torch import nn
+
+from ..checkpoint import load_state, load_weights
+from ..data.catalog import dataset_dicts, taxonomy_of
+from ..data.mappers import PanopticTrainMapper
+from ..data.streams import build_stream
+from ..data.validation import validate_dataset
+from ..data.views import ColorAugmentation, WeakGeometry, scale_steps
+from ..errors import ConfigError, DatasetError, TrainingError
+from ..modeling import build_model
+from .checkpoints import RunCheckpoints
+from .evaluation import evaluate
+from .optimizer import autocast, build_optimizer, build_scaler, build_scheduler
+
+logger = logging.getLogger(__name__)
+
+
+def labeled_dicts(cfg: CfgNode) -> list[dict]:
+    """All images of DATASETS.TRAIN. Raises `DatasetError` if there is no set or their classes differ."""
+    if not cfg.DATASETS.TRAIN:
+        raise DatasetError("DATASETS.TRAIN names no data set")
+    first = taxonomy_of(cfg.DATASETS.TRAIN[0])
+    for name in cfg.DATASETS.TRAIN[1:]:
+        if taxonomy_of(name).names != first.names:
+            raise DatasetError(f"DATASETS.TRAIN: {name} and {cfg.DATASETS.TRAIN[0]} have different classes")
+    return [d for name in cfg.DATASETS.TRAIN for d in dataset_dicts(name)]
+
+
+def build_labeled_mapper(cfg: CfgNode) -> PanopticTrainMapper:
+    """The weak view of labelled images, from the config."""
+    geometry = WeakGeometry(
+        cfg.INPUT.CROP_SIZE,
+        scale_steps(*cfg.INPUT.SCALE_RANGE),
+        cfg.INPUT.MAX_SIZE_TRAIN,
+        flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
+    )
+    color = ColorAugmentation() if cfg.INPUT.COLOR_AUG_SSD else None
+    return PanopticTrainMapper(geometry, color, cfg.INPUT.CROP_SIZE, cfg.INPUT.PAD_VALUE)
+
+
+def check_run(cfg: CfgNode, resume: bool) -> None:
+    """Everything that can be known to fail before training starts.
+
+    Raises:
+        ConfigError, DatasetError.
+    """
+    world_size = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % world_size:
+        raise ConfigError(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of the {world_size} processes")
+    check_writable(cfg.OUTPUT_DIR)
+    if not resume and RunCheckpoints(cfg.OUTPUT_DIR, 1).last() is not None:
+        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run; --resume continues it, or choose another folder")
+    names = dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    for name in names:
+        logger.info("%s", validate_dataset(name, cfg.MODEL.NUM_CLASSES))
+
+
+def check_writable(folder: str) -> None:
+    """Raises `ConfigError` unless files can be made in `folder`, which is created."""
+    probe = Path(folder) / f".write-test-{os.getpid()}"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR {folder} cannot be written to: {error.strerror}") from error
+
+
+class Trainer(TrainerBase):
+    """Trains the model of a config; `train()` runs to SOLVER.MAX_ITER.
+
+    Random numbers of a step follow from (SEED, rank, iteration), samples from the stream's positions; so a resumed run
+    repeats the interrupted one exactly.
+
+    Args:
+        cfg: a frozen config. resume: continue the run in OUTPUT_DIR if there is one.
+    """
+
+    def __init__(self, cfg: CfgNode, resume: bool = False) -> None:
+        super().__init__()
+        check_run(cfg, resume)
+        self.cfg = cfg
+        self.checkpoints = RunCheckpoints(cfg.OUTPUT_DIR, cfg.SOLVER.KEEP_CHECKPOINTS)
+        torch.manual_seed(cfg.SEED)  # the same start on every rank
+        self.taxonomy = taxonomy_of(cfg.DATASETS.TRAIN[0])
+        self.student = build_model(cfg, self.taxonomy)
+        self.optimizer = build_optimizer(cfg, self.student)
+        self.scheduler = build_scheduler(cfg, self.optimizer)
+        self.scaler = build_scaler(cfg)
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.bad_steps, self.best = 0, -math.inf
+        if resume and (state := self.checkpoints.load_last()) is not None:
+            self._restore(state)
+        elif cfg.MODEL.WEIGHTS:
+            logger.info("%s: %s", cfg.MODEL.WEIGHTS, load_weights(self.student, cfg.MODEL.WEIGHTS, strict=False))
+        self.model = create_ddp_model(self.student, broadcast_buffers=False)
+        self.model.train()
+        self.stream = self._build_stream()
+        self.register_hooks(self._build_hooks())
+
+    def _build_stream(self) -> Iterator[list[dict]]:
+        world_size = comm.get_world_size()
+        return build_stream(
+            labeled_dicts(self.cfg),
+            build_labeled_mapper(self.cfg),
+            self.cfg.SOLVER.IMS_PER_BATCH // world_size,
+            self.cfg.SEED,
+            self.start_iter * self.cfg.SOLVER.ACCUMULATION_STEPS,
+            comm.get_rank(),
+            world_size,
+            self.cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    def _build_hooks(self) -> list[hooks.HookBase]:
+        cfg = self.cfg
+        result = [hooks.IterationTimer(), _SaveHook(cfg.SOLVER.CHECKPOINT_PERIOD)]
+        if cfg.DATASETS.TEST:
+            result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if comm.is_main_process():
+            writers = [
+                CommonMetricPrinter(self.max_iter),
+                JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
+                TensorboardXWriter(cfg.OUTPUT_DIR),
+            ]
+            result.append(hooks.PeriodicWriter(writers, period=20))
+        return result
+
+    # ------------------------------------------------------------------------------------------ the step
+
+    def run_step(self) -> None:
+        """One optimiser step."""
+        step_seed = np.random.SeedSequence([self.cfg.SEED, comm.get_rank(), self.iter]).generate_state(1)[0]
+        torch.manual_seed(int(step_seed))
+        accumulate = self.cfg.SOLVER.ACCUMULATION_STEPS
+        self.optimizer.zero_grad(set_to_none=True)
+        names: list[str] = []
+        sums = torch.zeros(())
+        files: list[str] = []
+        start = time.perf_counter()
+        data_time = 0.0
+        for index in range(accumulate):
+            batch = next(self.stream)
+            data_time += time.perf_counter() - start
+            files += [x["file_name"] for x in batch]
+            last = index == accumulate - 1
+            with nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
+                with autocast(self.cfg):
+                    losses = self.model(batch)
+                self.scaler.scale(sum(losses.values()) / accumulate).backward()
+            names, values = list(losses), torch.stack([loss.detach().float() for loss in losses.values()]) / accumulate
+            sums = values if index == 0 else sums + values
+            start = time.perf_counter()
+        self.scaler.unscale_(self.optimizer)
+        norm = self._clip()
+        values = torch.cat([sums, norm.float().view(1)]).cpu()  # the step's one wait for the losses
+        self._apply(dict(zip(names, values[:-1].tolist(), strict=True)), values[-1].item(), files)
+        self.scheduler.step()
+        get_event_storage().put_scalars(
+            data_time=data_time, lr=self.optimizer.param_groups[0]["lr"], smoothing_hint=False
+        )
+
+    def _clip(self) -> torch.Tensor:
+        """Scales the gradients to the full-model norm of the config; returns the norm before."""
+        options = self.cfg.SOLVER.CLIP_GRADIENTS
+        limit = options.CLIP_VALUE if options.ENABLED else math.inf
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return nn.utils.clip_grad_norm_(parameters, limit)
+
+    def _apply(self, losses: dict[str, float], norm: float, files: list[str]) -> None:
+        """Steps the optimiser, unless a loss of any rank is not finite: then the step is skipped and counted."""
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        # gradients are the same on all ranks; with loss scaling an infinite norm is ordinary and the scaler skips
+        agreed = bool(bad) or (not self.scaler.is_enabled() and not math.isfinite(norm))
+        if comm.get_world_size() > 1:
+            agreed = any(comm.all_gather(agreed))
+        if agreed:
+            self._skip(bad, norm, files)
+            return
+        self.bad_steps = 0
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        reduced = comm.reduce_dict({k: torch.tensor(v) for k, v in losses.items()}) if comm.get_world_size() > 1 else losses
+        if comm.is_main_process():
+            scalars = {k: float(v) for k, v in reduced.items()}
+            get_event_storage().put_scalars(total_loss=sum(scalars.values()), grad_norm=norm, **scalars)
+
+    def _skip(self, bad: list[str], norm: float, files: list[str]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.is_enabled():
+            self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
+        self.bad_steps += 1
+        what = f"losses not finite: {', '.join(bad)}" if bad else f"gradient norm is {norm}"
+        message = f"iteration {self.iter}: {what}; files: {', '.join(files)}"
+        logger.warning("step skipped (%d in a row). %s", self.bad_steps, message)
+        if self.bad_steps > self.cfg.SOLVER.MAX_BAD_STEPS:
+            path = self.checkpoints.save_apart("bad_step", self.state(self.iter)) if comm.is_main_process() else "bad_step.pth"
+            raise TrainingError(
+                f"{self.bad_steps} steps in a row could not be used. {message}. The state is in {path}; "
+                "a lower SOLVER.BASE_LR or SOLVER.AMP.ENABLED False usually helps"
+            )
+
+    # ------------------------------------------------------------------------------------------ state
+
+    def state(self, iteration: int) -> dict:
+        """All that a resumed run needs, and what prediction needs; `iteration` steps are done."""
+        return {
+            "model": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "iteration": iteration,
+            "best": self.best,
+            "taxonomy": self.taxonomy.to_json(),
+            "config": self.cfg.dump(),
+        }
+
+    def _restore(self, state: dict) -> None:
+        load_state(self.student, state["model"], "checkpoint", strict=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.start_iter, self.best = state["iteration"], state["best"]
+
+    def train(self) -> None:
+        """Runs from the start iteration to SOLVER.MAX_ITER."""
+        if self.start_iter >= self.max_iter:
+            logger.info("the run is already complete: %d of %d iterations", self.start_iter, self.max_iter)
+            return
+        super().train(self.start_iter, self.max_iter)
+
+    def _evaluate(self) -> dict[str, float]:
+        done = min(self.iter + 1, self.max_iter)  # the last evaluation comes after the loop
+        scores = evaluate(self.cfg, self.model, done)
+        metric = self.cfg.TEST.BEST_METRIC
+        if comm.is_main_process() and scores:
+            value = next((v for key, v in scores.items() if key.endswith(metric)), -math.inf)
+            if value > self.best:
+                self.best = value
+                self.checkpoints.save_apart("model_best", self.state(done))
+                logger.info("best %s so far: %.2f, saved as model_best.pth", metric, value)
+        return scores
+
+
+class _SaveHook(hooks.HookBase):
+    """Periodic checkpoints `model_0001000.pth`, and `model_final.pth` at the end."""
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+    def after_step(self) -> None:
+        done, trainer = self.trainer.iter + 1, self.trainer
+        if comm.is_main_process() and (done % self.period == 0 or done == trainer.max_iter):
+            name = "model_final" if done == trainer.max_iter else f"model_{done:07d}"
+            trainer.checkpoints.save(name, trainer.state(done))
