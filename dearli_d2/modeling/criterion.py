@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..structures import Targets
-from .losses import TargetSampler, mask_bce, mask_dice, sample_logits, valid_at
+from .losses import mask_bce, mask_dice, sample_points, sample_validity
 from .matcher import HungarianMatcher, Matches
 from .transformer_decoder import DecoderOutput
 
@@ -54,17 +54,16 @@ class SetCriterion(nn.Module):
         """Weighted losses by their published names, the final prediction without a suffix.
 
         Args:
-            class_logits: (R, B, Q, K + 1). output: the masks. targets: on the device of the logits.
+            class_logits: (R, B, Q, K + 1). output: the masks. targets: on the device of the logits, all of one size.
 
         Returns:
             {"loss_ce", "loss_mask", "loss_dice", "loss_ce_0", ..., "loss_dice_{R-2}"}: scalars.
         """
-        sampler = TargetSampler(targets)
-        matches = self.matcher(class_logits, output, targets, sampler)
+        matches = self.matcher(class_logits, output, targets)
         losses = {}
         if self.class_weight:
             losses["loss_ce"] = self.class_weight * self._class_losses(class_logits, targets, matches)
-        bce, dice = self._mask_losses(output, targets, matches, sampler)
+        bce, dice = self._mask_losses(output, targets, matches)
         losses["loss_mask"], losses["loss_dice"] = self.mask_weight * bce, self.dice_weight * dice
         last = len(class_logits) - 1
         return {
@@ -78,50 +77,53 @@ class SetCriterion(nn.Module):
     ) -> torch.Tensor:
         """(R,): cross-entropy over all queries, unmatched ones as no-object."""
         logits = class_logits.float()
-        classes = torch.full(logits.shape[:3], logits.shape[-1] - 1, device=logits.device)
-        classes[matches.prediction, matches.image, matches.query] = torch.cat([t.labels for t in targets])[matches.target]
+        no_object = logits.shape[-1] - 1
+        classes = torch.full(logits.shape[:3], no_object, device=logits.device)
+        labels = torch.cat([t.labels for t in targets])
+        prediction = torch.arange(len(logits), device=logits.device)[:, None].expand_as(matches.query)
+        # a segment without a query writes into a spare column, which is cut off
+        column = torch.where(matches.matched > 0, matches.query, logits.shape[2])
+        classes = F.pad(classes, (0, 1), value=no_object)
+        classes[prediction, matches.image.expand_as(column), column] = labels.expand_as(column)
+        classes = classes[..., :-1]
         loss = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), self.empty_weight, reduction="none")
         total = self.empty_weight[classes].flatten(1).sum(-1)
         return loss.view(len(logits), -1).sum(-1) / total
 
     def _mask_losses(
-        self, output: DecoderOutput, targets: Sequence[Targets], matches: Matches, sampler: TargetSampler
+        self, output: DecoderOutput, targets: Sequence[Targets], matches: Matches
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(R,) binary cross-entropy and (R,) dice, each summed over masks and divided by the mean number of masks of
         all ranks."""
-        predictions = len(output.mask_embeddings)
+        predictions, total = matches.query.shape
         num_masks = self._mean_number_of_masks(targets, output.mask_features.device)
-        embeddings = output.mask_embeddings[matches.prediction, matches.image, matches.query]  # (M, C)
+        # without any segment the loss must still be connected to every parameter (data-parallel training)
+        nothing = 0 * (output.mask_features.float().sum() + output.mask_embeddings.float().sum())
+        if not total:
+            return nothing.expand(predictions), nothing.expand(predictions)
         # dice sums thousands of points: fp32
-        with torch.autocast(embeddings.device.type, enabled=False):
-            logits = _logits_of(embeddings.float(), output.mask_features.float(), matches.per_image)
-            points = self._choose_points(logits)
-            sampled = sample_logits(logits[:, None], points)[:, 0]
-            labels = sampler(matches.target, points)
-            valid = self._valid(targets, matches, points)
-            per_mask = torch.stack([mask_bce(sampled, labels, valid), mask_dice(sampled, labels, valid)], -1)
-            sums = per_mask.new_zeros(predictions, 2).index_add(0, matches.prediction, per_mask)
-            # without any segment the sum must still be connected to every parameter (data-parallel training)
-            sums = sums + 0 * (output.mask_features.float().sum() + output.mask_embeddings.float().sum())
-        return (sums / num_masks).unbind(-1)
-
-    @staticmethod
-    def _valid(targets: Sequence[Targets], matches: Matches, points: torch.Tensor) -> torch.Tensor | None:
-        """(M, P) validity of the points of each pair."""
-        if all(t.valid is None for t in targets):
-            return None
-        per_image = points.split(matches.per_image)
-        rows = [valid_at([t], xy.flatten(0, 1)[None]) for t, xy in zip(targets, per_image, strict=True)]
-        ones = [row if row is not None else points.new_ones(xy.shape[:2]) for row, xy in zip(rows, per_image, strict=True)]
-        return torch.cat([one.view(xy.shape[:2]) for one, xy in zip(ones, per_image, strict=True)])
+        with torch.autocast(output.mask_features.device.type, enabled=False):
+            logits = _matched_logits(output, matches, [len(t) for t in targets])  # (T, R, h, w)
+            points = self._choose_points(logits.flatten(0, 1)[:, None])  # (T R, P, 2)
+            sampled = sample_points(logits.flatten(0, 1)[:, None], points)[:, 0]
+            per_target = points.view(total, -1, 2)
+            masks = torch.cat([t.masks for t in targets])[:, None].float()
+            labels = sample_points(masks, per_target)[:, 0].view_as(sampled)
+            by_image = [p.flatten(0, 1) for p in per_target.split([len(t) for t in targets])]
+            validity = sample_validity(targets, by_image)
+            valid = None if validity is None else torch.cat(validity).view_as(sampled)
+            weight = matches.matched.T / num_masks  # (T, R)
+            bce = (mask_bce(sampled, labels, valid).view(total, -1) * weight).sum(0)
+            dice = (mask_dice(sampled, labels, valid).view(total, -1) * weight).sum(0)
+        return bce + nothing, dice + nothing
 
     @torch.no_grad()
     def _choose_points(self, logits: torch.Tensor) -> torch.Tensor:
-        """(M, num_points, 2): the most uncertain of many random points, and some purely random ones."""
+        """(M, num_points, 2) for (M, 1, h, w) logits: the most uncertain of many random points, and some random ones."""
         count, device = len(logits), logits.device
         candidates = torch.rand(count, self.num_candidates, 2, device=device)
-        uncertainty = -sample_logits(logits[:, None], candidates)[:, 0].abs()
-        chosen = uncertainty.topk(self.num_uncertain, dim=1, sorted=False).indices
+        certainty = sample_points(logits, candidates)[:, 0].abs_()
+        chosen = certainty.topk(self.num_uncertain, dim=1, largest=False, sorted=False).indices
         points = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
         return torch.cat([points, torch.rand(count, self.num_points - self.num_uncertain, 2, device=device)], 1)
 
@@ -136,7 +138,11 @@ class SetCriterion(nn.Module):
         return max(count, 1.0)
 
 
-def _logits_of(embeddings: torch.Tensor, features: torch.Tensor, per_image: list[int]) -> torch.Tensor:
-    """(M, H, W) mask logits of (M, C) embeddings, image by image; only matched masks exist."""
-    maps = [e @ f for e, f in zip(embeddings.split(per_image), features.flatten(2), strict=True)]
+def _matched_logits(output: DecoderOutput, matches: Matches, counts: list[int]) -> torch.Tensor:
+    """(T, R, h, w) mask logits of the matched queries only, in fp32."""
+    embeddings = output.mask_embeddings.float()
+    prediction = torch.arange(len(embeddings), device=embeddings.device)[:, None]
+    chosen = embeddings[prediction, matches.image, matches.query].transpose(0, 1)  # (T, R, C)
+    features = output.mask_features.float()
+    maps = [e @ f for e, f in zip(chosen.split(counts), features.flatten(2), strict=True)]
     return torch.cat(maps).unflatten(-1, features.shape[-2:])

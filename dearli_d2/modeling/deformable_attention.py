@@ -29,76 +29,75 @@ def multi_scale_deformable_attention(
         spatial_shapes: (H_l, W_l) of each of the L levels.
         sampling_locations: (B, M, h, L, P, 2), x and y in 0..1 of the level; samples outside read zeros.
         attention_weights: (B, M, h, L, P), sum to 1 over (L, P) in the usual use.
-        implementation: a key of `IMPLEMENTATIONS`, or "auto": the fastest one for the device and grad mode.
+        implementation: of the forward pass, a key of `IMPLEMENTATIONS`, or "auto": the fastest one for the device.
 
     Returns:
         (B, M, h * d) in fp32 (positions in half precision would be off by up to a cell).
     """
     if implementation == "auto":
-        forward_only = not (torch.is_grad_enabled() and value.requires_grad)
-        implementation = "gather" if forward_only and value.device.type == "cpu" else "grid_sample"
+        implementation = "gather" if value.device.type == "cpu" else "grid_sample"
     with torch.autocast(value.device.type, enabled=False):
-        return IMPLEMENTATIONS[implementation](
-            value.float(), spatial_shapes, sampling_locations.float(), attention_weights.float()
+        return _DeformableAttention.apply(
+            value.float(), tuple(spatial_shapes), sampling_locations.float(), attention_weights.float(), implementation
         )
+
+
+class _DeformableAttention(torch.autograd.Function):
+    """Keeps only its inputs for the backward pass: the samples, L P times the output, are made again there, one level
+    at a time and in one buffer."""
+
+    @staticmethod
+    def forward(ctx, value, spatial_shapes, locations, weights, implementation):
+        ctx.spatial_shapes = spatial_shapes
+        ctx.save_for_backward(value, locations, weights)
+        return IMPLEMENTATIONS[implementation](value, spatial_shapes, locations, weights)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        value, locations, weights = ctx.saved_tensors
+        batch, tokens, heads, dim = value.shape
+        queries = locations.shape[1]
+        grad = grad_output.transpose(1, 2).reshape(batch * heads, dim, queries, 1)
+        grad_value = value.new_empty(batch, heads, dim, tokens)
+        grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
+        start = 0
+        for level, (maps, grid) in enumerate(_levels(value, ctx.spatial_shapes, locations)):
+            buffer = F.grid_sample(maps, grid, align_corners=False)  # (B h, d, M, P)
+            grad_weight = buffer.mul_(grad).sum(1)
+            grad_weights[..., level, :] = grad_weight.view(batch, heads, queries, -1).transpose(1, 2)
+            torch.mul(grad, _level_weights(weights, level), out=buffer)
+            grad_maps, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
+                buffer, maps, grid, 0, 0, False, (True, True)
+            )
+            stop = start + math.prod(ctx.spatial_shapes[level])
+            grad_value[..., start:stop] = grad_maps.view(batch, heads, dim, -1)
+            grad_locations[..., level, :, :] = grad_grid.mul_(2).unflatten(0, (batch, heads)).transpose(1, 2)
+            start = stop
+        return grad_value.permute(0, 3, 1, 2), None, grad_locations, grad_weights, None
 
 
 def _by_grid_sample(
     value: torch.Tensor, spatial_shapes: Shapes, locations: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     """One `grid_sample` per level, accumulated level by level (stacking the levels costs time and memory)."""
-    return _GridSampleAttention.apply(value, tuple(spatial_shapes), locations, weights)
-
-
-class _GridSampleAttention(torch.autograd.Function):
-    """Keeps only its inputs for the backward pass: the samples, 4 L times the output, are made again there."""
-
-    @staticmethod
-    def forward(ctx, value, spatial_shapes, locations, weights):
-        ctx.spatial_shapes = spatial_shapes
-        ctx.save_for_backward(value, locations, weights)
-        batch, _, heads, dim = value.shape
-        queries = locations.shape[1]
-        output = value.new_zeros(batch * heads, dim, queries)
-        for level, (maps, grid) in enumerate(_levels(value, spatial_shapes, locations)):
-            samples = F.grid_sample(maps, grid, align_corners=False)  # (B h, d, M, P)
-            output += (samples * _level_weights(weights, level)).sum(-1)
-        return output.view(batch, heads * dim, queries).transpose(1, 2).contiguous()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):
-        value, locations, weights = ctx.saved_tensors
-        batch, _, heads, dim = value.shape
-        queries = locations.shape[1]
-        grad = grad_output.transpose(1, 2).reshape(batch * heads, dim, queries, 1)
-        grad_value, grad_locations = torch.empty_like(value), torch.empty_like(locations)
-        grad_weights = torch.empty_like(weights)
-        start = 0
-        for level, (maps, grid) in enumerate(_levels(value, ctx.spatial_shapes, locations)):
-            height, width = ctx.spatial_shapes[level]
-            samples = F.grid_sample(maps, grid, align_corners=False)
-            grad_weight = (samples * grad).sum(1)  # (B h, M, P)
-            grad_weights[..., level, :] = grad_weight.view(batch, heads, queries, -1).transpose(1, 2)
-            grad_maps, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
-                grad * _level_weights(weights, level), maps, grid, 0, 0, False, (True, True)
-            )
-            stop = start + height * width
-            grad_value[:, start:stop] = grad_maps.view(batch, heads, dim, -1).permute(0, 3, 1, 2)
-            grad_locations[..., level, :, :] = 2 * grad_grid.unflatten(0, (batch, heads)).transpose(1, 2)
-            start = stop
-        return grad_value, None, grad_locations, grad_weights
+    batch, _, heads, dim = value.shape
+    queries = locations.shape[1]
+    output = value.new_zeros(batch * heads, dim, queries)
+    for level, (maps, grid) in enumerate(_levels(value, spatial_shapes, locations)):
+        samples = F.grid_sample(maps, grid, align_corners=False)  # (B h, d, M, P)
+        output += samples.mul_(_level_weights(weights, level)).sum(-1)
+    return output.view(batch, heads * dim, queries).transpose(1, 2).contiguous()
 
 
 def _levels(value: torch.Tensor, spatial_shapes: Shapes, locations: torch.Tensor):
-    """Yields per level the maps (B h, d, H, W) and the sampling grid (B h, M, P, 2) in -1..1."""
-    batch, _, heads, dim = value.shape
+    """Yields per level the maps (B h, d, H, W), a view, and the sampling grid (B h, M, P, 2) in -1..1."""
+    channels_first = value.permute(0, 2, 3, 1).contiguous().flatten(0, 1)
     start = 0
     for level, (height, width) in enumerate(spatial_shapes):
         stop = start + height * width
-        maps = value[:, start:stop].permute(0, 2, 3, 1).reshape(batch * heads, dim, height, width)
         grid = locations[:, :, :, level].transpose(1, 2).flatten(0, 1)
-        yield maps, grid * 2 - 1
+        yield channels_first[..., start:stop].unflatten(2, (height, width)), (grid * 2).sub_(1)
         start = stop
 
 
@@ -110,7 +109,7 @@ def _level_weights(weights: torch.Tensor, level: int) -> torch.Tensor:
 def _by_gather(
     value: torch.Tensor, spatial_shapes: Shapes, locations: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """All 4 L P corner rows of a query and head in one `embedding_bag`: fastest forward, slow backward."""
+    """All 4 L P corner rows of a query and head in one `embedding_bag`: the fastest on a CPU."""
     batch, tokens, heads, dim = value.shape
     queries = locations.shape[1]
     rows, factors = [], []

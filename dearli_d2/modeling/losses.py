@@ -10,76 +10,41 @@ import torch.nn.functional as F
 from ..structures import Targets
 
 
-def sample_logits(logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Bilinear samples, zeros outside.
+def sample_points(maps: torch.Tensor, points: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
+    """Samples of maps, zeros outside.
 
     Args:
-        logits: (N, C, H, W). points: (N, P, 2), x and y in 0..1.
+        maps: (N, C, H, W) floating point. points: (N, P, 2), x and y in 0..1. mode: "bilinear" or "nearest".
 
     Returns:
         (N, C, P).
     """
-    return F.grid_sample(logits, points[:, :, None] * 2 - 1, align_corners=False).squeeze(-1)
+    grid = points.mul(2).sub_(1)[:, :, None]
+    return F.grid_sample(maps, grid, mode=mode, align_corners=False).squeeze(-1)
 
 
-class TargetSampler:
-    """Bilinear point samples of the boolean masks of a batch, without a float copy of them.
-
-    Rows are the masks of all images one after another; images may differ in size.
-    """
-
-    def __init__(self, targets: Sequence[Targets]) -> None:
-        device = targets[0].masks.device
-        self.masks = torch.cat([t.masks.flatten() for t in targets])
-        sizes = [t.masks.shape[-2:] for t in targets for _ in range(len(t))]
-        starts, start = [], 0
-        for height, width in sizes:
-            starts.append(start)
-            start += height * width
-        # one small transfer for all three
-        self.layout = torch.tensor([(s, h, w) for s, (h, w) in zip(starts, sizes, strict=True)]).view(-1, 3).to(device)
-
-    def __call__(self, rows: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Args:
-            rows: (M,) mask indices. points: (M, P, 2), x and y in 0..1.
-
-        Returns:
-            (M, P) fp32 in 0..1.
-        """
-        start, height, width = self.layout[rows].unsqueeze(-1).unbind(1)  # each (M, 1)
-        x, y = points[..., 0].float() * width - 0.5, points[..., 1].float() * height - 0.5
-        left, top = x.floor(), y.floor()
-        x_share, y_share = x - left, y - top
-        left, top = left.long(), top.long()
-        sampled = torch.zeros_like(x)
-        for dy, wy in ((0, 1 - y_share), (1, y_share)):
-            for dx, wx in ((0, 1 - x_share), (1, x_share)):
-                column, row = left + dx, top + dy
-                inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-                index = start + row * width + column
-                corner = self.masks[torch.where(inside, index, start)] & inside
-                sampled += torch.where(corner, wx * wy, 0.0)
-        return sampled
+def image_of_target(targets: Sequence[Targets]) -> torch.Tensor:
+    """(T,) int64 on the CPU: the image of each of the T segments of a batch, counted one image after another."""
+    return torch.repeat_interleave(torch.arange(len(targets)), torch.tensor([len(t) for t in targets]))
 
 
-def valid_at(targets: Sequence[Targets], points: torch.Tensor) -> torch.Tensor | None:
-    """(B, P) fp32 1 where the pixel of the point is valid, else 0; None when every pixel of the batch is.
+def sample_validity(targets: Sequence[Targets], points: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+    """1 where the pixel of a point is valid, else 0; None when every pixel of the batch is.
 
     Args:
-        points: (B, P, 2), x and y in 0..1.
+        points: per image (P, 2), x and y in 0..1.
+
+    Returns:
+        Per image (P,) fp32.
     """
     if all(t.valid is None for t in targets):
         return None
-    rows = []
-    for target, xy in zip(targets, points, strict=True):
-        height, width = target.masks.shape[-2:]
-        if target.valid is None:
-            rows.append(torch.ones_like(xy[:, 0]))
-            continue
-        column = (xy[:, 0] * width).long().clamp(0, width - 1)
-        row = (xy[:, 1] * height).long().clamp(0, height - 1)
-        rows.append(target.valid[row, column].float())
-    return torch.stack(rows)
+    return [
+        torch.ones_like(xy[:, 0])
+        if t.valid is None
+        else sample_points(t.valid[None, None].float(), xy[None].clamp(0, 1 - 1e-6), mode="nearest")[0, 0]
+        for t, xy in zip(targets, points, strict=True)
+    ]
 
 
 def mask_bce(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:

@@ -6,27 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from ..structures import Targets
-from .losses import TargetSampler, sample_logits, valid_at
+from .losses import image_of_target, sample_points, sample_validity
 from .transformer_decoder import DecoderOutput
 
 
 @dataclass
 class Matches:
-    """Matched pairs of R predictions and B images, M in all, image by image.
+    """Which query answers for which segment.
 
-    `prediction`, `image`, `query`, `target` are (M,) int64 on the device; `target` counts the segments of the whole
-    batch one after another. `per_image` is the number of pairs of each image, on the host.
+    `image` (T,) int64: image of each segment of the batch, one image after another. `query` (R, T) int64: its query in
+    each of the R predictions. `matched` (R, T) fp32: 0 where there were more segments than queries and this one got
+    none (its `query` is then 0), else 1. All on the device.
     """
 
-    prediction: torch.Tensor
     image: torch.Tensor
     query: torch.Tensor
-    target: torch.Tensor
-    per_image: list[int]
+    matched: torch.Tensor
 
 
 class HungarianMatcher:
@@ -42,62 +40,55 @@ class HungarianMatcher:
         self.num_points = num_points
 
     @torch.no_grad()
-    def __call__(
-        self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets], sampler: TargetSampler
-    ) -> Matches:
+    def __call__(self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets]) -> Matches:
         """Args:
-            class_logits: (R, B, Q, K + 1). output: the masks. targets: of the B images. sampler: of the same targets.
+            class_logits: (R, B, Q, K + 1). output: the masks. targets: of the B images, all of one size.
         """
-        device = class_logits.device
-        counts = [len(t) for t in targets]
-        costs = self.costs(class_logits, output, targets, sampler).cpu()  # the one transfer of the step
-        starts = [sum(counts[:b]) for b in range(len(counts))]
-        pairs = [
-            (r, b, query, starts[b] + target)
-            for b, count in enumerate(counts)
-            for r in range(len(costs))
-            for query, target in zip(*linear_sum_assignment(costs[r, b, :, :count].numpy()), strict=True)
-        ]
-        per_image = [len(costs) * min(count, costs.shape[2]) for count in counts]
-        return Matches(*torch.tensor(pairs, dtype=torch.int64).view(-1, 4).to(device).unbind(1), per_image)
+        device, counts = class_logits.device, [len(t) for t in targets]
+        predictions, total = len(class_logits), sum(counts)
+        query = torch.zeros(predictions, total, dtype=torch.int64)
+        matched = torch.zeros(predictions, total)
+        if total:
+            costs = self.costs(class_logits, output, targets).cpu().numpy()  # the one transfer of the step
+            for r in range(predictions):
+                start = 0
+                for b, count in enumerate(counts):
+                    queries, segments = linear_sum_assignment(costs[r, b, :, :count])
+                    query[r, start + segments] = torch.from_numpy(queries)
+                    matched[r, start + segments] = 1
+                    start += count
+        image = image_of_target(targets)
+        return Matches(*(x.to(device, non_blocking=True) for x in (image, query, matched)))
 
-    def costs(
-        self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets], sampler: TargetSampler
-    ) -> torch.Tensor:
+    def costs(self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets]) -> torch.Tensor:
         """(R, B, Q, N) fp32 with N the largest number of segments in an image; finite everywhere."""
-        predictions, batch, queries = class_logits.shape[:3]
-        device = class_logits.device
+        device, batch = class_logits.device, len(targets)
         counts = [len(t) for t in targets]
         width = max(counts)
-        if width == 0:
-            return class_logits.new_zeros(predictions, batch, queries, 0, dtype=torch.float32)
         # costs are differences of sums over thousands of points: fp32
         with torch.autocast(device.type, enabled=False):
             points = torch.rand(batch, self.num_points, 2, device=device)
-            logits = _logits_at(output, points)
-            image_of_row = torch.cat([torch.full((n,), b) for b, n in enumerate(counts)]).to(device)
-            column_of_row = torch.cat([torch.arange(n) for n in counts]).to(device)
-            sampled = sampler(torch.arange(sum(counts), device=device), points[image_of_row])
-            masks = logits.new_zeros(batch, width, self.num_points)
-            masks[image_of_row, column_of_row] = sampled
+            features = sample_points(output.mask_features.float(), points)  # (B, C, P)
+            image = image_of_target(targets).to(device)
+            column = torch.cat([torch.arange(n) for n in counts]).to(device)
+            masks = features.new_zeros(batch, width, self.num_points)
+            every_mask = torch.cat([t.masks for t in targets])[:, None].float()
+            masks[image, column] = sample_points(every_mask, points[image])[:, 0]
             labels = torch.zeros(batch, width, dtype=torch.int64, device=device)
-            labels[image_of_row, column_of_row] = torch.cat([t.labels for t in targets])
+            labels[image, column] = torch.cat([t.labels for t in targets])
+            validity = sample_validity(targets, points)
+            valid = None if validity is None else torch.stack(validity)
 
-            cost = pairwise_mask_cost(logits, masks, valid_at(targets, points), self.mask_weight, self.dice_weight)
-            if self.class_weight:
-                probability = class_logits.float().softmax(-1)
-                cost -= self.class_weight * probability.gather(
-                    -1, labels[None, :, None].expand(predictions, -1, queries, -1)
-                )
+            costs = []
+            for logits, embeddings in zip(class_logits, output.mask_embeddings, strict=True):  # one layer's logits at a time
+                mask_logits = torch.bmm(embeddings.float(), features)
+                cost = pairwise_mask_cost(mask_logits, masks, valid, self.mask_weight, self.dice_weight)
+                if self.class_weight:
+                    probability = logits.float().softmax(-1)
+                    cost -= self.class_weight * probability.gather(-1, labels[:, None].expand(-1, len(logits[0]), -1))
+                costs.append(cost)
             # a diverged model must fail at its loss with a name, not inside the solver
-            return torch.nan_to_num(cost, nan=0.0, posinf=1e6, neginf=-1e6)
-
-
-def _logits_at(output: DecoderOutput, points: torch.Tensor) -> torch.Tensor:
-    """(R, B, Q, P) mask logits at (B, P, 2) points: the cheaper order of sampling and product."""
-    features, embeddings = output.mask_features.float(), output.mask_embeddings.float()
-    sampled = sample_logits(features, points)  # (B, C, P)
-    return torch.einsum("rbqc,bcp->rbqp", embeddings, sampled)
+            return torch.nan_to_num(torch.stack(costs), nan=0.0, posinf=1e6, neginf=-1e6)
 
 
 def pairwise_mask_cost(
@@ -106,20 +97,30 @@ def pairwise_mask_cost(
     """Weighted binary cross-entropy and dice of every query with every segment.
 
     Args:
-        logits: (R, B, Q, P). masks: (B, N, P) in 0..1. valid: (B, P) or None.
+        logits: (B, Q, P). masks: (B, N, P) in 0..1. valid: (B, P) or None.
 
     Returns:
-        (R, B, Q, N).
+        (B, Q, N).
     """
+    # bce(x, t) = softplus(x) - x t, and softplus(x) = relu(x) - log(sigmoid(|x|)), with sigmoid(|x|) in 0.5..1;
+    # these tensors are the largest of a step: one scratch buffer serves both terms
+    weight = None if valid is None else valid[:, None]
     probability = logits.sigmoid()
-    softplus = F.softplus(logits)  # bce(x, t) = softplus(x) - x t
+    scratch = torch.sub(probability, 0.5).abs_().add_(0.5).log_()
+    log_sum = _weighted_sum(scratch, weight)
+    softplus = _weighted_sum(torch.clamp(logits, min=0, out=scratch), weight) - log_sum
     if valid is not None:
-        weight = valid[:, None]
-        masks, softplus, probability = masks * weight, softplus * weight, probability * weight
+        masks, probability = masks * weight, probability.mul_(weight)
         points = valid.sum(-1).clamp(min=1)[:, None, None]
     else:
         points = logits.shape[-1]
     columns = masks.transpose(1, 2)
-    bce = (softplus.sum(-1, keepdim=True) - logits @ columns) / points
-    dice = 1 - (2 * (probability @ columns) + 1) / (probability.sum(-1, keepdim=True) + masks.sum(-1)[:, None] + 1)
+    bce = (softplus[..., None] - torch.bmm(logits, columns)) / points
+    sizes = probability.sum(-1, keepdim=True) + masks.sum(-1)[:, None]
+    dice = 1 - (2 * torch.bmm(probability, columns) + 1) / (sizes + 1)
     return bce_weight * bce + dice_weight * dice
+
+
+def _weighted_sum(x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    """Sum over the last dimension, in place where there is a weight."""
+    return (x if weight is None else x.mul_(weight)).sum(-1)

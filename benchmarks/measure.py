@@ -1,0 +1,78 @@
+"""Interleaved timing and peak memory: ratios of implementations measured in one run, since machines are noisy."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import resource
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+Task = Callable[[], object]
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def interleaved_seconds(tasks: dict[str, Task], rounds: int) -> dict[str, float]:
+    """Median seconds of each task; one warm-up, then `rounds` rounds in which every task runs once."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for round_index in range(rounds + 1):
+        for name, task in tasks.items():
+            gc.collect()
+            synchronize()
+            start = time.perf_counter()
+            task()
+            synchronize()
+            if round_index:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_megabytes(build: Callable[..., Task], *args: object) -> float:
+    """Memory that one call of the built task adds at its peak: on the GPU by torch's allocator, on the CPU as the
+    growth of the resident set of a process of its own."""
+    if torch.cuda.is_available():
+        task = build(*args)
+        task()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        task()
+        synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_measure, args=(queue, build, args))
+    process.start()
+    result = queue.get()
+    process.join()
+    return result
+
+
+def _measure(queue: multiprocessing.Queue, build: Callable[..., Task], args: tuple) -> None:
+    task = build(*args)
+    before = _resident_megabytes()
+    peak, done = [before], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], _resident_megabytes())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    task()
+    done.set()
+    watcher.join()
+    queue.put(peak[0] - before)
+
+
+def _resident_megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20

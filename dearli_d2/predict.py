@@ -1,0 +1,208 @@
+"""Prediction for image files: a small Python API and a command line.
+
+    python -m dearli_d2.predict --config-file C --weights W IMAGE|FOLDER ... --out DIR [--text "cat, dog, grass"]
+
+writes for each image NAME: `NAME_panoptic.png` (segment id = R + 256 G + 65536 B), `NAME_semantic.png` (contiguous
+class index), `NAME_overlay.png` (with legend), and one `predictions.json` in COCO-panoptic form for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from PIL import Image
+from tqdm import tqdm
+
+from .checkpoint import load_state
+from .config import get_config
+from .data.mappers import TestMapper, read_image
+from .data.taxonomy import Taxonomy
+from .errors import ConfigError, DatasetError, DearliError
+from .files import write_atomically, write_json
+from .modeling import build_model
+from .visualization import overlay, with_legend
+from .weights import read_file, state_dict_of
+
+logger = logging.getLogger(__name__)
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+_OVERRIDES = ("TEST.PANOPTIC_ON", "True", "TEST.SEMANTIC_ON", "True")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`panoptic` (H, W) int32 segment ids, 0 = none; `segments`: dicts with "id", "category_id", "isthing", "score";
+    `semantic` (H, W) class indices; `taxonomy`: what the indices mean."""
+
+    panoptic: np.ndarray
+    segments: list[dict]
+    semantic: np.ndarray
+    taxonomy: Taxonomy
+
+
+class Predictor:
+    """A trained model, ready for images.
+
+    Args:
+        config: a config from `get_config`, or a config file.
+        weights: checkpoint or weight file; None = MODEL.WEIGHTS of the config.
+        class_names: other classes ("cat, dog|puppy, grass"); only for a text classifier (M2F-Lang).
+
+    Raises:
+        ConfigError, WeightsError.
+    """
+
+    def __init__(self, config: CfgNode | str | Path, weights: str | Path | None = None, class_names: str | None = None) -> None:
+        if not isinstance(config, CfgNode):
+            config = get_config(config, _OVERRIDES)
+        weights = weights or config.MODEL.WEIGHTS
+        if not weights:
+            raise ConfigError("prediction needs weights: --weights or MODEL.WEIGHTS")
+        content = read_file(weights)
+        taxonomy = Taxonomy.from_json(content["taxonomy"]) if "taxonomy" in content else None
+        config = config.clone()
+        config.defrost()
+        config.MODEL.BACKBONE.WEIGHTS = ""  # the file holds the backbone
+        self.model = build_model(config, taxonomy)
+        load_state(self.model, state_dict_of(content, weights), weights)
+        if class_names is not None:
+            self.model.set_taxonomy(Taxonomy.from_text(class_names))
+        elif self.model.taxonomy is None:
+            raise ConfigError(f"{weights} does not say its classes; register the data set of DATASETS.TRAIN or give class names")
+        self.model.eval()
+        self.mapper = TestMapper(config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST)
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> Prediction:
+        """`image`: (H, W, 3) uint8 RGB."""
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise DatasetError(f"an image is (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+        height, width = image.shape[:2]
+        output = self.model([{"image": self.mapper.prepare(image), "height": height, "width": width}])[0]
+        panoptic, segments = output["panoptic_seg"]
+        semantic = output["sem_seg"].argmax(0)
+        return Prediction(panoptic.cpu().numpy(), segments, semantic.cpu().numpy(), self.model.taxonomy)
+
+
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """Image files among the paths and, sorted, anywhere below the folders.
+
+    Raises:
+        DatasetError: a path that does not exist, or no image at all.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DatasetError(f"there is no image or folder {path}")
+    if not found:
+        raise DatasetError(f"no image ({', '.join(sorted(_SUFFIXES))}) in {', '.join(map(str, paths))}")
+    return list(dict.fromkeys(found))
+
+
+def output_names(images: Sequence[Path]) -> list[str]:
+    """A name for each image: its stem, with a number where stems repeat."""
+    used: dict[str, int] = {}
+    names = []
+    for path in images:
+        used[path.stem] = used.get(path.stem, 0) + 1
+        names.append(path.stem if used[path.stem] == 1 else f"{path.stem}-{used[path.stem]}")
+    return names
+
+
+def predict_files(predictor: Predictor, images: Sequence[Path], out: Path) -> list[tuple[Path, str]]:
+    """Predicts and writes all images; damaged ones are reported and skipped.
+
+    Returns:
+        (path, reason) of the skipped images.
+    """
+    annotations, skipped = [], []
+    for path, name, image in tqdm(_read_all(images, skipped), total=len(images), unit="image"):
+        prediction = predictor(image)
+        save_prediction(out, name, image, prediction)
+        annotations.append(
+            {
+                "file_name": f"{name}_panoptic.png",
+                "image": str(path),
+                "height": image.shape[0],
+                "width": image.shape[1],
+                "segments_info": [
+                    {**s, "category_name": prediction.taxonomy.main_names[s["category_id"]]} for s in prediction.segments
+                ],
+            }
+        )
+    taxonomy = predictor.model.taxonomy
+    classes = [
+        {"id": i, "name": names[0], "isthing": int(i in taxonomy.thing_ids), "color": list(taxonomy.colors[i])}
+        for i, names in enumerate(taxonomy.names)
+    ]
+    failures = [{"image": str(p), "reason": r} for p, r in skipped]
+    write_json(out / "predictions.json", {"annotations": annotations, "categories": classes, "skipped": failures}, indent=1)
+    return skipped
+
+
+def _read_all(images: Sequence[Path], skipped: list[tuple[Path, str]]) -> Iterator[tuple[Path, str, np.ndarray]]:
+    for path, name in zip(images, output_names(images), strict=True):
+        try:
+            image = read_image(str(path))
+        except DatasetError as error:
+            logger.warning("skipped: %s", error)
+            skipped.append((path, str(error)))
+            continue
+        yield path, name, image
+
+
+def save_prediction(out: Path, name: str, image: np.ndarray, prediction: Prediction) -> None:
+    """Writes the three PNG files of one image."""
+    ids = prediction.panoptic
+    rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+    depth = np.uint8 if len(prediction.taxonomy) < 256 else np.uint16
+    drawn = overlay(image, ids, prediction.segments, prediction.taxonomy)
+    shown = sorted({s["category_id"] for s in prediction.segments})
+    pictures = {
+        "panoptic": Image.fromarray(rgb),
+        "semantic": Image.fromarray(prediction.semantic.astype(depth)),
+        "overlay": with_legend(drawn, shown, prediction.taxonomy),
+    }
+    for kind, picture in pictures.items():
+        write_atomically(out / f"{name}_{kind}.png", picture.save)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dearli_d2.predict", description="Predict image files.")
+    parser.add_argument("images", nargs="+", help="image files and folders")
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--weights", help="checkpoint; default MODEL.WEIGHTS")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument("--text", help="other classes, 'cat, dog|puppy, grass'; needs a text classifier")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        images = find_images(args.images)
+        predictor = Predictor(get_config(args.config_file, [*_OVERRIDES, *args.opts]), args.weights, args.text)
+        skipped = predict_files(predictor, images, args.out)
+    except OSError as error:
+        print(f"error: {args.out} cannot be written to: {error}", file=sys.stderr)
+        return 2
+    except DearliError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps({"predicted": len(images) - len(skipped), "skipped": len(skipped), "out": str(args.out)}))
+    return 1 if len(skipped) == len(images) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

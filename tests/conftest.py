@@ -1,0 +1,75 @@
+"""Shared fixtures: a cache of its own, small targets, and the developers' real data where it is present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dearli_d2.structures import Targets
+
+REPO = Path(__file__).parents[1]
+SHARED = REPO.parent / "shared" / "data"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # one cache for all runs of the suite on this machine, apart from the user's
+    os.environ.setdefault("DEARLI_CACHE", str(REPO / ".cache" / "tests"))
+    os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
+    torch.set_num_threads(max(1, (os.cpu_count() or 2)))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def repo() -> Path:
+    return REPO
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real data for developers; a user does not have it."""
+    if not SHARED.is_dir():
+        pytest.skip("the developers' real data (../shared/data) is not here")
+    return SHARED
+
+
+@pytest.fixture
+def make_targets():
+    """make_targets(count, height, width, classes): random boxes as masks."""
+
+    def make(count: int, height: int = 64, width: int = 64, classes: int = 5, seed: int = 0) -> Targets:
+        generator = torch.Generator().manual_seed(seed)
+        masks = torch.zeros(count, height, width, dtype=torch.bool)
+        for mask in masks:
+            y, x = (int(torch.randint(0, n // 2, (1,), generator=generator)) for n in (height, width))
+            mask[y : y + height // 3, x : x + width // 3] = True
+        return Targets(torch.randint(0, classes, (count,), generator=generator), masks)
+
+    return make
+
+
+MINI_OVERRIDES = (
+    "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2",
+    "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()", "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "128",
+    "INPUT.CROP_SIZE", "64", "MODEL.TEXT.TEMPLATES", "name",
+)  # fmt: skip
+
+
+@pytest.fixture
+def mini_config(tmp_path: Path):
+    """mini_config(*overrides, file=...): a config of miniworld that trains in seconds into tmp_path/run."""
+    from dearli_d2.config import get_config
+
+    def make(*overrides: str, file: str = "m2f_lang.yaml"):
+        path = REPO / "configs" / "miniworld" / file
+        return get_config(path, [*MINI_OVERRIDES, "OUTPUT_DIR", str(tmp_path / "run"), *overrides])
+
+    return make
