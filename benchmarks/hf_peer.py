@@ -66,7 +66,12 @@ def build_pair(
     criterion = SetCriterion(num_classes, HungarianMatcher(num_points=num_points), num_points=num_points)
     stages = [f"stage{i + 1}" for i in range(4)]
     backbone = SwinConfig(
-        embed_dim=embed_dim, depths=[1] * 4, num_heads=[1, 2, 2, 2], window_size=4, out_features=stages, drop_path_rate=0.0
+        embed_dim=embed_dim,
+        depths=[1] * 4,
+        num_heads=[1, 2, 2, 2],
+        window_size=4,
+        out_features=stages,
+        drop_path_rate=0.0,
     )
     peer = Mask2FormerForUniversalSegmentation(
         Mask2FormerConfig(

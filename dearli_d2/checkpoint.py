@@ -1,6 +1,6 @@
 """Weights into models, with one readable report; and a check of name lists against a config's model.
 
-    python -m dearli_d2.checkpoint verify --config-file C (--weights W | --names names.json)
+python -m dearli_d2.checkpoint verify --config-file C (--weights W | --names names.json)
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ class LoadReport:
         ]
         for title, names in (("missing in the file", self.missing), ("unknown to the model", self.unexpected)):
             lines += [f"  {title}: {group}" for group in _grouped(names)]
-        lines += [f"  wrong shape: {n} is {a} in the file, {b} in the model" for n, (a, b) in list(self.wrong_shape.items())[:10]]
+        lines += [
+            f"  wrong shape: {n} is {a} in the file, {b} in the model"
+            for n, (a, b) in list(self.wrong_shape.items())[:10]
+        ]
         if len(self.wrong_shape) > 10:
             lines.append(f"  ... and {len(self.wrong_shape) - 10} more of wrong shape")
         return "\n".join(lines)
@@ -103,6 +106,9 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Loa
 def load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path, strict: bool = True) -> LoadReport:
     """As `load_weights`, from tensors already read."""
     state = translate_names(state)
+    own = model.state_dict()
+    if not any(name in own for name in state) and any(f"backbone.{name}" in own for name in state):
+        state = {f"backbone.{name}": value for name, value in state.items()}  # a file of a backbone alone
     report = compare(model, state)
     if not report.matched or (strict and not report.complete):
         raise WeightsError(f"{source} does not fit this model: {report}")
@@ -114,14 +120,15 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str | P
 
 # ---------------------------------------------------------------------------------------------- command line
 
+
 def verify(config_file: str, weights: str | None, names: str | None, overrides: list[str]) -> LoadReport:
     """Compares a weight file, or a JSON file {name: shape}, with the model of a config; tensors of those shapes are
     made and really loaded."""
     from .config import get_config
     from .modeling import build_model
 
-    cfg = get_config(config_file, ["MODEL.BACKBONE.WEIGHTS", "", "MODEL.DEVICE", "cpu", *overrides])
-    model = build_model(cfg)
+    cfg = get_config(config_file, ["MODEL.DEVICE", "cpu", *overrides])
+    model = build_model(cfg, load_backbone=False)
     if weights:
         state = state_dict_of(read_file(weights), weights)
     else:

@@ -13,7 +13,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
-from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
 
 from .checkpoint import load_weights
@@ -21,9 +20,12 @@ from .config import get_config
 from .data.validation import validate_dataset
 from .engine.evaluation import evaluate
 from .engine.trainer import Trainer, check_writable
+from .env import report as environment_report
 from .errors import ConfigError, DearliError
 from .files import write_atomically
 from .modeling import build_model
+
+logger = logging.getLogger(__name__)
 
 
 def report_errors(command: Callable[[], int]) -> int:
@@ -41,7 +43,7 @@ def set_up(cfg: CfgNode) -> None:
     for name in ("dearli_d2", "detectron2", "fvcore"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     if comm.is_main_process():
-        logging.getLogger("dearli_d2").debug("environment:\n%s", collect_env_info())
+        logger.info("environment:\n%s", environment_report())
         path = Path(cfg.OUTPUT_DIR) / "config.yaml"
         write_atomically(path, lambda temporary: temporary.write_text(cfg.dump()))
 
@@ -56,16 +58,19 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS, for example MODEL.WEIGHTS output/.../model_final.pth")
     for name in cfg.DATASETS.TEST:
         validate_dataset(name, cfg.MODEL.NUM_CLASSES)
-    model = build_model(cfg)
+    model = build_model(cfg, load_backbone=False)
     load_weights(model, cfg.MODEL.WEIGHTS)
     evaluate(cfg, model)
 
 
 def _run_rank(cfg: CfgNode, args: argparse.Namespace) -> None:
-    # a worker's exception would reach the user as the launcher's stack trace
+    if comm.get_world_size() == 1:
+        run(cfg, args)
+        return
+    # the launcher would show a worker's exception as a stack trace of its own
     status = report_errors(lambda: run(cfg, args) or 0)
     if status:
-        os._exit(status) if comm.get_world_size() > 1 else sys.exit(status)
+        os._exit(status)
 
 
 def main(argv: list[str] | None = None) -> int:

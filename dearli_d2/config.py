@@ -139,7 +139,7 @@ def _merge_file(cfg: CfgNode, path: Path) -> None:
 def _explain(error: Exception, cfg: CfgNode, where: str) -> str:
     message = str(error.args[0]) if error.args else str(error)
     key = message.rpartition(":")[2].strip()
-    if not isinstance(error, KeyError):
+    if not message.startswith("Non-existent"):
         return f"{where}: {message}"
     similar = difflib.get_close_matches(key, list(_all_keys(cfg)), 1)
     return f"{where}: there is no key {key}" + (f"; did you mean {similar[0]}?" if similar else "")
@@ -170,7 +170,10 @@ def _validate(cfg: CfgNode) -> None:
         (cfg.MODEL.NUM_CLASSES >= 1, "MODEL.NUM_CLASSES must be set to the number of classes of the data set"),
         (cfg.SEED >= 0, "SEED must be 0 or more"),
         (former.HIDDEN_DIM % former.HEADS == 0, "MODEL.MASK_FORMER.HIDDEN_DIM must be a multiple of its HEADS"),
-        (former.HIDDEN_DIM % 4 == 0 and decoder.DIM % 4 == 0, "HIDDEN_DIM and PIXEL_DECODER.DIM must be multiples of 4"),
+        (
+            former.HIDDEN_DIM % 4 == 0 and decoder.DIM % 4 == 0,
+            "HIDDEN_DIM and PIXEL_DECODER.DIM must be multiples of 4",
+        ),
         (decoder.DIM % decoder.HEADS == 0, "MODEL.PIXEL_DECODER.DIM must be a multiple of its HEADS"),
         (former.TRAIN_NUM_POINTS >= 1, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS must be positive"),
         (former.OVERSAMPLE_RATIO >= 1, "MODEL.MASK_FORMER.OVERSAMPLE_RATIO must be at least 1"),

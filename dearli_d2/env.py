@@ -15,7 +15,16 @@ from .data.catalog import datasets_root
 from .files import cache_dir
 from .modeling.backbone.package_weights import PACKAGES
 
-_PACKAGES = ("torchvision", "open_clip_torch", "timm", "numpy", "segment-anything", "panopticapi-lite", "pycocotools", "transformers")
+_PACKAGES = (
+    "torchvision",
+    "open_clip_torch",
+    "timm",
+    "numpy",
+    "segment-anything",
+    "panopticapi-lite",
+    "pycocotools",
+    "transformers",
+)
 
 
 def _version(package: str) -> str:

@@ -61,7 +61,9 @@ class Predictor:
         ConfigError, WeightsError.
     """
 
-    def __init__(self, config: CfgNode | str | Path, weights: str | Path | None = None, class_names: str | None = None) -> None:
+    def __init__(
+        self, config: CfgNode | str | Path, weights: str | Path | None = None, class_names: str | None = None
+    ) -> None:
         if not isinstance(config, CfgNode):
             config = get_config(config, _OVERRIDES)
         weights = weights or config.MODEL.WEIGHTS
@@ -69,15 +71,14 @@ class Predictor:
             raise ConfigError("prediction needs weights: --weights or MODEL.WEIGHTS")
         content = read_file(weights)
         taxonomy = Taxonomy.from_json(content["taxonomy"]) if "taxonomy" in content else None
-        config = config.clone()
-        config.defrost()
-        config.MODEL.BACKBONE.WEIGHTS = ""  # the file holds the backbone
-        self.model = build_model(config, taxonomy)
+        self.model = build_model(config, taxonomy, load_backbone=False)
         load_state(self.model, state_dict_of(content, weights), weights)
         if class_names is not None:
             self.model.set_taxonomy(Taxonomy.from_text(class_names))
         elif self.model.taxonomy is None:
-            raise ConfigError(f"{weights} does not say its classes; register the data set of DATASETS.TRAIN or give class names")
+            raise ConfigError(
+                f"{weights} does not say its classes; register the data set of DATASETS.TRAIN or give class names"
+            )
         self.model.eval()
         self.mapper = TestMapper(config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST)
 
@@ -139,7 +140,8 @@ def predict_files(predictor: Predictor, images: Sequence[Path], out: Path) -> li
                 "height": image.shape[0],
                 "width": image.shape[1],
                 "segments_info": [
-                    {**s, "category_name": prediction.taxonomy.main_names[s["category_id"]]} for s in prediction.segments
+                    {**s, "category_name": prediction.taxonomy.main_names[s["category_id"]]}
+                    for s in prediction.segments
                 ],
             }
         )
@@ -149,7 +151,9 @@ def predict_files(predictor: Predictor, images: Sequence[Path], out: Path) -> li
         for i, names in enumerate(taxonomy.names)
     ]
     failures = [{"image": str(p), "reason": r} for p, r in skipped]
-    write_json(out / "predictions.json", {"annotations": annotations, "categories": classes, "skipped": failures}, indent=1)
+    write_json(
+        out / "predictions.json", {"annotations": annotations, "categories": classes, "skipped": failures}, indent=1
+    )
     return skipped
 
 

@@ -33,9 +33,7 @@ class Targets:
     def to(self, device: torch.device | str) -> Targets:
         """The same targets on `device`."""
         valid = None if self.valid is None else self.valid.to(device, non_blocking=True)
-        return Targets(
-            self.labels.to(device, non_blocking=True), self.masks.to(device, non_blocking=True), valid
-        )
+        return Targets(self.labels.to(device, non_blocking=True), self.masks.to(device, non_blocking=True), valid)
 
     def padded(self, height: int, width: int) -> Targets:
         """Padded on the right and at the bottom to (height, width); padding is not valid."""

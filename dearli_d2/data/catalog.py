@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -126,6 +127,7 @@ def dataset_dicts(name: str) -> list[dict]:
 
 # ---------------------------------------------------------------------------------------------- JSON
 
+
 def _stamp(source: PanopticSource) -> float:
     path = source.panoptic_json
     if not path.is_file():
@@ -146,10 +148,17 @@ def _read_json(path: Path, stamp: float, name: str) -> tuple[list[dict], Taxonom
     if len(contiguous) != len(categories):
         raise DatasetError(f"{name}: {path}: a category id stands twice")
     by_id = {image["id"]: image for image in images}
-    unknown = [(a["file_name"], s["category_id"]) for a in annotations for s in a["segments_info"] if s["category_id"] not in contiguous]
+    unknown = [
+        (a["file_name"], s["category_id"])
+        for a in annotations
+        for s in a["segments_info"]
+        if s["category_id"] not in contiguous
+    ]
     if unknown:
         shown = first_few([f"category {c} in {f}" for f, c in unknown])
-        raise DatasetError(f"{name}: {path}: {len(unknown)} segments of categories that are not in 'categories': {shown}")
+        raise DatasetError(
+            f"{name}: {path}: {len(unknown)} segments of categories that are not in 'categories': {shown}"
+        )
     orphans = [a["file_name"] for a in annotations if a["image_id"] not in by_id]
     if orphans:
         raise DatasetError(f"{name}: {path}: {len(orphans)} annotations without an image entry: {first_few(orphans)}")
@@ -208,6 +217,7 @@ def _set_metadata(name: str, source: PanopticSource, taxonomy: Taxonomy) -> None
 
 # ---------------------------------------------------------------------------------------------- partitions
 
+
 def _choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: PanopticSource) -> list[dict]:
     fraction = _parse_fraction(part)
     if fraction is not None:
@@ -233,11 +243,9 @@ def _choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: Pa
 
 
 def _parse_fraction(part: str) -> tuple[float, int] | None:
-    number, _, seed = part.partition("~")
-    try:
-        return float(number), int(seed or 0)
-    except ValueError:
-        return None
+    # a point is what tells a fraction from a folder: `1464` and `1_8` are folders (and float("1_8") is 18)
+    found = re.fullmatch(r"(\d*\.\d+)(?:~(\d+))?", part)
+    return None if found is None else (float(found[1]), int(found[2] or 0))
 
 
 def _list_file(name: str, part: str, source: PanopticSource) -> Path:
@@ -256,7 +264,9 @@ def _read_list(path: Path, known: dict[str, dict], name: str) -> list[str]:
     stems = [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
     missing = [stem for stem in stems if stem not in known]
     if missing:
-        raise DatasetError(f"{name}: {len(missing)} of {len(stems)} images of {path} are not in the data set: {first_few(missing)}")
+        raise DatasetError(
+            f"{name}: {len(missing)} of {len(stems)} images of {path} are not in the data set: {first_few(missing)}"
+        )
     if not stems:
         raise DatasetError(f"{name}: {path} lists no image")
     if len(set(stems)) != len(stems):
@@ -265,6 +275,7 @@ def _read_list(path: Path, known: dict[str, dict], name: str) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------- built-in data sets
+
 
 def _miniworld(domain: str, split: str) -> PanopticSource:
     root = miniworld.root(domain)

@@ -92,6 +92,7 @@ class Scene:
 
 # ---------------------------------------------------------------------------------------------- textures
 
+
 def _noise(rng: np.random.Generator, size: int, cells: tuple[int, int]) -> np.ndarray:
     """Smooth noise in -1..1 of shape (size, size) with `cells` (rows, columns) independent cells."""
     small = rng.uniform(-1, 1, size=cells).astype(np.float32)
@@ -153,6 +154,7 @@ def _texture(rng: np.random.Generator, size: int, cls: MiniClass) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------- geometry
+
 
 def _shape(rng: np.random.Generator, size: int, kind: str) -> np.ndarray:
     """(size, size) bool mask of one object with random place, extent and rotation."""
@@ -251,11 +253,10 @@ def caption(scene: Scene) -> str:
 
 # ---------------------------------------------------------------------------------------------- files
 
+
 def categories() -> list[dict]:
     """COCO-panoptic `categories`, with the colour that pictures use."""
-    return [
-        {"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": _picture_colour(c)} for c in CLASSES
-    ]
+    return [{"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": _picture_colour(c)} for c in CLASSES]
 
 
 def _picture_colour(cls: MiniClass) -> list[int]:
@@ -366,7 +367,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     run: dict[str, Callable[[], None]] = {
         "preview": lambda: (preview(args.out), print(args.out))[1],
-        "generate": lambda: [print(root(domain)) for domain in DOMAINS][0],
+        "generate": lambda: next(print(root(domain)) for domain in DOMAINS),
     }
     run[args.command]()
 

@@ -54,10 +54,10 @@ class Taxonomy:
 
     @staticmethod
     def from_categories(categories: Sequence[dict]) -> Taxonomy:
-        """From COCO-panoptic `categories`, in the order of the list."""
+        """From COCO-panoptic `categories`, in the order of the list; an optional "synonyms" list adds names."""
         fallback = spread_colors(len(categories))
         return Taxonomy(
-            names=tuple((c["name"],) for c in categories),
+            names=tuple((c["name"], *c.get("synonyms", ())) for c in categories),
             thing_ids=frozenset(i for i, c in enumerate(categories) if c.get("isthing", 1)),
             dataset_ids=tuple(c["id"] for c in categories),
             colors=tuple(tuple(c.get("color", fallback[i])) for i, c in enumerate(categories)),

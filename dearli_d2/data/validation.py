@@ -58,9 +58,7 @@ def validate_dataset(name: str, num_classes: int | None = None) -> Summary:
     labelled = [d for d in dicts if "pan_seg_file_name" in d]
     _check_sizes(name, _spread(dicts, _SIZE_CHECKS))
     _check_pixels(name, _spread(labelled, _PIXEL_CHECKS))
-    shown = Counter(
-        c for d in labelled for c in {s["category_id"] for s in d["segments_info"] if not s["iscrowd"]}
-    )
+    shown = Counter(c for d in labelled for c in {s["category_id"] for s in d["segments_info"] if not s["iscrowd"]})
     if labelled and not shown:
         raise DatasetError(f"{name}: {len(labelled)} labelled images but not one segment in them")
     counts = {class_name: shown[i] for i, class_name in enumerate(taxonomy.main_names)} if labelled else {}
@@ -75,10 +73,15 @@ def _spread(items: list[dict], limit: int) -> list[dict]:
 
 def _check_present(name: str, files: list[str], kind: str, hint: str) -> None:
     """One directory listing per folder instead of one system call per file."""
-    listings = {folder: {p.name for p in folder.iterdir()} if folder.is_dir() else set() for folder in {Path(f).parent for f in files}}
+    listings = {
+        folder: {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+        for folder in {Path(f).parent for f in files}
+    }
     missing = [f for f in files if Path(f).name not in listings[Path(f).parent]]
     if missing:
-        raise DatasetError(f"{name}: {len(missing)} of {len(files)} {kind} files are missing, first: {missing[0]}; {hint}")
+        raise DatasetError(
+            f"{name}: {len(missing)} of {len(files)} {kind} files are missing, first: {missing[0]}; {hint}"
+        )
 
 
 def _check_sizes(name: str, dicts: list[dict]) -> None:
@@ -117,7 +120,9 @@ def _check_pixels(name: str, dicts: list[dict]) -> None:
             f"{name}: {len(strangers)} of {len(dicts)} examined label files hold segment ids that the JSON file does not list: {first_few(strangers)}"
         )
     if dicts and len(empty) == len(dicts):
-        raise DatasetError(f"{name}: no examined label file shows any listed segment (all pixels are ignored), first: {empty[0]}")
+        raise DatasetError(
+            f"{name}: no examined label file shows any listed segment (all pixels are ignored), first: {empty[0]}"
+        )
 
 
 def check_disjoint(labeled: str, unlabeled: str) -> None:

@@ -56,4 +56,4 @@ class ColorAugmentation:
 
 def scale_steps(low: float, high: float, step: float = 0.1) -> list[float]:
     """`low`, `low + step`, ..., `high`."""
-    return [round(low + i * step, 4) for i in range(int(round((high - low) / step)) + 1)]
+    return [round(low + i * step, 4) for i in range(round((high - low) / step) + 1)]

@@ -56,7 +56,9 @@ class RunCheckpoints:
             return None
         path = self.folder / note.read_text().strip()
         if not path.is_file():
-            raise WeightsError(f"{note} names {path.name}, which is not there; write the name of a checkpoint of {self.folder} into it")
+            raise WeightsError(
+                f"{note} names {path.name}, which is not there; write the name of a checkpoint of {self.folder} into it"
+            )
         return path
 
     def load_last(self) -> dict[str, Any] | None:

@@ -40,7 +40,13 @@ def evaluate(cfg: CfgNode, model: nn.Module, iteration: int | None = None) -> di
             continue
         folder = Path(cfg.OUTPUT_DIR) / "evaluation" / name.replace("/", "_")
         write_results(results, folder / "results.json", dataset=name, iteration=iteration)
-        logger.info("%s, %s images%s\n%s", name, len(dicts), "" if iteration is None else f", iteration {iteration}", tables(results))
+        logger.info(
+            "%s, %s images%s\n%s",
+            name,
+            len(dicts),
+            "" if iteration is None else f", iteration {iteration}",
+            tables(results),
+        )
         write_pictures(cfg, model, dicts, folder)
         prefix = f"{name}/" if len(cfg.DATASETS.TEST) > 1 else ""
         collected.update({prefix + key: value for key, value in scalars(results).items()})
@@ -60,5 +66,7 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dicts: list[dict], folder: Pa
         with autocast(cfg):
             panoptic, segments = model([mapper(d)])[0]["panoptic_seg"]
         path = folder / "pictures" / f"{Path(d['file_name']).stem}.png"
-        save_prediction_picture(path, read_image(d["file_name"]), panoptic.cpu().numpy(), segments, model.taxonomy, truth=d)
+        save_prediction_picture(
+            path, read_image(d["file_name"]), panoptic.cpu().numpy(), segments, model.taxonomy, truth=d
+        )
     model.train(training)

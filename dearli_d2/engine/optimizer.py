@@ -8,7 +8,13 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.LocalResponseNorm, nn.modules.instancenorm._InstanceNorm)
+_NORMS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._BatchNorm,
+    nn.LocalResponseNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
 _EMBEDDING_NAMES = ("level_embed", "logit_scale", "positional_embedding", "class_embedding", "pos_embed", "cls_token")
 
 

@@ -34,9 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def labeled_dicts(cfg: CfgNode) -> list[dict]:
-    """All images of DATASETS.TRAIN. Raises `DatasetError` if there is no set or their classes differ."""
-    if not cfg.DATASETS.TRAIN:
-        raise DatasetError("DATASETS.TRAIN names no data set")
+    """All images of DATASETS.TRAIN. Raises `DatasetError` if their classes differ."""
     first = taxonomy_of(cfg.DATASETS.TRAIN[0])
     for name in cfg.DATASETS.TRAIN[1:]:
         if taxonomy_of(name).names != first.names:
@@ -64,10 +62,16 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
     """
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % world_size:
-        raise ConfigError(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of the {world_size} processes")
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of the {world_size} processes"
+        )
+    if not cfg.DATASETS.TRAIN:
+        raise DatasetError("DATASETS.TRAIN names no data set")
     check_writable(cfg.OUTPUT_DIR)
     if not resume and RunCheckpoints(cfg.OUTPUT_DIR, 1).last() is not None:
-        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run; --resume continues it, or choose another folder")
+        raise ConfigError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run; --resume continues it, or choose another folder"
+        )
     names = dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     for name in names:
         logger.info("%s", validate_dataset(name, cfg.MODEL.NUM_CLASSES))
@@ -101,16 +105,21 @@ class Trainer(TrainerBase):
         self.checkpoints = RunCheckpoints(cfg.OUTPUT_DIR, cfg.SOLVER.KEEP_CHECKPOINTS)
         torch.manual_seed(cfg.SEED)  # the same start on every rank
         self.taxonomy = taxonomy_of(cfg.DATASETS.TRAIN[0])
-        self.student = build_model(cfg, self.taxonomy)
+        state = self.checkpoints.load_last() if resume else None
+        self.student = build_model(cfg, self.taxonomy, load_backbone=state is None)
         self.optimizer = build_optimizer(cfg, self.student)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.scaler = build_scaler(cfg)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.bad_steps, self.best = 0, -math.inf
-        if resume and (state := self.checkpoints.load_last()) is not None:
+        if state is not None:
             self._restore(state)
         elif cfg.MODEL.WEIGHTS:
             logger.info("%s: %s", cfg.MODEL.WEIGHTS, load_weights(self.student, cfg.MODEL.WEIGHTS, strict=False))
+        elif not cfg.MODEL.BACKBONE.WEIGHTS:
+            logger.warning(
+                "the backbone starts from random weights: MODEL.BACKBONE.WEIGHTS and MODEL.WEIGHTS are empty"
+            )
         self.model = create_ddp_model(self.student, broadcast_buffers=False)
         self.model.train()
         self.stream = self._build_stream()
@@ -174,7 +183,7 @@ class Trainer(TrainerBase):
         self._apply(dict(zip(names, values[:-1].tolist(), strict=True)), values[-1].item(), files)
         self.scheduler.step()
         get_event_storage().put_scalars(
-            data_time=data_time, lr=self.optimizer.param_groups[0]["lr"], smoothing_hint=False
+            data_time=data_time, lr=max(g["lr"] for g in self.optimizer.param_groups), smoothing_hint=False
         )
 
     def _clip(self) -> torch.Tensor:
@@ -197,7 +206,9 @@ class Trainer(TrainerBase):
         self.bad_steps = 0
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        reduced = comm.reduce_dict({k: torch.tensor(v) for k, v in losses.items()}) if comm.get_world_size() > 1 else losses
+        reduced = (
+            comm.reduce_dict({k: torch.tensor(v) for k, v in losses.items()}) if comm.get_world_size() > 1 else losses
+        )
         if comm.is_main_process():
             scalars = {k: float(v) for k, v in reduced.items()}
             get_event_storage().put_scalars(total_loss=sum(scalars.values()), grad_norm=norm, **scalars)
@@ -211,7 +222,11 @@ class Trainer(TrainerBase):
         message = f"iteration {self.iter}: {what}; files: {', '.join(files)}"
         logger.warning("step skipped (%d in a row). %s", self.bad_steps, message)
         if self.bad_steps > self.cfg.SOLVER.MAX_BAD_STEPS:
-            path = self.checkpoints.save_apart("bad_step", self.state(self.iter)) if comm.is_main_process() else "bad_step.pth"
+            path = (
+                self.checkpoints.save_apart("bad_step", self.state(self.iter))
+                if comm.is_main_process()
+                else "bad_step.pth"
+            )
             raise TrainingError(
                 f"{self.bad_steps} steps in a row could not be used. {message}. The state is in {path}; "
                 "a lower SOLVER.BASE_LR or SOLVER.AMP.ENABLED False usually helps"

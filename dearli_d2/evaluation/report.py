@@ -23,7 +23,9 @@ def scalars(results: dict[str, dict]) -> dict[str, float]:
 def tables(results: dict[str, dict]) -> str:
     """A table of the means and one of the classes."""
     means = tabulate([[name, f"{value:.2f}"] for name, value in scalars(results).items()], ["metric", "%"])
-    columns = [(task, metric) for task, scores in results.items() for metric in next(iter(scores["per_class"].values()))]
+    columns = [
+        (task, metric) for task, scores in results.items() for metric in next(iter(scores["per_class"].values()))
+    ]
     names = next(iter(results.values()))["per_class"]
     rows = [[name] + [_cell(results[task]["per_class"][name][metric]) for task, metric in columns] for name in names]
     return f"{means}\n\n{tabulate(rows, ['class'] + [metric for _, metric in columns])}"

@@ -14,12 +14,13 @@ from .backbone import timm as _timm  # noqa: F401  registration
 from .meta_arch import mask_former as _mask_former  # noqa: F401  registration
 
 
-def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None) -> nn.Module:
+def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: bool = True) -> nn.Module:
     """The model of a config, on `cfg.MODEL.DEVICE`.
 
     Args:
         taxonomy: classes; None = those of DATASETS.TRAIN[0]. Where that data set is not on this machine the model is
             built without; a checkpoint of this project brings its own.
+        load_backbone: False leaves MODEL.BACKBONE.WEIGHTS alone, since a checkpoint follows that holds the backbone.
 
     Raises:
         ConfigError: an unknown part, or a number of classes other than MODEL.NUM_CLASSES. WeightsError: see backbones.
@@ -33,6 +34,10 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None) -> nn.Module:
         raise ConfigError(
             f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else 'the taxonomy'} has {len(taxonomy)} classes"
         )
+    if not load_backbone:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.BACKBONE.WEIGHTS = ""
     try:
         architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     except KeyError as error:

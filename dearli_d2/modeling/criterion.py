@@ -17,13 +17,13 @@ from .transformer_decoder import DecoderOutput
 
 class SetCriterion(nn.Module):
     """Args:
-        num_classes: K.
-        matcher: finds the pairs.
-        class_weight, mask_weight, dice_weight: loss weights; 0 leaves the term out.
-        no_object_weight: of the no-object class in the cross-entropy.
-        num_points: points per mask (12 544 = 112^2).
-        oversample_ratio: random candidates per importance-sampled point.
-        importance_sample_ratio: share of the points that are the most uncertain candidates (PointRend).
+    num_classes: K.
+    matcher: finds the pairs.
+    class_weight, mask_weight, dice_weight: loss weights; 0 leaves the term out.
+    no_object_weight: of the no-object class in the cross-entropy.
+    num_points: points per mask (12 544 = 112^2).
+    oversample_ratio: random candidates per importance-sampled point.
+    importance_sample_ratio: share of the points that are the most uncertain candidates (PointRend).
     """
 
     def __init__(
@@ -72,9 +72,7 @@ class SetCriterion(nn.Module):
             for index, loss in enumerate(per_prediction.unbind())
         }
 
-    def _class_losses(
-        self, class_logits: torch.Tensor, targets: Sequence[Targets], matches: Matches
-    ) -> torch.Tensor:
+    def _class_losses(self, class_logits: torch.Tensor, targets: Sequence[Targets], matches: Matches) -> torch.Tensor:
         """(R,): cross-entropy over all queries, unmatched ones as no-object."""
         logits = class_logits.float()
         no_object = logits.shape[-1] - 1

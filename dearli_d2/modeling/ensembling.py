@@ -20,10 +20,9 @@ def mask_pool(features: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor
     if mask_logits.shape[-2:] != features.shape[-2:]:
         mask_logits = F.interpolate(mask_logits, size=features.shape[-2:], mode="bilinear", align_corners=False)
     masks = (mask_logits > 0).to(features.dtype)
-    area = masks.sum((-1, -2), dtype=torch.float32) + 1e-8  # 1e-8 vanishes in half precision
-    pooled = torch.einsum("bqhw,bdhw->bqd", masks / area[..., None, None].to(features.dtype), features)
-    # an empty mask has 0 / 1e-8; in fp16 the area rounds to 0 and the quotient is NaN, so it is set, not computed
-    return torch.where((area > 0.5)[..., None], pooled, torch.zeros_like(pooled))
+    # areas are counts, so 1 is the least of a mask that is not empty (an added epsilon would vanish in fp16)
+    area = masks.sum((-1, -2), dtype=torch.float32).clamp(min=1)[..., None, None]
+    return torch.einsum("bqhw,bdhw->bqd", masks / area.to(features.dtype), features)
 
 
 def clip_head(visual: nn.Module, pooled: torch.Tensor) -> torch.Tensor:

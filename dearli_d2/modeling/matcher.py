@@ -29,8 +29,8 @@ class Matches:
 
 class HungarianMatcher:
     """Args:
-        class_weight, mask_weight, dice_weight: of the costs; a class weight of 0 matches by masks alone.
-        num_points: random points per image at which masks are compared, the same for all predictions.
+    class_weight, mask_weight, dice_weight: of the costs; a class weight of 0 matches by masks alone.
+    num_points: random points per image at which masks are compared, the same for all predictions.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class HungarianMatcher:
     @torch.no_grad()
     def __call__(self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets]) -> Matches:
         """Args:
-            class_logits: (R, B, Q, K + 1). output: the masks. targets: of the B images, all of one size.
+        class_logits: (R, B, Q, K + 1). output: the masks. targets: of the B images, all of one size.
         """
         device, counts = class_logits.device, [len(t) for t in targets]
         predictions, total = len(class_logits), sum(counts)
@@ -80,7 +80,9 @@ class HungarianMatcher:
             valid = None if validity is None else torch.stack(validity)
 
             costs = []
-            for logits, embeddings in zip(class_logits, output.mask_embeddings, strict=True):  # one layer's logits at a time
+            for logits, embeddings in zip(
+                class_logits, output.mask_embeddings, strict=True
+            ):  # one layer's logits at a time
                 mask_logits = torch.bmm(embeddings.float(), features)
                 cost = pairwise_mask_cost(mask_logits, masks, valid, self.mask_weight, self.dice_weight)
                 if self.class_weight:

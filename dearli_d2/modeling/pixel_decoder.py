@@ -26,7 +26,9 @@ class PixelFeatures:
 class EncoderLayer(nn.Module):
     """Deformable self-attention and a feed-forward network, both post-norm, no dropout."""
 
-    def __init__(self, dim: int, feedforward_dim: int, heads: int, levels: int, points: int, implementation: str) -> None:
+    def __init__(
+        self, dim: int, feedforward_dim: int, heads: int, levels: int, points: int, implementation: str
+    ) -> None:
         super().__init__()
         self.self_attn = MSDeformAttn(dim, heads, levels, points, implementation)
         self.norm1 = nn.LayerNorm(dim)
@@ -79,11 +81,11 @@ def group_count(channels: int) -> int:
 
 class MSDeformAttnPixelDecoder(nn.Module):
     """Args:
-        in_channels: channels of each backbone feature, fine to coarse, e.g. {"res2": 256, ..., "res5": 2048}. The first
-            is joined by the FPN step, the others are the levels of the deformable encoder.
-        dim: channels C of the encoder. mask_dim: channels of the mask features.
-        feedforward_dim, heads, points, layers: of the encoder.
-        implementation: of deformable attention.
+    in_channels: channels of each backbone feature, fine to coarse, e.g. {"res2": 256, ..., "res5": 2048}. The first
+        is joined by the FPN step, the others are the levels of the deformable encoder.
+    dim: channels C of the encoder. mask_dim: channels of the mask features.
+    feedforward_dim, heads, points, layers: of the encoder.
+    implementation: of deformable attention.
     """
 
     def __init__(
@@ -102,7 +104,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.levels = levels[::-1]  # coarse to fine
         self.dim = dim
         self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(in_channels[name], dim, 1), nn.GroupNorm(group_count(dim), dim)) for name in self.levels
+            nn.Sequential(nn.Conv2d(in_channels[name], dim, 1), nn.GroupNorm(group_count(dim), dim))
+            for name in self.levels
         )
         for projection in self.input_proj:
             nn.init.xavier_uniform_(projection[0].weight)

@@ -23,6 +23,4 @@ def sine_position(height: int, width: int, dim: int, device: torch.device) -> to
         return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], -1).flatten(1)
 
     y, x = encode(height), encode(width)
-    return torch.cat(
-        [y.T[:, :, None].expand(-1, -1, width), x.T[:, None].expand(-1, height, -1)]
-    ).contiguous()
+    return torch.cat([y.T[:, :, None].expand(-1, -1, width), x.T[:, None].expand(-1, height, -1)]).contiguous()

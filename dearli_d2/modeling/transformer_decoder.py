@@ -7,6 +7,7 @@ resized mask features, losses from points (see `criterion.py`).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, layers: int) -> None:
         super().__init__()
         dims = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(dims))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
@@ -122,11 +123,11 @@ class FFNLayer(nn.Module):
 
 class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Args:
-        in_dim: channels of the multi-scale features. dim: channels C of the queries. mask_dim: of the mask features.
-        num_queries, heads, feedforward_dim, layers, levels: as published (layers = 9, levels = 3).
-        class_head: maps (..., C) to class logits or to embeddings in the text space; the constructor names it
-            `class_embed`, as published.
-        logit_scale: True adds the learnable scale of a cosine classifier, ln(1 / 0.07) at the start.
+    in_dim: channels of the multi-scale features. dim: channels C of the queries. mask_dim: of the mask features.
+    num_queries, heads, feedforward_dim, layers, levels: as published (layers = 9, levels = 3).
+    class_head: maps (..., C) to class logits or to embeddings in the text space; the constructor names it
+        `class_embed`, as published.
+    logit_scale: True adds the learnable scale of a cosine classifier, ln(1 / 0.07) at the start.
     """
 
     def __init__(

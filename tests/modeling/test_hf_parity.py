@@ -48,7 +48,10 @@ def test_all_layers_logits_equal(pair, size):
     with torch.no_grad():
         ours = head(features_of(peer, images))
         theirs = peer(images)
-    layers = [*theirs.auxiliary_logits, {"class_queries_logits": theirs.class_queries_logits, "masks_queries_logits": theirs.masks_queries_logits}]
+    layers = [
+        *theirs.auxiliary_logits,
+        {"class_queries_logits": theirs.class_queries_logits, "masks_queries_logits": theirs.masks_queries_logits},
+    ]
     assert len(layers) == len(ours.class_outputs)
     for index, layer in enumerate(layers):
         close(ours.class_outputs[index], layer["class_queries_logits"])

@@ -19,8 +19,6 @@ from ..ensembling import clip_head
 from . import tiny_clip  # makes the shipped model known to open_clip
 from .pyramid import SimpleFeaturePyramid
 
-logger = logging.getLogger(__name__)
-
 
 def build_clip(arch: str, weights: str) -> nn.Module:
     """An OpenCLIP model in fp32 on the CPU.
@@ -28,7 +26,7 @@ def build_clip(arch: str, weights: str) -> nn.Module:
     Args:
         arch: name of an OpenCLIP model configuration, or the path of such a JSON file.
         weights: a pretrained tag (downloaded by `open_clip`), a local file, "shipped" (in this package), or "" for a
-            random start, which is logged.
+            random start.
 
     Raises:
         ConfigError: unknown `arch`. WeightsError: weights that cannot be had or do not fit.
@@ -57,12 +55,13 @@ def build_clip(arch: str, weights: str) -> nn.Module:
         )
     model = _create_random(arch)
     if not weights:
-        logger.warning("CLIP %s starts from random weights: MODEL.BACKBONE.WEIGHTS is empty", arch)
         return model
     state = {k: v.float() if v.is_floating_point() else v for k, v in read_state_dict(weights).items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
-        raise WeightsError(f"{weights} is not {arch}: {len(missing)} names missing, {len(unexpected)} unexpected, first {(missing + unexpected)[0]}")
+        raise WeightsError(
+            f"{weights} is not {arch}: {len(missing)} names missing, {len(unexpected)} unexpected, first {(missing + unexpected)[0]}"
+        )
     return model
 
 
@@ -120,7 +119,8 @@ class OpenCLIPConvNeXt(_OpenCLIPBackbone):
             raise ConfigError(f"MODEL.BACKBONE.ARCH: {arch} has no ConvNeXt tower; use MODEL.BACKBONE.NAME OpenCLIPViT")
         info = trunk.feature_info
         self._shapes = {
-            f"res{i + 2}": ShapeSpec(channels=stage["num_chs"], stride=stage["reduction"]) for i, stage in enumerate(info)
+            f"res{i + 2}": ShapeSpec(channels=stage["num_chs"], stride=stage["reduction"])
+            for i, stage in enumerate(info)
         }
 
     @classmethod

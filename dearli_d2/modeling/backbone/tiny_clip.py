@@ -78,7 +78,9 @@ def train(steps: int, scenes: int, side: int = 8, mosaics: int = 2, lr: float = 
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW([{"params": matrices}, {"params": others, "weight_decay": 0}], lr=lr, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices}, {"params": others, "weight_decay": 0}], lr=lr, weight_decay=0.05
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 100, 1.0) * (1 - step / steps) ** 0.9
     )
@@ -156,7 +158,10 @@ def main(argv: list[str] | None = None) -> None:
     model = train(args.steps, args.scenes)
     save(model, args.out)
     shares = oracle_accuracy(model)
-    print("right class under ground-truth masks:", ", ".join(f"{k} {math.floor(1000 * v) / 10} %" for k, v in shares.items()))
+    print(
+        "right class under ground-truth masks:",
+        ", ".join(f"{k} {math.floor(1000 * v) / 10} %" for k, v in shares.items()),
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+#!/usr/bin/env python
+"""From the official ADE20K downloads to COCO-panoptic files.
+
+Reads below $DETECTRON2_DATASETS/ADEChallengeData2016 (release "ADEChallengeData2016.zip" and, unpacked into the same
+folder, "annotations_instance.tar"):
+
+    images/{training,validation}/*.jpg
+    annotations/{training,validation}/*.png            0 = none, 1..150 = class
+    annotations_instance/{training,validation}/*.png   red = thing class 1..100, green = instance
+    objectInfo150.txt                                  names
+
+and writes ade20k_panoptic_{train,val}.json, ade20k_panoptic_{train,val}/*.png and
+annotations_detectron2/{training,validation}/*.png (class 0..149, 255 = ignore). An interrupted run resumes.
+
+    python datasets/prepare_ade20k.py [--workers 8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dearli_d2.cli import report_errors
+from dearli_d2.data.catalog import datasets_root
+from dearli_d2.data.mappers import read_image
+from dearli_d2.data.preparation import check_pairs, convert_all, ids_to_rgb, save_png, segment_info, write_panoptic_json
+from dearli_d2.data.taxonomy import spread_colors
+from dearli_d2.errors import DatasetError
+
+# scene-parsing class (1..150) of each of the 100 instance classes, in their order (published mapping)
+THING_CLASSES = (
+    8, 9, 11, 13, 15, 16, 19, 20, 21, 23, 24, 25, 28, 31, 32, 33, 34, 36, 37, 38, 39, 40, 42, 43, 44, 45, 46, 48, 50, 51,
+    54, 56, 57, 58, 59, 63, 65, 66, 67, 68, 70, 71, 72, 73, 74, 75, 76, 77, 79, 81, 82, 83, 84, 86, 87, 88, 89, 90, 91, 93,
+    94, 96, 98, 99, 103, 104, 105, 108, 109, 111, 112, 113, 116, 117, 119, 120, 121, 122, 124, 125, 126, 127, 128, 130,
+    131, 133, 134, 135, 136, 137, 138, 139, 140, 143, 144, 145, 147, 148, 149, 150,
+)  # fmt: skip
+SPLITS = {"train": ("training", 20210), "val": ("validation", 2000)}
+HINT = "download ADEChallengeData2016.zip and annotations_instance.tar from the scene-parsing benchmark and unpack both there"
+
+
+def read_categories(path: Path) -> list[dict]:
+    """The 150 categories from objectInfo150.txt: id 0..149, name, synonyms, thing or stuff."""
+    if not path.is_file():
+        raise DatasetError(f"no file {path}; {HINT}")
+    rows = [line.split("\t") for line in path.read_text().splitlines() if line[:1].isdigit()]
+    if len(rows) != 150:
+        raise DatasetError(f"{path} lists {len(rows)} classes, not 150")
+    colors = spread_colors(150)
+    categories = []
+    for row in rows:
+        number, names = int(row[0]), [n.strip() for n in row[-1].replace(";", ",").split(",") if n.strip()]
+        categories.append(
+            {
+                "id": number - 1,
+                "name": names[0],
+                "synonyms": names[1:],
+                "isthing": int(number in THING_CLASSES),
+                "color": list(colors[number - 1]),
+            }
+        )
+    return categories
+
+
+def panoptic_of(semantic: np.ndarray, instances: np.ndarray) -> tuple[np.ndarray, list[dict]]:
+    """(H, W) segment ids and their infos.
+
+    Args:
+        semantic: (H, W), 0 = none, 1..150. instances: (H, W, 3), red = instance class, green = instance, 0 = none.
+
+    Stuff is one segment a class; things are the instances, which lie above the stuff. Thing pixels that belong to no
+    instance stay void.
+    """
+    ids, categories = np.zeros(semantic.shape, np.int64), {}
+    for number in np.unique(semantic):
+        if number and number not in THING_CLASSES:
+            categories[len(categories) + 1] = int(number) - 1
+            ids[semantic == number] = len(categories)
+    keys = instances[..., 0].astype(np.int64) * 256 + instances[..., 1]
+    for key in np.unique(keys[instances[..., 0] > 0]):
+        categories[len(categories) + 1] = THING_CLASSES[key // 256 - 1] - 1
+        ids[keys == key] = len(categories)
+    visible = set(np.unique(ids).tolist())
+    return ids, [segment_info(i, c, ids == i) for i, c in categories.items() if i in visible]
+
+
+def convert(stem: str, root: Path, split: str) -> dict:
+    """Writes both PNG files of an image; returns its record."""
+    folder = SPLITS[split][0]
+    semantic = read_image(str(root / "annotations" / folder / f"{stem}.png"))[..., 0]
+    instances = read_image(str(root / "annotations_instance" / folder / f"{stem}.png"))
+    if semantic.shape != instances.shape[:2]:
+        raise DatasetError(f"{stem}: annotations are {semantic.shape}, annotations_instance {instances.shape[:2]}")
+    ids, infos = panoptic_of(semantic, instances)
+    save_png(root / f"ade20k_panoptic_{split}" / f"{stem}.png", ids_to_rgb(ids))
+    save_png(root / "annotations_detectron2" / folder / f"{stem}.png", semantic - np.uint8(1))  # 0 wraps to 255
+    return {"stem": stem, "height": semantic.shape[0], "width": semantic.shape[1], "segments_info": infos}
+
+
+def prepare(root: Path, workers: int) -> None:
+    """Both splits."""
+    categories = read_categories(root / "objectInfo150.txt")
+    for split, (folder, expected) in SPLITS.items():
+        labels = [root / "annotations" / folder, root / "annotations_instance" / folder]
+        stems = check_pairs(root / "images" / folder, labels, split, expected, HINT)
+        journal = root / f"ade20k_panoptic_{split}.journal.jsonl"
+        records = convert_all(stems, partial(convert, root=root, split=split), journal, workers, f"ADE20K {split}")
+        write_panoptic_json(root / f"ade20k_panoptic_{split}.json", records, categories)
+        journal.unlink()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=4)
+    args = parser.parse_args(argv)
+    return report_errors(lambda: prepare(datasets_root() / "ADEChallengeData2016", args.workers) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What the scripts in `datasets/` share: long conversions that resume where they stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ..errors import DatasetError, first_few
+from ..files import write_atomically, write_json
+
+
+def save_png(path: Path, array: np.ndarray) -> None:
+    """Writes an image array as PNG, atomically."""
+    write_atomically(path, lambda temporary: Image.fromarray(array).save(temporary))
+
+
+def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
+    """(H, W) segment ids to (H, W, 3) uint8 of the COCO-panoptic format."""
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+
+
+def segment_info(identifier: int, category_id: int, mask: np.ndarray) -> dict:
+    """Entry of `segments_info` for a (H, W) bool mask that is not empty."""
+    rows, columns = np.nonzero(mask)
+    box = [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+    return {"id": identifier, "category_id": category_id, "area": len(rows), "bbox": box, "iscrowd": 0}
+
+
+def convert_all(
+    keys: Sequence[str], convert: Callable[[str], dict], journal: Path, workers: int, description: str
+) -> list[dict]:
+    """Runs `convert` for every key and returns its results in the order of the keys.
+
+    Each result is appended to `journal` (JSON lines) as it comes; a later call with the same journal does only what is
+    missing. `convert` must be picklable, and must write its own files before it returns.
+    """
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    done = _read_journal(journal)
+    missing = [key for key in keys if key not in done]
+    with journal.open("a") as log, tqdm(total=len(keys), initial=len(keys) - len(missing), desc=description) as bar:
+        for key, result in zip(missing, _run(convert, missing, workers), strict=True):
+            log.write(json.dumps({"key": key, "result": result}) + "\n")
+            log.flush()
+            done[key] = result
+            bar.update()
+    return [done[key] for key in keys]
+
+
+def _run(convert: Callable[[str], dict], keys: list[str], workers: int) -> Iterable[dict]:
+    if workers <= 1:
+        yield from map(convert, keys)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(convert, keys, chunksize=8)
+
+
+def _read_journal(path: Path) -> dict[str, dict]:
+    """Results so far; a last line that a kill cut off is dropped, also from the file."""
+    if not path.is_file():
+        return {}
+    results, kept = {}, []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        results[entry["key"]] = entry["result"]
+        kept.append(line if line.endswith("\n") else line + "\n")
+    write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+    return results
+
+
+def check_pairs(images: Path, labels: Sequence[Path], split: str, expected: int | None, hint: str) -> list[str]:
+    """Stems of the images (.jpg) of a folder, sorted, after a check that each has a .png in every label folder.
+
+    Raises:
+        DatasetError: a missing folder or missing files, with the first ones.
+    """
+    for folder in (images, *labels):
+        if not folder.is_dir():
+            raise DatasetError(f"{split}: no folder {folder}; {hint}")
+    stems = sorted(p.stem for p in images.glob("*.jpg"))
+    if not stems:
+        raise DatasetError(f"{split}: no .jpg file in {images}; {hint}")
+    for folder in labels:
+        present = {p.stem for p in folder.glob("*.png")}
+        missing = [s for s in stems if s not in present]
+        if missing:
+            raise DatasetError(
+                f"{split}: {len(missing)} of {len(stems)} images have no label in {folder}: {first_few(missing)}; {hint}"
+            )
+    if expected is not None and len(stems) != expected:
+        print(f"note: {split} has {len(stems)} images, the official release {expected}")
+    return stems
+
+
+def write_panoptic_json(path: Path, records: list[dict], categories: list[dict]) -> None:
+    """COCO-panoptic JSON from records {"stem", "height", "width", "segments_info"}."""
+    write_json(
+        path,
+        {
+            "images": [
+                {"id": r["stem"], "file_name": f"{r['stem']}.jpg", "height": r["height"], "width": r["width"]}
+                for r in records
+            ],
+            "annotations": [
+                {"image_id": r["stem"], "file_name": f"{r['stem']}.png", "segments_info": r["segments_info"]}
+                for r in records
+            ],
+            "categories": categories,
+        },
+    )

@@ -1,0 +1,152 @@
+"""Views of data sets: partitions by list and by fraction, without leaks."""
+
+from __future__ import annotations
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from dearli_d2.data.catalog import dataset_dicts, ensure_registered, split_name, taxonomy_of
+from dearli_d2.data.taxonomy import Taxonomy, read_class_names
+from dearli_d2.data.validation import check_disjoint, validate_dataset
+from dearli_d2.errors import ConfigError, DatasetError
+
+
+def stems(name):
+    return [d["image_id"] for d in dataset_dicts(name)]
+
+
+def test_fraction_and_rest_are_a_partition():
+    labeled, rest = stems("miniworld_train@0.1"), stems("miniworld_train@0.1:unlabeled")
+    assert len(labeled) == 100
+    assert sorted(labeled + rest) == sorted(stems("miniworld_train"))
+    check_disjoint("miniworld_train@0.1", "miniworld_train@0.1:unlabeled")
+
+
+def test_fractions_of_one_seed_are_nested_and_seeds_differ():
+    assert set(stems("miniworld_train@0.05")) < set(stems("miniworld_train@0.1"))
+    assert stems("miniworld_train@0.05~1") != stems("miniworld_train@0.05")
+    assert stems("miniworld_train@0.05~1") == stems("miniworld_train@0.05~1")
+
+
+def test_unlabelled_images_carry_no_annotation():
+    for d in dataset_dicts("miniworld_train@0.5:unlabeled"):
+        assert set(d) == {"file_name", "image_id", "height", "width"}
+    assert str(validate_dataset("miniworld_train@0.5:unlabeled")).endswith("500 images, unlabelled")
+
+
+def test_list_file_with_paths_and_more_columns(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("some/where/000003.jpg annotations/000003.png\n\n000001\n")
+    assert stems(f"miniworld_train@{path}") == ["000003", "000001"]
+    assert len(stems(f"miniworld_train@{path}:unlabeled")) == 998
+
+
+def test_detectron2_catalogs_know_views():
+    ensure_registered("miniworld_val@0.5")
+    assert len(DatasetCatalog.get("miniworld_val@0.5")) == 50
+    assert MetadataCatalog.get("miniworld_val@0.5").stuff_classes[0] == "striped red"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("miniworl_train", "there is no data set 'miniworl_train'; known: "),
+        ("miniworld_train@", "write NAME, NAME@PART"),
+        ("miniworld_train@0.1:labeled", "write NAME, NAME@PART"),
+        ("miniworld_train@1_8", "no partition folder"),
+        ("miniworld_train@lists/none.txt", "no list file lists/none.txt"),
+        ("miniworld_train@1.5", "not in \\(0, 1\\]"),
+    ],
+)
+def test_bad_names_say_what_is_wrong(name, words):
+    with pytest.raises(DatasetError, match=words):
+        dataset_dicts(name)
+
+
+def test_list_with_strangers_or_twice_the_same(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("000001\n999999\n888888\n")
+    with pytest.raises(DatasetError, match="2 of 3 images .* are not in the data set: 999999, 888888"):
+        dataset_dicts(f"miniworld_train@{path}")
+    path.write_text("000001\n000001\n")
+    with pytest.raises(DatasetError, match="lists an image twice"):
+        dataset_dicts(f"miniworld_train@{path}")
+    path.write_text("\n")
+    with pytest.raises(DatasetError, match="lists no image"):
+        dataset_dicts(f"miniworld_train@{path}")
+
+
+def test_view_names_split():
+    assert split_name("camvid_train@1_8:unlabeled") == ("camvid_train", "1_8", True)
+    assert split_name("camvid_train") == ("camvid_train", None, False)
+
+
+@pytest.mark.parametrize(("part", "count"), [("1_2", 184), ("1_16", 23), ("1_32", 11)])
+def test_camvid_partitions(shared, monkeypatch, part, count):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(shared))
+    labeled, rest = stems(f"camvid_train@{part}"), stems(f"camvid_train@{part}:unlabeled")
+    assert len(labeled) == count
+    assert len(labeled) + len(rest) == 367
+    assert not set(labeled) & set(rest)
+
+
+@pytest.mark.parametrize(
+    ("part", "count"), [("1_128", 158), ("1_64", 316), ("1_32", 631), ("1_16", 1263), ("1_8", 2526)]
+)
+def test_published_ade20k_lists_have_the_papers_sizes(shared, part, count, tmp_path, monkeypatch):
+    """The published lists (two columns of paths) read as partitions of a data set that holds their images."""
+    import json
+
+    from dearli_d2.data.catalog import PanopticSource, register_panoptic
+
+    every = {
+        line.split()[0]
+        for kind in ("labeled", "unlabeled")
+        for file in shared.glob(f"partitions/ade20k/{part}/{kind}.txt")
+        for line in file.read_text().splitlines()
+    }
+    every |= {line.split()[0] for line in (shared / "partitions/ade20k/1_8/labeled.txt").read_text().splitlines()}
+    images = [{"id": i, "file_name": name, "height": 1, "width": 1} for i, name in enumerate(sorted(every))]
+    annotations = [{"image_id": x["id"], "file_name": "x.png", "segments_info": []} for x in images]
+    path = tmp_path / "p.json"
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "wall"}]})
+    )
+    register_panoptic(
+        "ade_lists", PanopticSource(tmp_path, path, tmp_path, partition_root=shared / "partitions" / "ade20k")
+    )
+    assert len(dataset_dicts(f"ade_lists@{part}")) == count
+
+
+@pytest.mark.parametrize(
+    ("file", "count", "first"),
+    [
+        ("ade20k_150.txt", 150, "wall"),
+        ("coco_panoptic.txt", 133, "person"),
+        ("coco_objects.txt", 81, "background"),
+        ("sa1b.txt", 1, "segment"),
+    ],
+)
+def test_published_class_name_files(shared, file, count, first):
+    names = read_class_names(shared / "class_names" / file)
+    assert len(names) == count
+    assert names[0][0] == first
+
+
+def test_class_name_file_errors_name_the_line(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("0:background\n1 cat\n")
+    with pytest.raises(ConfigError, match=r"names.txt:2: expected 'id:name,synonym,...', found '1 cat'"):
+        read_class_names(path)
+    path.write_text("0:cat\n0:dog\n")
+    with pytest.raises(ConfigError, match="names.txt:2: id 0 stands twice"):
+        read_class_names(path)
+
+
+def test_taxonomy_survives_json_and_free_text():
+    taxonomy = taxonomy_of("miniworld_val")
+    assert Taxonomy.from_json(taxonomy.to_json()) == taxonomy
+    free = Taxonomy.from_text("cat|kitten, dog,, green grass ")
+    assert free.names == (("cat", "kitten"), ("dog",), ("green grass",))
+    with pytest.raises(ConfigError, match="no class name"):
+        Taxonomy.from_text(" , ")

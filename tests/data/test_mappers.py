@@ -1,0 +1,139 @@
+"""Samples tell their own story: image and targets stay aligned through every transform."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dearli_d2.data.mappers import PanopticTrainMapper, TestMapper, panoptic_targets, read_image, segment_ids
+from dearli_d2.data.streams import build_stream, seeded
+from dearli_d2.data.views import ColorAugmentation, WeakGeometry, scale_steps
+from dearli_d2.errors import DatasetError
+
+
+@pytest.fixture
+def coordinate_sample(tmp_path):
+    """An image whose red and green are its column and row, and segments that are blocks of 16 columns."""
+    height, width = 96, 128
+    rows, columns = np.mgrid[:height, :width]
+    image = np.stack([columns * 2, rows * 2, np.zeros_like(rows)], -1).astype(np.uint8)
+    ids = columns // 16 + 1
+    Image.fromarray(image).save(tmp_path / "i.png")
+    Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], -1).astype(np.uint8)).save(tmp_path / "p.png")
+    segments = [{"id": i, "category_id": i - 1, "iscrowd": 0} for i in range(1, 9)]
+    return {
+        "file_name": str(tmp_path / "i.png"),
+        "pan_seg_file_name": str(tmp_path / "p.png"),
+        "segments_info": segments,
+        "image_id": 1,
+    }
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_masks_lie_on_their_pixels_after_scale_crop_and_flip(coordinate_sample, seed):
+    mapper = PanopticTrainMapper(WeakGeometry(64, scale_steps(0.5, 2.0), 400), None, 64)
+    with seeded(seed):
+        sample = mapper(coordinate_sample)
+    column = sample["image"][0].float() / 2
+    for label, mask in zip(sample["targets"].labels.tolist(), sample["targets"].masks, strict=True):
+        inside = column[mask]
+        assert mask.any()
+        assert (inside >= 16 * label - 1.5).all()
+        assert (inside <= 16 * label + 16.5).all()
+
+
+def test_padding_is_grey_and_not_valid(coordinate_sample):
+    mapper = PanopticTrainMapper(WeakGeometry(96, [0.5], 400), None, 96, pad_value=128)
+    sample = mapper(coordinate_sample)
+    valid = sample["targets"].valid
+    assert valid[:48, :64].all()
+    assert valid.sum() == 48 * 64
+    assert (sample["image"][:, ~valid] == 128).all()
+    assert not sample["targets"].masks[:, ~valid].any()
+
+
+def test_crowds_and_vanished_segments_are_no_targets():
+    ids = np.array([[1, 1], [2, 3]])
+    segments = [{"id": i, "category_id": i, "iscrowd": int(i == 2)} for i in (1, 2, 3, 9)]
+    targets = panoptic_targets(ids, segments)
+    assert targets.labels.tolist() == [1, 3]
+    assert targets.masks.sum((1, 2)).tolist() == [2, 1]
+
+
+def test_segment_ids_use_all_three_bytes():
+    assert segment_ids(np.array([[[1, 2, 3]]], np.uint8)).item() == 1 + 2 * 256 + 3 * 65536
+
+
+def test_colour_augmentation_leaves_geometry_alone(coordinate_sample):
+    plain = PanopticTrainMapper(WeakGeometry(64, [1.0], 400), None, 64)
+    coloured = PanopticTrainMapper(WeakGeometry(64, [1.0], 400), ColorAugmentation(), 64)
+    with seeded(5):
+        a = plain(coordinate_sample)
+    with seeded(5):
+        b = coloured(coordinate_sample)
+    assert torch.equal(a["targets"].masks, b["targets"].masks)
+    assert not torch.equal(a["image"], b["image"])
+
+
+def test_label_of_another_size_is_an_error(coordinate_sample, tmp_path):
+    Image.new("RGB", (10, 10)).save(tmp_path / "p.png")
+    with pytest.raises(DatasetError, match="is 128 x 96 but its label .* is 10 x 10 pixels"):
+        PanopticTrainMapper(WeakGeometry(64, [1.0], 400), None, 64)(coordinate_sample)
+
+
+def test_test_mapper_reports_the_files_size(coordinate_sample):
+    sample = TestMapper(48, 1000)(coordinate_sample)
+    assert sample["image"].shape == (3, 48, 64)
+    assert (sample["height"], sample["width"]) == (96, 128)
+
+
+def test_grey_and_alpha_and_rotated_images_become_rgb(tmp_path):
+    for mode in ("L", "RGBA", "P"):
+        Image.new(mode, (6, 4)).save(tmp_path / f"{mode}.png")
+        assert read_image(str(tmp_path / f"{mode}.png")).shape == (4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(str(tmp_path / "turned.jpg")).shape == (6, 4, 3)
+
+
+DICTS = [{"n": i} for i in range(7)]
+
+
+def take(count, **options):
+    stream = build_stream(DICTS, lambda d: {**d, "r": np.random.rand()}, 3, **{"seed": 5, **options})
+    return [next(stream) for _ in range(count)]
+
+
+def test_stream_resumes_at_the_same_sample_with_the_same_augmentation():
+    assert take(6)[4:] == take(2, start_iteration=4)
+    assert take(3) != take(3, seed=6)
+
+
+def test_every_pass_shows_every_image_once():
+    shown = [x["n"] for batch in take(7) for x in batch]
+    for start in (0, 7, 14):
+        assert sorted(shown[start : start + 7]) == list(range(7))
+
+
+def test_ranks_share_the_batch_of_one_process():
+    whole = build_stream(DICTS, dict, 4, seed=1)
+    parts = [build_stream(DICTS, dict, 2, seed=1, rank=r, world_size=2) for r in range(2)]
+    for _ in range(5):
+        assert next(whole) == [x for part in parts for x in next(part)]
+
+
+def test_workers_change_nothing():
+    assert take(4) == take(4, num_workers=2)
+
+
+def test_seeding_a_sample_leaves_the_global_generators_alone():
+    np.random.seed(0)
+    expected = np.random.rand(2)
+    np.random.seed(0)
+    first = np.random.rand()
+    with seeded(1, 2):
+        np.random.rand(10)
+    assert [first, np.random.rand()] == expected.tolist()

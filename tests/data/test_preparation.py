@@ -1,0 +1,194 @@
+"""The preparation scripts on made-up downloads: right files, checks, resume."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
+from dearli_d2.data.mappers import read_panoptic, segment_ids
+from dearli_d2.data.preparation import convert_all
+from dearli_d2.data.validation import validate_dataset
+from dearli_d2.evaluation.semantic import read_semantic
+from tests.conftest import REPO
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, REPO / "datasets" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def ade(tmp_path, monkeypatch):
+    """Two images a split: a wall (1), a floor (4), two beds (8 = instance class 1), one bed pixel without instance."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    root = tmp_path / "ADEChallengeData2016"
+    for folder in ("training", "validation"):
+        for part in ("images", "annotations", "annotations_instance"):
+            (root / part / folder).mkdir(parents=True)
+        for stem in ("ADE_1", "ADE_2"):
+            semantic = np.zeros((12, 16), np.uint8)
+            semantic[:6], semantic[6:] = 1, 4
+            semantic[2:5, 2:6], semantic[8:11, 2:6], semantic[11, 15], semantic[0, 0] = 8, 8, 8, 0
+            instance = np.zeros((12, 16, 3), np.uint8)
+            instance[2:5, 2:6], instance[8:11, 2:6] = (1, 1, 0), (1, 2, 0)
+            Image.new("RGB", (16, 12)).save(root / "images" / folder / f"{stem}.jpg")
+            Image.fromarray(semantic).save(root / "annotations" / folder / f"{stem}.png")
+            Image.fromarray(instance).save(root / "annotations_instance" / folder / f"{stem}.png")
+    rows = [f"{i}\t0.1\t1\t1\t0\tname{i}, other{i}" for i in range(1, 151)]
+    (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tStuff\tName\n" + "\n".join(rows))
+    return root
+
+
+def test_ade20k_becomes_a_valid_panoptic_data_set(ade):
+    module = script("prepare_ade20k")
+    assert len(set(module.THING_CLASSES)) == 100
+    assert module.main(["--workers", "1"]) == 0
+    assert str(validate_dataset("ade20k_panoptic_train", 150)).startswith("ade20k_panoptic_train: 2 images, 3 of 150")
+    taxonomy = taxonomy_of("ade20k_panoptic_val")
+    assert len(taxonomy.thing_ids) == 100
+    assert taxonomy.names[7] == ("name8", "other8")
+    assert 7 in taxonomy.thing_ids
+    assert 0 not in taxonomy.thing_ids
+    d = dataset_dicts("ade20k_panoptic_val")[0]
+    ids = segment_ids(read_panoptic(d["pan_seg_file_name"]))
+    assert sorted(s["category_id"] for s in d["segments_info"]) == [0, 3, 7, 7]
+    assert ids[0, 0] == 0
+    assert ids[11, 15] == 0  # a thing pixel of no instance
+    semantic = read_semantic(d)
+    assert (semantic[0, 0], semantic[1, 1], semantic[9, 3], semantic[11, 15]) == (255, 0, 7, 7)
+    assert not list(ade.glob("*.journal.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("breakage", "words"),
+    [
+        (
+            lambda r: (r / "annotations_instance/training/ADE_2.png").unlink(),
+            "1 of 2 images have no label in .*annotations_instance.*ADE_2",
+        ),
+        (lambda r: (r / "objectInfo150.txt").unlink(), "no file .*objectInfo150.txt; download"),
+        (lambda r: (r / "objectInfo150.txt").write_text("1\ta\n"), "lists 1 classes, not 150"),
+        (
+            lambda r: Image.new("RGB", (3, 3)).save(r / "annotations_instance/training/ADE_1.png"),
+            "ADE_1: annotations are",
+        ),
+        (lambda r: (r / "annotations/training/ADE_1.png").write_bytes(b"x"), "ADE_1.png cannot be read as an image"),
+    ],
+)
+def test_ade20k_problems_are_named(ade, breakage, words, capsys):
+    breakage(ade)
+    assert script("prepare_ade20k").main(["--workers", "1"]) == 2
+    import re
+
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_conversion_resumes_and_drops_a_line_that_was_cut_off(tmp_path):
+    journal, calls = tmp_path / "j.jsonl", []
+
+    def convert(key):
+        calls.append(key)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return {"n": key * 2}
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_all(["a", "b", "c", "d"], convert, journal, 1, "x")
+    with journal.open("a") as log:
+        log.write('{"key": "c", "resu')
+    assert convert_all(["a", "b", "c", "d"], convert, journal, 1, "x") == [{"n": k * 2} for k in "abcd"]
+    assert calls == ["a", "b", "c", "c", "d"]
+    assert len(journal.read_text().splitlines()) == 4
+
+
+@pytest.fixture
+def coco(shared, tmp_path, monkeypatch):
+    """The two sample images as if they were the official val2017 download."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    root, sample = tmp_path / "coco", shared / "coco_panoptic_sample" / "sample_data"
+    (root / "annotations").mkdir(parents=True)
+    (root / "val2017").mkdir()
+    for image in (sample / "input_images").iterdir():
+        (root / "val2017" / image.name).write_bytes(image.read_bytes())
+    content = json.loads((sample / "panoptic_examples.json").read_text())
+    content["categories"] = json.loads((shared / "coco_panoptic_sample" / "panoptic_coco_categories.json").read_text())
+    (root / "annotations/panoptic_val2017.json").write_text(json.dumps(content))
+    with zipfile.ZipFile(root / "annotations/panoptic_val2017.zip", "w") as archive:
+        for png in (sample / "panoptic_examples").iterdir():
+            archive.write(png, f"panoptic_val2017/{png.name}")
+    return root
+
+
+def test_coco_sample_goes_from_download_to_training_and_evaluation(coco, tmp_path, repo):
+    from dearli_d2.cli import main
+
+    assert script("prepare_coco").main(["--splits", "val"]) == 0
+    assert str(validate_dataset("coco_panoptic_val", 133)).startswith("coco_panoptic_val: 2 images")
+    overrides = [
+        "MODEL.DEVICE", "cpu", "MODEL.NUM_CLASSES", "133", "DATASETS.TRAIN", "('coco_panoptic_val',)",
+        "DATASETS.TEST", "('coco_panoptic_val',)", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2",
+        "OUTPUT_DIR", str(tmp_path / "run"),
+    ]  # fmt: skip
+    assert main(["--config-file", str(repo / "configs/miniworld/m2f.yaml"), *overrides]) == 0
+    results = json.loads((tmp_path / "run/evaluation/coco_panoptic_val/results.json").read_text())["results"]
+    assert len(results["panoptic"]["per_class"]) == 133
+    assert 0 <= results["semantic"]["mIoU"] <= 100
+
+
+def test_evaluator_equals_panopticapi_on_the_coco_sample(coco, tmp_path):
+    """Predictions made from the truth: shifted by some pixels, every third segment of another class."""
+    import torch
+    from panopticapi.evaluation import pq_compute
+
+    from dearli_d2.data.preparation import ids_to_rgb, save_png
+    from dearli_d2.evaluation import PanopticEvaluator
+
+    assert script("prepare_coco").main(["--splits", "val"]) == 0
+    taxonomy = taxonomy_of("coco_panoptic_val")
+    evaluator, annotations = PanopticEvaluator(taxonomy), []
+    for d in dataset_dicts("coco_panoptic_val"):
+        ids = np.roll(segment_ids(read_panoptic(d["pan_seg_file_name"])), 6, axis=1)
+        local = np.zeros_like(ids)
+        segments = []
+        for i, s in enumerate(s for s in d["segments_info"] if (ids == s["id"]).any()):
+            local[ids == s["id"]] = i + 1
+            segments.append({"id": i + 1, "category_id": (s["category_id"] + (i % 3 == 2)) % 133})
+        evaluator.process([d], [{"panoptic_seg": (torch.from_numpy(local), segments)}])
+        save_png(tmp_path / "predicted" / f"{d['image_id']}.png", ids_to_rgb(local))
+        infos = [{**s, "category_id": taxonomy.dataset_ids[s["category_id"]]} for s in segments]
+        annotations.append({"image_id": d["image_id"], "file_name": f"{d['image_id']}.png", "segments_info": infos})
+    (tmp_path / "predicted.json").write_text(json.dumps({"annotations": annotations}))
+    theirs = pq_compute(
+        str(coco / "annotations/panoptic_val2017.json"), str(tmp_path / "predicted.json"),
+        str(coco / "panoptic_val2017"), str(tmp_path / "predicted"),
+    )  # fmt: skip
+    ours = evaluator.evaluate()["panoptic"]
+    assert ours["PQ"] == pytest.approx(100 * theirs["All"]["pq"], abs=1e-9)
+    assert ours["PQ_th"] == pytest.approx(100 * theirs["Things"]["pq"], abs=1e-9)
+    assert 10 < ours["PQ"] < 90
+
+
+def test_coco_resumes_and_names_problems(coco, capsys):
+    module = script("prepare_coco")
+    assert module.main(["--splits", "val"]) == 0
+    labels = sorted((coco / "panoptic_val2017").iterdir())
+    stamp = labels[1].stat().st_mtime_ns
+    labels[0].write_bytes(b"half")
+    assert module.main(["--splits", "val"]) == 0
+    assert labels[1].stat().st_mtime_ns == stamp  # not written again
+    assert labels[0].stat().st_size > 100
+    next((coco / "val2017").iterdir()).unlink()
+    assert module.main(["--splits", "val"]) == 2
+    assert "1 of 2 images are missing" in capsys.readouterr().err
+    assert module.main(["--splits", "train"]) == 2
+    assert "panoptic_train2017.json; download" in capsys.readouterr().err

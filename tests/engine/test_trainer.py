@@ -1,0 +1,208 @@
+"""The training loop: exact resume, bad losses, accumulation, parameter groups."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dearli_d2.config import get_config
+from dearli_d2.engine.optimizer import build_scheduler, parameter_groups
+from dearli_d2.engine.trainer import Trainer
+from dearli_d2.errors import ConfigError, TrainingError
+from dearli_d2.modeling import build_model
+from tests.conftest import MINI_OVERRIDES, REPO
+
+
+def losses_of(folder: Path) -> dict[int, dict]:
+    """Iteration to its logged losses; a repeated iteration (after a resume) must agree with itself."""
+    result = {}
+    for line in (folder / "metrics.json").read_text().splitlines():
+        entry = json.loads(line)
+        if "total_loss" in entry:
+            result[entry["iteration"]] = {k: v for k, v in entry.items() if "loss" in k or k == "grad_norm"}
+    return result
+
+
+@pytest.fixture
+def log_every_step(monkeypatch):
+    from detectron2.engine import hooks
+
+    original = hooks.PeriodicWriter.__init__
+    monkeypatch.setattr(hooks.PeriodicWriter, "__init__", lambda self, writers, period=20: original(self, writers, 1))
+    monkeypatch.setattr("detectron2.utils.events.JSONWriter.__init__", _unsmoothed_init)
+
+
+def _unsmoothed_init(self, json_file, window_size=20):
+    self._file_handle = open(json_file, "a")  # noqa: SIM115  as detectron2 does
+    self._window_size = 1
+    self._last_write = -1
+
+
+SCRIPT = """
+import sys
+from detectron2.engine import hooks
+from dearli_d2.cli import main
+from tests.engine.test_trainer import _unsmoothed_init
+original = hooks.PeriodicWriter.__init__
+hooks.PeriodicWriter.__init__ = lambda self, writers, period=20: original(self, writers, 1)
+from detectron2.utils import events
+events.JSONWriter.__init__ = _unsmoothed_init
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, "--config-file", "configs/miniworld/m2f_lang.yaml", *arguments,
+               *MINI_OVERRIDES, "SOLVER.MAX_ITER", "8", "OUTPUT_DIR", str(folder)]  # fmt: skip
+    return subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def test_resume_after_kill_9_repeats_the_losses_bit_by_bit(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = start(whole)
+    assert process.wait() == 0, process.stderr.read()
+    process = start(broken)
+    deadline = time.monotonic() + 120
+    while not (broken / "model_0000004.pth").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() != 0
+    before = losses_of(broken)
+    process = start(broken, "--resume")
+    assert process.wait() == 0, process.stderr.read()
+    expected, resumed = losses_of(whole), losses_of(broken)
+    assert sorted(expected) == list(range(8))
+    assert {**before, **resumed} == expected
+    assert any(i not in before or resumed[i] == before[i] for i in range(4, 8))
+    a, b = (torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (whole, broken))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_finished_run_is_not_overwritten_without_resume(mini_config):
+    cfg = mini_config("SOLVER.MAX_ITER", "1")
+    Trainer(cfg).train()
+    with pytest.raises(ConfigError, match="already holds a run; --resume continues it"):
+        Trainer(cfg)
+    Trainer(cfg, resume=True).train()  # says that it is complete
+
+
+def test_losses_that_are_not_finite_are_skipped_then_stop_with_names_and_state(mini_config, monkeypatch):
+    cfg = mini_config("SOLVER.MAX_ITER", "10", "SOLVER.MAX_BAD_STEPS", "2")
+    trainer = Trainer(cfg)
+    before = {k: v.clone() for k, v in trainer.student.state_dict().items()}
+    original = trainer.student.losses
+
+    def broken(*args):
+        losses = original(*args)
+        return {**losses, "loss_dice": losses["loss_dice"] * float("nan")}
+
+    monkeypatch.setattr(trainer.student, "losses", broken)
+    with pytest.raises(
+        TrainingError, match=r"3 steps in a row .* losses not finite: loss_dice; files: .*\.jpg"
+    ) as caught:
+        trainer.train()
+    state = torch.load(Path(cfg.OUTPUT_DIR) / "bad_step.pth", weights_only=True)
+    assert "bad_step.pth" in str(caught.value)
+    assert all(torch.equal(v, before[k]) for k, v in state["model"].items())
+
+
+def test_one_bad_step_is_survived(mini_config, monkeypatch):
+    trainer = Trainer(mini_config("SOLVER.MAX_ITER", "3"))
+    original, calls = trainer.student.losses, []
+
+    def once(*args):
+        calls.append(1)
+        losses = original(*args)
+        return {k: v * (float("inf") if len(calls) == 2 else 1) for k, v in losses.items()}
+
+    monkeypatch.setattr(trainer.student, "losses", once)
+    trainer.train()
+    assert len(calls) == 3
+    assert trainer.bad_steps == 0
+    assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
+
+
+def test_accumulated_gradient_is_the_mean_of_the_batches(mini_config, monkeypatch):
+    trainer = Trainer(mini_config("SOLVER.ACCUMULATION_STEPS", "2", "SOLVER.MAX_ITER", "1"))
+    weight = trainer.student.sem_seg_head.predictor.query_feat.weight
+    factors, files, grads = [1.0, 3.0], [], {}
+    monkeypatch.setattr(trainer.student, "losses", lambda *_: {"loss_x": factors.pop(0) * weight.sum()})
+    monkeypatch.setattr(trainer, "_clip", lambda: grads.update(x=weight.grad.clone()) or torch.tensor(1.0))
+    original = trainer._apply
+    monkeypatch.setattr(
+        trainer, "_apply", lambda losses, norm, names: files.extend(names) or original(losses, norm, names)
+    )
+    trainer.train()
+    assert torch.equal(grads["x"], torch.full_like(weight, 2.0))
+    assert len(files) == 4  # two batches of two
+
+
+def test_parameter_groups_follow_the_paper(repo):
+    cfg = get_config(
+        repo / "configs/miniworld/m2f_lang.yaml", ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.FREEZE", "False"]
+    )
+    model = build_model(cfg)
+    settings = {name: (g["lr"], g["weight_decay"]) for g in parameter_groups(cfg, model) for name in g["names"]}
+    lr = cfg.SOLVER.BASE_LR
+    assert settings["sem_seg_head.pixel_decoder.mask_features.weight"] == (lr, 0.05)
+    assert settings["sem_seg_head.predictor.query_feat.weight"] == (lr, 0.0)
+    assert settings["sem_seg_head.predictor.decoder_norm.bias"] == (lr, 0.0)
+    assert settings["sem_seg_head.pixel_decoder.adapter_1.norm.weight"] == (lr, 0.0)
+    assert settings["sem_seg_head.pixel_decoder.transformer.level_embed"] == (lr, 0.0)
+    assert settings["void_embedding.weight"] == (lr, 0.0)
+    assert settings["backbone.clip_model.visual.trunk.stages.0.blocks.0.mlp.fc1.weight"] == (
+        pytest.approx(0.1 * lr),
+        0.05,
+    )
+    assert set(settings) == {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_schedule_is_poly_after_warm_up(repo):
+    cfg = get_config(repo / "configs/miniworld/m2f_lang.yaml", ["SOLVER.WARMUP_ITERS", "4", "SOLVER.MAX_ITER", "20"])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler, rates = build_scheduler(cfg, optimizer), []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[4] == pytest.approx((1 - 4 / 20) ** 0.9)
+    assert rates[10] == pytest.approx(0.5**0.9)
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_trains(mini_config, dtype):
+    trainer = Trainer(mini_config("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype, "SOLVER.MAX_ITER", "8"))
+    before = trainer.student.sem_seg_head.predictor.query_feat.weight.clone()
+    trainer.train()
+    after = trainer.student.sem_seg_head.predictor.query_feat.weight
+    assert torch.isfinite(after).all()
+    assert not torch.equal(before, after)
+    assert after.dtype == torch.float32
+
+
+def test_evaluation_during_training_writes_results_pictures_and_the_best(mini_config):
+    cfg = mini_config(
+        "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "('miniworld_val@0.04',)", "TEST.EVAL_PERIOD", "1", "TEST.PICTURES", "2"
+    )  # fmt: skip
+    Trainer(cfg).train()
+    folder = Path(cfg.OUTPUT_DIR)
+    results = json.loads((folder / "evaluation/miniworld_val@0.04/results.json").read_text())
+    assert results["iteration"] == 2
+    assert set(results["results"]) == {"panoptic", "semantic"}
+    assert set(results["results"]["panoptic"]["per_class"]["grass"]) == {"PQ", "SQ", "RQ"}
+    assert len(list((folder / "evaluation/miniworld_val@0.04/pictures").glob("*.png"))) == 2
+    assert (folder / "model_best.pth").is_file()
+    assert list(folder.glob("events.out.tfevents.*"))
+    state = torch.load(folder / "model_final.pth", weights_only=True)
+    assert state["iteration"] == 2
+    assert state["taxonomy"]["names"][0] == ["striped red"]

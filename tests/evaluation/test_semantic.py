@@ -1,0 +1,51 @@
+"""Mean IoU against a confusion matrix made by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
+from dearli_d2.evaluation import SemanticEvaluator, mean_iou
+from dearli_d2.evaluation.report import scalars, tables, write_results
+from dearli_d2.evaluation.semantic import class_iou, confusion, read_semantic
+
+
+def test_confusion_and_iou_by_hand():
+    truth = np.array([[0, 0, 1, 255], [1, 1, 2, 2]], np.uint8)
+    predicted = np.array([[0, 1, 1, 0], [1, 0, 2, 0]])
+    matrix = confusion(predicted, truth, 4)
+    assert matrix.tolist() == [[1, 1, 0, 0], [1, 2, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+    iou = class_iou(matrix)
+    assert iou[:3] == pytest.approx([25.0, 50.0, 50.0])
+    assert np.isnan(iou[3])
+    assert mean_iou(matrix) == pytest.approx(125 / 3)
+
+
+def test_a_predicted_class_without_ground_truth_hurts_others_not_the_mean_directly():
+    matrix = confusion(np.array([0, 3]), np.array([0, 0]), 4)
+    assert mean_iou(matrix) == 50
+
+
+def test_semantic_truth_from_panoptic_png_equals_the_semantic_png():
+    for d in dataset_dicts("miniworld_val@0.1"):
+        derived = read_semantic({k: v for k, v in d.items() if k != "sem_seg_file_name"})
+        assert np.array_equal(derived, read_semantic(d))
+
+
+def test_evaluator_of_the_truth_is_perfect_and_reports_are_written(tmp_path):
+    taxonomy, dicts = taxonomy_of("miniworld_val"), dataset_dicts("miniworld_val")
+    evaluator = SemanticEvaluator(taxonomy)
+    for d in dicts:
+        scores = torch.nn.functional.one_hot(torch.from_numpy(read_semantic(d)).long(), 16).permute(2, 0, 1).float()
+        evaluator.process([d], [{"sem_seg": scores}])
+    results = evaluator.evaluate()
+    assert results["semantic"]["mIoU"] == 100
+    assert scalars(results) == {"semantic/mIoU": 100.0, "semantic/pixel_accuracy": 100.0}
+    assert "striped red" in tables(results)
+    results["semantic"]["per_class"]["grass"]["IoU"] = float("nan")
+    write_results(results, tmp_path / "r.json", dataset="miniworld_val")
+    assert json.loads((tmp_path / "r.json").read_text())["results"]["semantic"]["per_class"]["grass"]["IoU"] is None

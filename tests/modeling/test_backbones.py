@@ -1,0 +1,186 @@
+"""Backbones: strides, freezing, dense features, weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dearli_d2.errors import ConfigError, WeightsError
+from dearli_d2.modeling.backbone.open_clip import OpenCLIPConvNeXt, OpenCLIPViT, build_clip
+from dearli_d2.modeling.backbone.timm import TimmBackbone
+
+TINY_VIT = """{"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": 2, "width": 48, "head_width": 16, "patch_size": 16},
+"text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}}"""
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "tests-tiny-vit.json"
+    path.write_text(TINY_VIT)
+    torch.manual_seed(0)
+    return OpenCLIPViT(str(path), "", frozen=True, pyramid_dim=24)
+
+
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [
+        ("resnet18", 64),
+        ("convnext_atto", 64),
+        ("tf_efficientnet_lite0", 64),
+        ("swin_tiny_patch4_window7_224", 224),
+        ("vit_tiny_patch16_224", 224),
+    ],
+)
+def test_timm_features_have_the_promised_channels_and_strides(arch, size):
+    backbone = TimmBackbone(arch).eval()
+    features = backbone(torch.randn(1, 3, size, size))
+    assert list(features) == ["res2", "res3", "res4", "res5"]
+    for name, shape in backbone.output_shape().items():
+        assert features[name].shape == (1, shape.channels, size // shape.stride, size // shape.stride)
+    assert [s.stride for s in backbone.output_shape().values()] == [4, 8, 16, 32]
+
+
+def test_plain_vit_takes_other_sizes():
+    backbone = TimmBackbone("vit_tiny_patch16_224", pyramid_dim=32).eval()
+    features = backbone(torch.randn(1, 3, 64, 96))
+    assert features["res2"].shape == (1, 32, 16, 24)
+    assert backbone.size_divisibility == 32
+
+
+def test_dinov2_patch_14_pyramid():
+    backbone = TimmBackbone("vit_small_patch14_dinov2.lvd142m", pyramid_dim=16).eval()
+    assert backbone.size_divisibility == 28
+    features = backbone(torch.randn(1, 3, 56, 84))
+    assert features["res4"].shape == (1, 16, 4, 6)
+    assert features["res5"].shape == (1, 16, 2, 3)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "vit_tiny_patch16_224"])
+def test_frozen_timm_has_no_gradient_and_no_state_change(arch):
+    backbone = TimmBackbone(arch, frozen=True).train()
+    before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
+    features = backbone(torch.randn(2, 3, 224, 224))
+    if backbone.pyramid is not None:  # the new layers learn
+        sum(f.sum() for f in features.values()).backward()
+        assert all(p.grad is not None for p in backbone.pyramid.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in backbone.model.state_dict().items())
+
+
+def test_frozen_clip_has_no_gradient_and_stays_in_eval_mode():
+    backbone = OpenCLIPConvNeXt("miniworld-convnext", "shipped", frozen=True)
+    backbone.train()
+    assert not any(m.training for m in backbone.clip_model.modules())
+    features = backbone(torch.randn(1, 3, 64, 64, requires_grad=True))
+    assert not any(f.requires_grad for f in features.values())
+
+
+def test_fine_tuned_clip_learns_in_the_image_tower_only():
+    backbone = OpenCLIPConvNeXt("miniworld-convnext", "shipped", frozen=False).train()
+    backbone(torch.randn(1, 3, 64, 64))["clip_vis_dense"].sum().backward()
+    assert any(p.grad is not None for p in backbone.clip_model.visual.parameters())
+    assert not any(p.requires_grad for p in backbone.clip_model.transformer.parameters())
+    assert not backbone.clip_model.transformer.training
+
+
+def test_clip_dense_features_pool_to_clips_own_image_embedding():
+    """A mask that covers everything gives what open_clip computes for the image."""
+    from dearli_d2.modeling.ensembling import mask_pool
+
+    backbone = OpenCLIPConvNeXt("miniworld-convnext", "shipped").eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        dense = backbone(images)["clip_vis_dense"]
+        pooled = backbone.embed_pooled(mask_pool(dense, torch.ones(2, 1, 16, 16)))[:, 0]
+        trunk = backbone.clip_model.visual.trunk
+        direct = trunk.forward_features(images).mean((2, 3))[..., None, None]
+        expected = F.normalize(backbone.clip_model.visual.head(trunk.forward_head(direct)), dim=-1)
+    assert torch.allclose(pooled, expected, atol=1e-5)
+
+
+def test_vit_tokens_equal_open_clips(vit):
+    """At the native size the tokens behind the dense features are open_clip's: same pooled class embedding."""
+    images = torch.randn(2, 3, 64, 64)
+    vit.eval()
+    with torch.no_grad():
+        tokens, dense, grid = vit._tokens(images)
+        visual = vit.clip_model.visual
+        theirs = visual.forward_intermediates(images, indices=[1], normalize_intermediates=False)[
+            "image_intermediates"
+        ][0]
+    assert grid == (4, 4)
+    assert torch.allclose(tokens.transpose(1, 2).unflatten(2, grid), theirs, atol=1e-5)
+    assert dense.shape == (2, 16, 32)
+
+
+def test_vit_value_path_lets_no_token_see_another(vit):
+    """Changing what enters the last block at one token changes the dense features of that token alone."""
+    visual = vit.clip_model.visual
+    last = visual.transformer.resblocks[-1]
+    x = torch.randn(1, 17, 48)
+    y = x.clone()
+    y[0, 5] = torch.randn(48)
+    from dearli_d2.modeling.backbone.open_clip import _value_path
+
+    with torch.no_grad():
+        difference = (_value_path(last.attn, last.ln_1(x)) - _value_path(last.attn, last.ln_1(y))).abs().sum(-1)[0]
+    assert difference[5] > 1e-3
+    assert difference[torch.arange(17) != 5].max() == 0
+
+
+def test_vit_takes_other_sizes(vit):
+    features = vit(torch.randn(1, 3, 96, 64))
+    assert features["clip_vis_dense"].shape == (1, 32, 6, 4)
+    assert features["res2"].shape == (1, 24, 24, 16)
+    assert features["res2"].requires_grad  # pyramid
+    assert not features["clip_vis_dense"].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "words"),
+    [
+        (lambda: TimmBackbone("resnet51x"), ConfigError, "timm has no model"),
+        (lambda: TimmBackbone("resnet18", "weights/none.pth"), WeightsError, "is no file"),
+        (lambda: TimmBackbone("resnet18", "package:efficientnet_lite0"), ConfigError, "fits MODEL.BACKBONE.ARCH"),
+        (lambda: TimmBackbone("resnet18", "package:nothing"), ConfigError, "no package weights"),
+        (lambda: build_clip("convnext_base_w_320", "no_such_tag"), WeightsError, "tags: laion"),
+        (lambda: build_clip("no-such-model", ""), ConfigError, "open_clip has no model"),
+        (lambda: build_clip("missing.json", ""), ConfigError, "no file"),
+    ],
+)
+def test_weights_that_cannot_be_had_are_errors(build, error, words):
+    with pytest.raises(error, match=words):
+        build()
+
+
+def test_download_without_network_is_an_error_that_says_what_to_do(monkeypatch):
+    import timm
+
+    original = timm.create_model
+
+    def refuse(name, *args, pretrained=False, **kwargs):
+        if pretrained:
+            raise OSError("no route to host")
+        return original(name, *args, pretrained=False, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(WeightsError, match="could not download.*set MODEL.BACKBONE.WEIGHTS to its path"):
+        TimmBackbone("resnet18", "pretrained")
+
+
+def test_local_classification_weights_fill_every_feature_parameter(tmp_path):
+    import timm
+
+    torch.manual_seed(1)
+    whole = timm.create_model("convnext_atto")
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    backbone = TimmBackbone("convnext_atto", str(tmp_path / "w.pth")).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = whole.eval().forward_intermediates(images, intermediates_only=True)
+        ours = backbone(images)
+    for a, b in zip(ours.values(), expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    with pytest.raises(WeightsError, match="does not fit this backbone"):
+        TimmBackbone("resnet18", str(tmp_path / "w.pth"))

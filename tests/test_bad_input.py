@@ -1,0 +1,218 @@
+"""What a user sees when something is wrong: the table in docs/bad_input.md, row by row.
+
+Every case goes through `train_net.py`'s main function: exit status 2, one line, no stack trace, nothing trained.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dearli_d2.cli import main
+from dearli_d2.data import miniworld
+from dearli_d2.data.catalog import PanopticSource, register_panoptic
+from tests.conftest import MINI_OVERRIDES, REPO
+
+CONFIG = str(REPO / "configs/miniworld/m2f_lang.yaml")
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A small writable copy of miniworld, registered as `broken_train`."""
+    source, root = miniworld.root(), tmp_path / "world"
+    for part in ("images", "panoptic", "semantic"):
+        (root / part).mkdir(parents=True)
+    content = json.loads((source / "panoptic_train.json").read_text())
+    content["images"], content["annotations"] = content["images"][:6], content["annotations"][:6]
+    for image, annotation in zip(content["images"], content["annotations"], strict=True):
+        shutil.copy(source / "images/train" / image["file_name"], root / "images")
+        for part in ("panoptic", "semantic"):
+            shutil.copy(source / part / "train" / annotation["file_name"], root / part)
+    (root / "train.json").write_text(json.dumps(content))
+    register_panoptic(
+        "broken_train", PanopticSource(root / "images", root / "train.json", root / "panoptic", root / "semantic")
+    )
+    return root
+
+
+def edit(world, change):
+    content = json.loads((world / "train.json").read_text())
+    change(content)
+    (world / "train.json").write_text(json.dumps(content))
+
+
+def every_panoptic(world, value):
+    for path in (world / "panoptic").iterdir():
+        Image.new("RGB", (128, 128), value).save(path)
+
+
+def truncated_jpeg(w):
+    path = w / "images/000002.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def small_label(w):
+    Image.new("RGB", (60, 60)).save(w / "panoptic/000003.png")
+
+
+def foreign_ids(w):
+    path = w / "panoptic/000001.png"
+    array = np.array(Image.open(path))
+    array[:5, :5] = (200, 1, 0)
+    Image.fromarray(array).save(path)
+
+
+def unknown_category(content):
+    content["annotations"][4]["segments_info"][0]["category_id"] = 99
+
+
+def orphan(content):
+    content["images"].pop(0)
+
+
+def no_images(content):
+    content["images"], content["annotations"] = [], []
+
+
+def no_segments(content):
+    for a in content["annotations"]:
+        a["segments_info"] = []
+
+
+def double_category(content):
+    content["categories"][1]["id"] = content["categories"][0]["id"]
+
+
+DATA_CASES = {
+    "truncated JPEG": (
+        truncated_jpeg,
+        r"broken_train: 1 files have a wrong size or are damaged: .*000002.jpg is damaged",
+    ),
+    "missing image": (
+        lambda w: (w / "images/000001.jpg").unlink(),
+        r"1 of 6 image files are missing, first: .*000001.jpg",
+    ),
+    "missing label PNG": (
+        lambda w: (w / "panoptic/000005.png").unlink(),
+        r"1 of 6 label files are missing, first: .*000005.png",
+    ),
+    "label of another size": (small_label, r"panoptic/000003.png is 60 x 60, the JSON file says 128 x 128"),
+    "label PNG with unlisted ids": (
+        foreign_ids,
+        r"1 of 6 examined label files hold segment ids that the JSON file does not list: .*000001.png \(ids 456\)",
+    ),
+    "labels without any segment": (lambda w: every_panoptic(w, (0, 0, 0)), r"all pixels are ignored"),
+    "labels of 255 only": (lambda w: every_panoptic(w, (255, 255, 255)), r"does not list: .*ids 16777215"),
+    "unknown category id": (
+        lambda w: edit(w, unknown_category),
+        r"1 segments of categories that are not in 'categories': category 99 in 000004.png",
+    ),
+    "annotation without image": (lambda w: edit(w, orphan), r"1 annotations without an image entry: 000000.png"),
+    "category id twice": (lambda w: edit(w, double_category), r"a category id stands twice"),
+    "zero images": (lambda w: edit(w, no_images), r"broken_train: no image in"),
+    "no segments at all": (lambda w: edit(w, no_segments), r"hold segment ids|not one segment"),
+    "0-byte JSON": (lambda w: (w / "train.json").write_text(""), r"is no COCO-panoptic JSON file"),
+    "JSON of another kind": (
+        lambda w: (w / "train.json").write_text('{"a": 1}'),
+        r"is no COCO-panoptic JSON file: KeyError 'categories'",
+    ),
+    "missing JSON": (
+        lambda w: (w / "train.json").unlink(),
+        r"no annotation file .*train.json; check DETECTRON2_DATASETS",
+    ),
+}
+
+
+def run(tmp_path, capsys, *overrides, config=CONFIG, flags=()):
+    arguments = ["--config-file", config, *flags, *MINI_OVERRIDES, "OUTPUT_DIR", str(tmp_path / "out"), *overrides]
+    status = main(arguments)
+    _, marker, error = capsys.readouterr().err.rpartition("error: ")
+    assert status == 2
+    assert marker
+    assert "Traceback" not in error
+    assert not list((tmp_path / "out").glob("*.pth"))
+    return error
+
+
+@pytest.mark.parametrize("case", DATA_CASES)
+def test_broken_data(world, tmp_path, capsys, case):
+    breakage, words = DATA_CASES[case]
+    breakage(world)
+    error = run(tmp_path, capsys, "DATASETS.TRAIN", "('broken_train',)")
+    assert re.search(words, error), error
+
+
+def test_the_unbroken_copy_trains(world, tmp_path):
+    """Else every case above could fail for another reason."""
+    arguments = [
+        *MINI_OVERRIDES,
+        "SOLVER.MAX_ITER",
+        "1",
+        "OUTPUT_DIR",
+        str(tmp_path / "out"),
+        "DATASETS.TRAIN",
+        "('broken_train',)",
+    ]
+    assert main(["--config-file", CONFIG, *arguments]) == 0
+    assert (tmp_path / "out" / "model_final.pth").is_file()
+
+
+CONFIG_CASES = {
+    "misspelt key": (["MODEL.ENSEMBLE.ALPA", "0.5"], r"no key MODEL.ENSEMBLE.ALPA; did you mean MODEL.ENSEMBLE.ALPHA"),
+    "wrong class count": (["MODEL.NUM_CLASSES", "15"], r"miniworld_train@0.1 has 16 classes but MODEL.NUM_CLASSES is 15; set MODEL.NUM_CLASSES 16"),
+    "unknown data set": (["DATASETS.TRAIN", "('miniwrld',)"], r"there is no data set 'miniwrld'; known: "),
+    "no training data": (["DATASETS.TRAIN", "()"], r"DATASETS.TRAIN names no data set"),
+    "unknown architecture": (["MODEL.META_ARCHITECTURE", "MaskFromer"], r"META_ARCHITECTURE: there is no 'MaskFromer'"),
+    "unknown backbone model": (["MODEL.BACKBONE.ARCH", "convnext-none"], r"open_clip has no model 'convnext-none'"),
+    "weights that are not there": (["MODEL.WEIGHTS", "none.pth"], r"no weight file none.pth"),
+    "backbone weights that cannot be had": (["MODEL.BACKBONE.WEIGHTS", "laion5b"], r"'laion5b' is no file and no pretrained tag"),
+    "class-name file of another size": (["MODEL.TEXT.CLASS_NAMES", "names.txt"], r"names.txt"),
+    "more processes than GPUs": ([], r"--num-gpus 4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONFIG_CASES)
+def test_broken_config(tmp_path, capsys, case, monkeypatch):
+    overrides, words = CONFIG_CASES[case]
+    flags = ["--num-gpus", "4"] if case == "more processes than GPUs" else []
+    if case == "class-name file of another size":
+        (tmp_path / "names.txt").write_text("0:cat\n1:dog\n")
+        overrides, words = ["MODEL.TEXT.CLASS_NAMES", str(tmp_path / "names.txt")], r"2 class names for 16 classes"
+    error = run(tmp_path, capsys, *overrides, flags=flags)
+    assert re.search(words, error), error
+
+
+def test_weights_of_another_model(tmp_path, capsys):
+    torch.save({"model": {"conv.weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    error = run(tmp_path, capsys, "MODEL.WEIGHTS", str(tmp_path / "other.pth"))
+    assert "other.pth does not fit this model: 0 matched" in error
+    assert "unknown to the model: conv.weight" in error
+
+
+def test_evaluation_without_weights(tmp_path, capsys):
+    assert "--eval-only needs MODEL.WEIGHTS" in run(tmp_path, capsys, flags=["--eval-only"])
+
+
+def test_missing_config_file(tmp_path, capsys):
+    assert "no config file none.yaml" in run(tmp_path, capsys, config="none.yaml")
+
+
+def test_output_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    error = run(tmp_path, capsys, "OUTPUT_DIR", str(tmp_path / "file" / "out"))
+    assert re.search(r"OUTPUT_DIR .* cannot be written to: Not a directory", error)
+
+
+def test_damaged_checkpoint_on_resume(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "model_final.pth").write_bytes(b"half a file")
+    (folder / "last_checkpoint").write_text("model_final.pth")
+    error = run(tmp_path, capsys, "OUTPUT_DIR", str(folder), flags=["--resume"])
+    assert "model_final.pth cannot be read as weights (damaged" in error

@@ -1,0 +1,158 @@
+"""Weights into models: the published names, reports, safe reading."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from dearli_d2 import checkpoint
+from dearli_d2.engine.checkpoints import RunCheckpoints
+from dearli_d2.errors import WeightsError
+from dearli_d2.modeling import build_model
+from dearli_d2.weights import read_file, read_state_dict
+
+
+def test_official_dearli_names_load_strictly(shared, repo, capsys):
+    """All 793 names and shapes of the published ConvNeXt-B model."""
+    names = shared / "checkpoints" / "dearli_official_state_dict.json"
+    config = repo / "configs" / "ade20k" / "m2f_lang_convnext_b_1_128.yaml"
+    assert len(json.loads(names.read_text())) == 793
+    assert checkpoint.main(["verify", "--config-file", str(config), "--names", str(names)]) == 0
+    assert "0 missing, 0 unexpected, 0 of wrong shape" in capsys.readouterr().out
+
+
+def test_a_wrong_name_and_a_wrong_shape_fail_verification(mini_config, repo, tmp_path, capsys):
+    model = build_model(mini_config())
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    path = tmp_path / "names.json"
+    arguments = ["verify", "--config-file", str(repo / "configs/miniworld/m2f_lang.yaml"), "--names", str(path)]
+    path.write_text(json.dumps(shapes))
+    assert checkpoint.main(arguments) == 0
+    shapes["void_embedding.weight"] = [1, 63]
+    shapes["extra.part.weight"] = [2]
+    del shapes["sem_seg_head.predictor.logit_scale"]
+    path.write_text(json.dumps(shapes))
+    assert checkpoint.main(arguments) == 1
+    out = capsys.readouterr().out
+    assert "1 missing, 1 unexpected, 1 of wrong shape" in out
+    assert "void_embedding.weight is (1, 63) in the file, (1, 64) in the model" in out
+    path.write_text("{")
+    assert checkpoint.main(arguments) == 2
+
+
+def test_published_mask2former_r50_names_load(repo):
+    """Parts of the published names, written from the published naming scheme, are all known to the R50 model."""
+    from dearli_d2.config import get_config
+
+    model = build_model(get_config(repo / "configs/coco_panoptic/m2f_r50.yaml", ["MODEL.DEVICE", "cpu"]))
+    own = model.state_dict()
+    published = {
+        "backbone.stem.conv1.weight": (64, 3, 7, 7),
+        "backbone.res2.0.shortcut.norm.running_var": (256,),
+        "backbone.res5.2.conv3.weight": (2048, 512, 1, 1),
+        "sem_seg_head.pixel_decoder.input_proj.0.0.weight": (256, 2048, 1, 1),
+        "sem_seg_head.pixel_decoder.input_proj.2.1.bias": (256,),
+        "sem_seg_head.pixel_decoder.transformer.level_embed": (3, 256),
+        "sem_seg_head.pixel_decoder.transformer.encoder.layers.5.self_attn.sampling_offsets.weight": (192, 256),
+        "sem_seg_head.pixel_decoder.adapter_1.weight": (256, 256, 1, 1),
+        "sem_seg_head.pixel_decoder.layer_1.norm.weight": (256,),
+        "sem_seg_head.pixel_decoder.mask_features.bias": (256,),
+        "sem_seg_head.predictor.static_query.weight": (100, 256),
+        "sem_seg_head.predictor.query_embed.weight": (100, 256),
+        "sem_seg_head.predictor.transformer_cross_attention_layers.8.multihead_attn.in_proj_weight": (768, 256),
+        "sem_seg_head.predictor.class_embed.weight": (134, 256),
+        "sem_seg_head.predictor.mask_embed.layers.2.weight": (256, 256),
+        "criterion.empty_weight": (134,),
+    }
+    report = checkpoint.compare(model, checkpoint.translate_names({n: torch.zeros(s) for n, s in published.items()}))
+    assert not report.unexpected
+    assert not report.wrong_shape
+    assert len(report.matched) == len(published) - 1  # the criterion's constant is no parameter
+    covered = ("backbone.stem", "backbone.res", "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor.")
+    assert all(name.startswith(covered) for name in own)
+
+
+def test_a_file_of_the_backbone_alone_loads_into_the_backbone(mini_config, tmp_path):
+    torch.manual_seed(1)
+    model = build_model(mini_config(), load_backbone=False)
+    torch.save({k: v + 1 for k, v in model.backbone.state_dict().items()}, tmp_path / "backbone.pth")
+    before = model.backbone.clip_model.text_projection.clone()
+    report = checkpoint.load_weights(model, tmp_path / "backbone.pth", strict=False)
+    assert torch.equal(model.backbone.clip_model.text_projection, before + 1)
+    assert all(name.startswith(("sem_seg_head.", "void_embedding.")) for name in report.missing)
+
+
+def test_pickles_of_arrays_are_read_and_code_is_refused(tmp_path):
+    good, bad = tmp_path / "good.pkl", tmp_path / "bad.pkl"
+    good.write_bytes(pickle.dumps({"model": {"a.weight": np.ones((2, 3), np.float32)}}))
+    assert torch.equal(read_state_dict(good)["a.weight"], torch.ones(2, 3))
+
+    class Attack:
+        def __reduce__(self):
+            return (print, ("code ran",))
+
+    bad.write_bytes(pickle.dumps({"model": Attack()}))
+    with pytest.raises(WeightsError, match="not allowed in a weight file"):
+        read_file(bad)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.pkl"])
+def test_damaged_files_are_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"not weights at all")
+    with pytest.raises(WeightsError, match=f"{name} cannot be read as weights"):
+        read_file(tmp_path / name)
+
+
+def test_unknown_kind_and_missing_file(tmp_path):
+    (tmp_path / "w.txt").write_text("")
+    with pytest.raises(WeightsError, match="unknown kind"):
+        read_file(tmp_path / "w.txt")
+    with pytest.raises(WeightsError, match="no weight file"):
+        read_file(tmp_path / "none.pth")
+
+
+def test_weights_of_another_model_give_one_report(mini_config, tmp_path):
+    torch.save({"model": build_model(mini_config()).state_dict()}, tmp_path / "lang.pth")
+    other = build_model(mini_config(file="m2f.yaml"))
+    with pytest.raises(WeightsError) as caught:
+        checkpoint.load_weights(other, tmp_path / "lang.pth")
+    message = str(caught.value)
+    assert "missing in the file: sem_seg_head.predictor.class_embed" in message
+    assert "void_embedding" in message
+    report = checkpoint.load_weights(other, tmp_path / "lang.pth", strict=False)
+    assert not report.complete
+    assert any(n.startswith("sem_seg_head.pixel_decoder") for n in report.matched)
+
+
+def test_killed_write_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    run = RunCheckpoints(tmp_path, keep=2)
+    run.save("model_0000002", {"iteration": 2})
+
+    def die(state, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        run.save("model_0000004", {"iteration": 4})
+    assert run.load_last() == {"iteration": 2}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0000002.pth"]
+
+
+def test_old_periodic_checkpoints_are_removed_and_others_kept(tmp_path):
+    run = RunCheckpoints(tmp_path, keep=2)
+    run.save_apart("model_best", {"iteration": 1})
+    for i in (1, 2, 3, 4):
+        run.save(f"model_{i:07d}", {"iteration": i})
+    assert sorted(p.name for p in tmp_path.glob("*.pth")) == [
+        "model_0000003.pth",
+        "model_0000004.pth",
+        "model_best.pth",
+    ]
+    (tmp_path / "model_0000004.pth").unlink()
+    with pytest.raises(WeightsError, match="names model_0000004.pth, which is not there"):
+        run.last()

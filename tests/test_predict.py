@@ -1,0 +1,129 @@
+"""Prediction of files: outputs, free text, damaged images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dearli_d2
+from dearli_d2 import predict
+from dearli_d2.data.catalog import dataset_dicts
+from dearli_d2.data.mappers import read_panoptic, segment_ids
+from dearli_d2.engine.trainer import Trainer
+from dearli_d2.errors import ConfigError, WeightsError
+from tests.conftest import REPO
+
+LANG = str(REPO / "configs/miniworld/m2f_lang.yaml")
+LINEAR = str(REPO / "configs/miniworld/m2f.yaml")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Checkpoints of a few steps, with a text and with a linear classifier."""
+    from dearli_d2.config import get_config
+    from tests.conftest import MINI_OVERRIDES
+
+    folder, result = tmp_path_factory.mktemp("weights"), {}
+    for name, config in (("lang", LANG), ("linear", LINEAR)):
+        cfg = get_config(config, [*MINI_OVERRIDES, "SOLVER.MAX_ITER", "3", "OUTPUT_DIR", str(folder / name)])
+        Trainer(cfg).train()
+        result[name] = str(folder / name / "model_final.pth")
+    return result
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "more").mkdir(parents=True)
+    for i, d in enumerate(dataset_dicts("miniworld_val")[:2]):
+        Image.open(d["file_name"]).resize((150 + 10 * i, 100)).save(folder / f"scene{i}.png")
+    Image.open(folder / "scene0.png").save(folder / "more" / "scene0.jpg")
+    return folder
+
+
+def test_folder_with_a_damaged_image(weights, images, tmp_path, capsys):
+    (images / "broken.jpg").write_bytes((images / "more" / "scene0.jpg").read_bytes()[:700])
+    (images / "notes.txt").write_text("no image")
+    out = tmp_path / "out"
+    status = predict.main([str(images), "--config-file", LANG, "--weights", weights["lang"], "--out", str(out)])
+    assert status == 0
+    content = json.loads((out / "predictions.json").read_text())
+    assert [Path(s["image"]).name for s in content["skipped"]] == ["broken.jpg"]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["predicted"] == 3
+    names = {a["file_name"] for a in content["annotations"]}
+    assert len(names) == 3  # two files share a stem
+    for annotation in content["annotations"]:
+        ids = segment_ids(read_panoptic(str(out / annotation["file_name"])))
+        assert ids.shape == (annotation["height"], annotation["width"])
+        assert set(np.unique(ids)) - {0} == {s["id"] for s in annotation["segments_info"]}
+        semantic = np.asarray(Image.open(out / annotation["file_name"].replace("panoptic", "semantic")))
+        assert semantic.shape == ids.shape
+        assert semantic.max() < 16
+        assert Image.open(out / annotation["file_name"].replace("panoptic", "overlay")).size[0] > ids.shape[1]
+
+
+def test_text_swaps_the_vocabulary(weights, images):
+    whole = dearli_d2.Predictor(LANG, weights["lang"])
+    few = dearli_d2.Predictor(LANG, weights["lang"], class_names="grass, sky|blue sky, striped red")
+    image = np.asarray(Image.open(images / "scene0.png"))
+    assert whole(image).taxonomy.main_names[0] == "striped red"
+    prediction = few(image)
+    assert prediction.taxonomy.main_names == ["grass", "sky", "striped red"]
+    assert prediction.semantic.max() <= 2
+    assert prediction.panoptic.shape == image.shape[:2]
+
+
+def test_checkpoint_brings_its_classes(weights, monkeypatch):
+    """Without the training data on the machine the class names come from the file."""
+    from dearli_d2 import modeling
+    from dearli_d2.errors import DatasetError
+
+    def refuse(name):
+        raise DatasetError("not here")
+
+    monkeypatch.setattr(modeling, "taxonomy_of", refuse)
+    predictor = dearli_d2.Predictor(LANG, weights["lang"])
+    assert predictor.model.taxonomy.main_names[-1] == "sand"
+
+
+def test_errors_name_the_fix(weights, images, tmp_path, capsys):
+    with pytest.raises(ConfigError, match="only a text classifier"):
+        dearli_d2.Predictor(LINEAR, weights["linear"], class_names="cat, dog")
+    with pytest.raises(WeightsError, match="does not fit this model"):
+        dearli_d2.Predictor(LANG, weights["linear"])
+    with pytest.raises(ConfigError, match="needs weights"):
+        dearli_d2.Predictor(LANG)
+    arguments = ["--config-file", LANG, "--weights", weights["lang"]]
+    assert predict.main([str(tmp_path / "none"), *arguments, "--out", str(tmp_path / "o")]) == 2
+    assert "there is no image or folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert predict.main([str(tmp_path / "empty"), *arguments, "--out", str(tmp_path / "o")]) == 2
+    assert "no image (" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert predict.main([str(images), *arguments, "--out", str(tmp_path / "file" / "o")]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_all_images_damaged_is_a_failure(weights, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    assert (
+        predict.main(
+            [str(tmp_path / "a.png"), "--config-file", LANG, "--weights", weights["lang"], "--out", str(tmp_path / "o")]
+        )
+        == 1
+    )
+
+
+def test_prediction_is_the_same_twice_and_in_eval_mode(weights, images):
+    predictor = dearli_d2.Predictor(LANG, weights["lang"])
+    image = np.asarray(Image.open(images / "scene1.png"))
+    a, b = predictor(image), predictor(image)
+    assert np.array_equal(a.panoptic, b.panoptic)
+    assert not predictor.model.training
+    with torch.enable_grad():
+        assert not torch.is_tensor(predictor(image).semantic)
