@@ -11,9 +11,9 @@ import torch
 from tabulate import tabulate
 
 from dearli_d2.modeling.inference import panoptic_inference
-from tests.modeling.test_inference import loop_panoptic
 
 from .measure import interleaved_seconds
+from .reference import loop_panoptic
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

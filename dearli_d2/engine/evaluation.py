@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
@@ -62,7 +62,8 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dicts: list[dict], folder: Pa
     model = model.module if hasattr(model, "module") else model
     training, mapper = model.training, TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     model.eval()
-    for d in islice(dicts, 0, None, max(1, len(dicts) // cfg.TEST.PICTURES)):
+    for index in np.linspace(0, len(dicts) - 1, min(cfg.TEST.PICTURES, len(dicts))).astype(int):
+        d = dicts[index]
         with autocast(cfg):
             panoptic, segments = model([mapper(d)])[0]["panoptic_seg"]
         path = folder / "pictures" / f"{Path(d['file_name']).stem}.png"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.reference import loop_panoptic
 from dearli_d2.modeling.inference import instance_inference, panoptic_inference, semantic_inference
 
 
@@ -14,35 +15,6 @@ def random_predictions(batch=2, queries=12, classes=5, size=(20, 24), seed=0):
     coarse = 4 * torch.randn(batch, queries, 5, 6)
     masks = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
     return class_logits, masks
-
-
-def loop_panoptic(class_logits, mask_logits, things, object_threshold, overlap_threshold):
-    """One image, one segment at a time."""
-    scores, labels = class_logits.softmax(-1).max(-1)
-    kept = [q for q in range(len(labels)) if labels[q] != class_logits.shape[-1] - 1 and scores[q] > object_threshold]
-    panoptic = torch.zeros(mask_logits.shape[-2:], dtype=torch.int32)
-    segments, stuff = [], {}
-    if not kept:
-        return panoptic, segments
-    probability = mask_logits.sigmoid()
-    winner = (scores[kept, None, None] * probability[kept]).argmax(0)
-    for position, q in enumerate(kept):
-        won, own = winner == position, probability[q] >= 0.5
-        visible = won & own
-        if not (won.any() and own.any() and visible.any()):
-            continue
-        if float(won.sum()) / float(own.sum()) < overlap_threshold:
-            continue
-        label = int(labels[q])
-        if label not in things and label in stuff:
-            panoptic[visible] = stuff[label]
-            continue
-        identifier = len(segments) + 1
-        if label not in things:
-            stuff[label] = identifier
-        panoptic[visible] = identifier
-        segments.append({"id": identifier, "category_id": label, "isthing": label in things, "score": float(scores[q])})
-    return panoptic, segments
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -1,0 +1,66 @@
+"""What only a GPU shows: devices, autocast types, and that steps do not wait for the device more than they must."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dearli_d2.engine.trainer import Trainer
+from dearli_d2.modeling import build_model
+from dearli_d2.modeling.deformable_attention import multi_scale_deformable_attention
+from dearli_d2.modeling.inference import panoptic_regions
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+SHAPES = [(20, 30), (10, 15), (5, 8)]
+
+
+def attention_inputs(device):
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum(h * w for h, w in SHAPES)
+    value = torch.randn(2, tokens, 8, 32, generator=generator)
+    locations = torch.rand(2, 100, 8, 3, 4, 2, generator=generator)
+    weights = torch.rand(2, 100, 8, 12, generator=generator).softmax(-1).view(2, 100, 8, 3, 4)
+    return [x.to(device).requires_grad_() for x in (value, locations, weights)]
+
+
+@pytest.mark.parametrize("implementation", ["auto", "grid_sample", "gather"])
+def test_deformable_attention_equals_the_cpu(implementation):
+    results = []
+    for device in ("cpu", "cuda"):
+        leaves = attention_inputs(device)
+        output = multi_scale_deformable_attention(leaves[0], SHAPES, *leaves[1:], implementation)
+        output.square().sum().backward()
+        results.append([output.detach().cpu()] + [x.grad.cpu() for x in leaves])
+    for ours, expected in zip(*results, strict=True):
+        assert torch.allclose(ours, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+@pytest.mark.parametrize("file", ["m2f_lang.yaml", "m2f.yaml"])
+def test_training_steps(mini_config, dtype, file):
+    amp = [] if dtype is None else ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype]
+    trainer = Trainer(mini_config("MODEL.DEVICE", "cuda", *amp, file=file))
+    trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inference_under_autocast_agrees_with_fp32(mini_config, dtype):
+    model = build_model(mini_config("MODEL.DEVICE", "cuda")).eval()
+    images = [{"image": torch.randint(0, 256, (3, 128, 128), dtype=torch.uint8)}]
+    with torch.no_grad():
+        full = model(images)[0]["sem_seg"]
+        with torch.autocast("cuda", dtype=dtype):
+            half = model(images)[0]["sem_seg"]
+    assert (full - half).abs().mean() < 0.05 * full.abs().mean() + 0.01
+
+
+def test_panoptic_read_out_does_not_wait_for_the_device():
+    logits, masks = torch.randn(2, 50, 11, device="cuda"), torch.randn(2, 50, 64, 64, device="cuda")
+    panoptic_regions(logits, masks, {1, 2}, 0.0, 0.8)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        panoptic_regions(logits, masks, {1, 2}, 0.0, 0.8)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
