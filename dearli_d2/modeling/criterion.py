@@ -14,6 +14,9 @@ from .losses import mask_bce, mask_dice, sample_points, sample_validity
 from .matcher import HungarianMatcher, Matches
 from .transformer_decoder import DecoderOutput
 
+# masks whose candidate points are drawn at a time: few enough for the cache, many enough for a GPU
+_BLOCK = 32
+
 
 class SetCriterion(nn.Module):
     """Args:
@@ -118,6 +121,9 @@ class SetCriterion(nn.Module):
     @torch.no_grad()
     def _choose_points(self, logits: torch.Tensor) -> torch.Tensor:
         """(M, num_points, 2) for (M, 1, h, w) logits: the most uncertain of many random points, and some random ones."""
+        return torch.cat([self._choose_points_of(block) for block in logits.split(_BLOCK)])
+
+    def _choose_points_of(self, logits: torch.Tensor) -> torch.Tensor:
         count, device = len(logits), logits.device
         candidates = torch.rand(count, self.num_candidates, 2, device=device)
         certainty = sample_points(logits, candidates)[:, 0].abs_()

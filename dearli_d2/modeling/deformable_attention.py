@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 Shapes = Sequence[tuple[int, int]]
+
+_CPU_BLOCK = 1024  # queries
 
 
 def multi_scale_deformable_attention(
@@ -29,13 +31,15 @@ def multi_scale_deformable_attention(
         spatial_shapes: (H_l, W_l) of each of the L levels.
         sampling_locations: (B, M, h, L, P, 2), x and y in 0..1 of the level; samples outside read zeros.
         attention_weights: (B, M, h, L, P), sum to 1 over (L, P) in the usual use.
-        implementation: of the forward pass, a key of `IMPLEMENTATIONS`, or "auto": the fastest one for the device.
+        implementation: of the forward pass, a key of `IMPLEMENTATIONS`, or "auto": the fastest one for the device and
+            grad mode.
 
     Returns:
         (B, M, h * d) in fp32 (positions in half precision would be off by up to a cell).
     """
     if implementation == "auto":
-        implementation = "gather" if value.device.type == "cpu" else "grid_sample"
+        forward_only = not (torch.is_grad_enabled() and value.requires_grad)
+        implementation = "gather" if forward_only and value.device.type == "cpu" else "grid_sample"
     with torch.autocast(value.device.type, enabled=False):
         return _DeformableAttention.apply(
             value.float(), tuple(spatial_shapes), sampling_locations.float(), attention_weights.float(), implementation
@@ -43,8 +47,8 @@ def multi_scale_deformable_attention(
 
 
 class _DeformableAttention(torch.autograd.Function):
-    """Keeps only its inputs for the backward pass: the samples, L P times the output, are made again there, one level
-    at a time and in one buffer."""
+    """Keeps only its inputs for the backward pass: the samples, L P times the output, are made again there, a block at
+    a time."""
 
     @staticmethod
     def forward(ctx, value, spatial_shapes, locations, weights, implementation):
@@ -56,84 +60,88 @@ class _DeformableAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
         value, locations, weights = ctx.saved_tensors
-        batch, tokens, heads, dim = value.shape
-        queries = locations.shape[1]
-        grad = grad_output.transpose(1, 2).reshape(batch * heads, dim, queries, 1)
-        grad_value = value.new_empty(batch, heads, dim, tokens)
-        grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
-        start = 0
-        for level, (maps, grid) in enumerate(_levels(value, ctx.spatial_shapes, locations)):
-            buffer = F.grid_sample(maps, grid, align_corners=False)  # (B h, d, M, P)
-            grad_weight = buffer.mul_(grad).sum(1)
-            grad_weights[..., level, :] = grad_weight.view(batch, heads, queries, -1).transpose(1, 2)
-            torch.mul(grad, _level_weights(weights, level), out=buffer)
-            grad_maps, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
-                buffer, maps, grid, 0, 0, False, (True, True)
+        batch, _, heads, dim = value.shape
+        maps, grids, factors = _heads_first(value, locations, weights)
+        grad = grad_output.unflatten(2, (heads, dim)).permute(0, 2, 3, 1).flatten(0, 1)[..., None].contiguous()
+        grad_maps, grad_grids, grad_factors = (torch.zeros_like(x) for x in (maps, grids, factors))
+        for level, tokens, block in _blocks(ctx.spatial_shapes, locations):
+            feature = maps[..., tokens].unflatten(2, ctx.spatial_shapes[level])
+            grid, upstream = grids[:, level, block], grad[:, :, block]
+            samples = F.grid_sample(feature, grid, align_corners=False)  # (B h, d, m, P)
+            grad_factors[:, level, block] = samples.mul_(upstream).sum(1)
+            torch.mul(upstream, factors[:, level, block].unsqueeze(1), out=samples)
+            grad_feature, grad_grids[:, level, block] = torch.ops.aten.grid_sampler_2d_backward(
+                samples, feature, grid, 0, 0, False, (True, True)
             )
-            stop = start + math.prod(ctx.spatial_shapes[level])
-            grad_value[..., start:stop] = grad_maps.view(batch, heads, dim, -1)
-            grad_locations[..., level, :, :] = grad_grid.mul_(2).unflatten(0, (batch, heads)).transpose(1, 2)
-            start = stop
-        return grad_value.permute(0, 3, 1, 2), None, grad_locations, grad_weights, None
+            grad_maps[..., tokens] += grad_feature.flatten(2)
+        return (
+            grad_maps.unflatten(0, (batch, heads)).permute(0, 3, 1, 2),
+            None,
+            grad_grids.mul_(2).unflatten(0, (batch, heads)).permute(0, 3, 1, 2, 4, 5),
+            grad_factors.unflatten(0, (batch, heads)).permute(0, 3, 1, 2, 4),
+            None,
+        )
 
 
 def _by_grid_sample(
     value: torch.Tensor, spatial_shapes: Shapes, locations: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """One `grid_sample` per level, accumulated level by level (stacking the levels costs time and memory)."""
+    """`grid_sample` level by level, accumulated (stacking the levels costs time and memory)."""
     batch, _, heads, dim = value.shape
+    maps, grids, factors = _heads_first(value, locations, weights)
+    output = value.new_zeros(batch * heads, dim, locations.shape[1])
+    for level, tokens, block in _blocks(spatial_shapes, locations):
+        feature = maps[..., tokens].unflatten(2, spatial_shapes[level])
+        samples = F.grid_sample(feature, grids[:, level, block], align_corners=False)  # (B h, d, m, P)
+        output[..., block] += samples.mul_(factors[:, level, block].unsqueeze(1)).sum(-1)
+    return output.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
+
+
+def _heads_first(
+    value: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Maps (B h, d, N), grids (B h, L, M, P, 2) in -1..1, and weights (B h, L, M, P)."""
+    maps = value.permute(0, 2, 3, 1).flatten(0, 1).contiguous()
+    grids = locations.permute(0, 2, 3, 1, 4, 5).flatten(0, 1).mul(2).sub_(1)
+    return maps, grids, weights.permute(0, 2, 3, 1, 4).flatten(0, 1).contiguous()
+
+
+def _blocks(spatial_shapes: Shapes, locations: torch.Tensor) -> Iterator[tuple[int, slice, slice]]:
+    """(level, its tokens, queries): on a CPU queries come in blocks whose samples stay in the cache."""
     queries = locations.shape[1]
-    output = value.new_zeros(batch * heads, dim, queries)
-    for level, (maps, grid) in enumerate(_levels(value, spatial_shapes, locations)):
-        samples = F.grid_sample(maps, grid, align_corners=False)  # (B h, d, M, P)
-        output += samples.mul_(_level_weights(weights, level)).sum(-1)
-    return output.view(batch, heads * dim, queries).transpose(1, 2).contiguous()
-
-
-def _levels(value: torch.Tensor, spatial_shapes: Shapes, locations: torch.Tensor):
-    """Yields per level the maps (B h, d, H, W), a view, and the sampling grid (B h, M, P, 2) in -1..1."""
-    channels_first = value.permute(0, 2, 3, 1).contiguous().flatten(0, 1)
+    size = _CPU_BLOCK if locations.device.type == "cpu" else queries
     start = 0
     for level, (height, width) in enumerate(spatial_shapes):
-        stop = start + height * width
-        grid = locations[:, :, :, level].transpose(1, 2).flatten(0, 1)
-        yield channels_first[..., start:stop].unflatten(2, (height, width)), (grid * 2).sub_(1)
-        start = stop
-
-
-def _level_weights(weights: torch.Tensor, level: int) -> torch.Tensor:
-    """(B, M, h, L, P) to (B h, 1, M, P)."""
-    return weights[..., level, :].transpose(1, 2).flatten(0, 1)[:, None]
+        tokens = slice(start, start + height * width)
+        yield from ((level, tokens, slice(first, first + size)) for first in range(0, queries, size))
+        start += height * width
 
 
 def _by_gather(
     value: torch.Tensor, spatial_shapes: Shapes, locations: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """All 4 L P corner rows of a query and head in one `embedding_bag`: the fastest on a CPU."""
+    """All 4 L P corner rows of a query and head in one `embedding_bag`: the fastest forward pass on a CPU."""
     batch, tokens, heads, dim = value.shape
     queries = locations.shape[1]
-    rows, factors = [], []
-    first_row = torch.arange(batch, device=value.device).view(-1, 1, 1, 1) * tokens
-    head = torch.arange(heads, device=value.device).view(1, 1, -1, 1)
-    start = 0
-    for level, (height, width) in enumerate(spatial_shapes):
-        x = locations[..., level, :, 0] * width - 0.5  # (B, M, h, P)
-        y = locations[..., level, :, 1] * height - 0.5
-        left, top = x.floor(), y.floor()
-        right_share, bottom_share = x - left, y - top
-        left, top = left.long(), top.long()
-        for dy, share_y in ((0, 1 - bottom_share), (1, bottom_share)):
-            for dx, share_x in ((0, 1 - right_share), (1, right_share)):
-                column, row = left + dx, top + dy
-                inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-                token = start + row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-                rows.append((first_row + token) * heads + head)
-                factors.append(share_x * share_y * weights[..., level, :] * inside)
-        start += height * width
+    sizes = locations.new_tensor([(w, h) for h, w in spatial_shapes])[:, None]  # (L, 1, 2)
+    starts = locations.new_tensor([sum(h * w for h, w in spatial_shapes[:i]) for i in range(len(spatial_shapes))])
+    position = (locations * sizes).sub_(0.5)  # x and y in cells
+    low = position.floor()
+    share = position - low
+    inside_low, inside_high = (low >= 0) & (low < sizes), (low >= -1) & (low < sizes - 1)
+    shares = (torch.where(inside_low, 1 - share, 0), torch.where(inside_high, share, 0))
+    cells = (low.clamp(min=0).minimum(sizes - 1), (low + 1).clamp_(min=0).minimum(sizes - 1))
+    rows = [cell[..., 1] * sizes[..., 0] + starts[:, None] for cell in cells]  # fp32 is exact up to 2^24 tokens
+    corners = [(rows[y] + cells[x][..., 0], shares[y][..., 1] * shares[x][..., 0]) for y in (0, 1) for x in (0, 1)]
+    token = torch.stack([index for index, _ in corners], -1).to(torch.int32)  # (B, M, h, L, P, 4)
+    factor = torch.stack([weight for _, weight in corners], -1) * weights[..., None]
+    first = torch.arange(batch, dtype=torch.int32, device=value.device).view(-1, 1, 1) * tokens * heads
+    first = first + torch.arange(heads, dtype=torch.int32, device=value.device)
+    index = token.mul_(heads).add_(first[..., None, None, None])
     output = F.embedding_bag(
-        torch.cat(rows, -1).flatten(0, 2),
+        index.flatten(0, 2).flatten(1),
         value.reshape(-1, dim),
-        per_sample_weights=torch.cat(factors, -1).flatten(0, 2),
+        per_sample_weights=factor.flatten(0, 2).flatten(1),
         mode="sum",
     )
     return output.view(batch, queries, heads * dim)

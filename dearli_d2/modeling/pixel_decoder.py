@@ -43,7 +43,7 @@ class EncoderLayer(nn.Module):
     ) -> torch.Tensor:
         """(B, N, C) tokens with their (N, C) position to (B, N, C)."""
         tokens = self.norm1(tokens + self.self_attn(tokens + position, reference_points, tokens, spatial_shapes))
-        return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens))))
+        return self.norm2(tokens + self.linear2(F.relu_(self.linear1(tokens))))
 
 
 class _Encoder(nn.Module):
@@ -141,7 +141,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         ]
         lateral = self.adapter_1(features[self.fine])
         top = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        fused = F.relu(self.layer_1(lateral + top))
+        fused = F.relu_(self.layer_1(lateral + top))
         return PixelFeatures(maps, self.mask_features(fused))
 
 
