@@ -40,7 +40,9 @@ def report_errors(command: Callable[[], int]) -> int:
 def set_up(cfg: CfgNode) -> None:
     """Output folder, log files, the resolved config in it."""
     check_writable(cfg.OUTPUT_DIR)
+    setup_logger.cache_clear()
     for name in ("dearli_d2", "detectron2", "fvcore"):
+        logging.getLogger(name).handlers.clear()  # of an earlier run in this process
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     if comm.is_main_process():
         logger.info("environment:\n%s", environment_report())

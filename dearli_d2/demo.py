@@ -28,6 +28,7 @@ ROWS = (
     ("M2F-Lang (learned classifier)", "1.0"),
     ("M2F-Lang + ensembling at inference", "0.6"),
 )
+SCORED_ON = "miniworld_val"
 METRICS = ("panoptic/PQ", "panoptic/PQ_th", "panoptic/PQ_st", "semantic/mIoU")
 
 
@@ -64,7 +65,7 @@ def run(out: Path, iterations: int) -> str:
 
 
 def _write_report(out: Path, table: str, iterations: int, seconds: float) -> None:
-    folder = out / f"alpha_{ROWS[-1][1]}" / "evaluation" / "miniworld_val" / "pictures"
+    folder = out / f"alpha_{ROWS[-1][1]}" / "evaluation" / SCORED_ON / "pictures"
     pictures = "\n".join(f"![{p.stem}]({p.relative_to(out)})" for p in sorted(folder.glob("*.png")))
     text = f"""# Demo: M2F-Lang on 10 % of miniworld's labels
 
