@@ -60,6 +60,10 @@ def panoptic_inference(
     return results
 
 
+# pixels that compete at a time
+_CPU_BLOCK = 4096
+
+
 @dataclass
 class PanopticRegions:
     """On the device: `panoptic` (B, H, W) int32 segment ids, 0 = none; per query `segment_id` (B, Q) int64 (0 = dropped,
@@ -85,14 +89,14 @@ def panoptic_regions(
     keep = (label != class_logits.shape[-1] - 1) & (score > object_threshold)
 
     pixels = mask_logits.float().flatten(2)
-    # a dropped query competes with -1, below every kept one
-    competing = torch.where(keep, score, -torch.ones_like(score))[..., None]
-    winner = (pixels.sigmoid() * competing).argmax(1) if queries else torch.zeros(batch, 0, device=device)
+    winner = torch.empty(batch, height * width, dtype=torch.int64, device=device)
+    own = torch.zeros(batch, queries, dtype=torch.int64, device=device)
+    for image in range(batch):
+        _compete(pixels[image], score[image], keep[image], winner[image], own[image])
     won_inside = pixels.gather(1, winner[:, None])[:, 0] >= 0  # sigmoid >= 0.5
 
     won = _count(winner, torch.ones_like(won_inside), queries)
     kept_pixels = _count(winner, won_inside, queries)
-    own = (pixels >= 0).sum(-1)
     good = keep & (won > 0) & (own > 0) & (kept_pixels > 0) & (won >= overlap_threshold * own)
 
     is_thing = torch.zeros(class_logits.shape[-1], dtype=torch.bool)
@@ -105,6 +109,36 @@ def panoptic_regions(
     segment_id = torch.where(good, number.gather(-1, first), 0)
     panoptic = torch.where(won_inside, segment_id.gather(1, winner), 0)
     return PanopticRegions(panoptic.view(batch, height, width).int(), segment_id, label, score)
+
+
+def _compete(
+    pixels: torch.Tensor, score: torch.Tensor, keep: torch.Tensor, winner: torch.Tensor, own: torch.Tensor
+) -> None:
+    """Writes the winning query of each pixel and the size of each mask (sigmoid at least 0.5) of one image.
+
+    Args:
+        pixels: (Q, N) mask logits. score, keep: (Q,). winner: (N,) and own: (Q,) int64, written to.
+
+    On a CPU only the kept queries are read, in blocks of pixels that stay in the cache; on a GPU knowing them would mean
+    to wait for the device, so all take part and a dropped one competes with -1, below every kept one.
+    """
+    if pixels.device.type == "cpu":
+        rows, block = keep.nonzero()[:, 0], _CPU_BLOCK
+        if not len(rows):
+            winner.zero_()
+            return
+        strength = score[rows, None]
+    else:
+        rows, block = torch.arange(len(score), device=score.device), pixels.shape[1]
+        strength = torch.where(keep, score, -1.0)[:, None]
+    backwards = torch.arange(len(rows), 0, -1, dtype=torch.int16, device=pixels.device)[:, None]
+    for part, target in zip(pixels.split(block, 1), winner.split(block), strict=True):
+        part = part if len(rows) == len(part) else part[rows]
+        own[rows] += (part >= 0).sum(1)
+        part = part.sigmoid().mul_(strength)
+        # the first of the largest: `amax` is many times faster than `max` with its indices
+        first = ((part == part.amax(0)) * backwards).amax(0)
+        target.copy_(rows[len(rows) - first.long()])
 
 
 def _count(winner: torch.Tensor, selected: torch.Tensor, queries: int) -> torch.Tensor:
