@@ -98,9 +98,8 @@ class SetCriterion(nn.Module):
         all ranks."""
         predictions, total = matches.query.shape
         num_masks = self._mean_number_of_masks(targets, output.mask_features.device)
-        # without any segment the loss must still be connected to every parameter (data-parallel training)
-        nothing = 0 * (output.mask_features.float().sum() + output.mask_embeddings.float().sum())
-        if not total:
+        if not total:  # the loss must still be connected to every parameter (data-parallel training)
+            nothing = 0 * (output.mask_features.float().sum() + output.mask_embeddings.float().sum())
             return nothing.expand(predictions), nothing.expand(predictions)
         # dice sums thousands of points: fp32
         with torch.autocast(output.mask_features.device.type, enabled=False):
@@ -116,7 +115,7 @@ class SetCriterion(nn.Module):
             weight = matches.matched.T / num_masks  # (T, R)
             bce = (mask_bce(sampled, labels, valid).view(total, -1) * weight).sum(0)
             dice = (mask_dice(sampled, labels, valid).view(total, -1) * weight).sum(0)
-        return bce + nothing, dice + nothing
+        return bce, dice
 
     @torch.no_grad()
     def _choose_points(self, logits: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dearli_d2.modeling import deformable_attention
 from dearli_d2.modeling.deformable_attention import IMPLEMENTATIONS, MSDeformAttn, multi_scale_deformable_attention
 
 SHAPES = [(5, 7), (3, 4), (2, 1)]
@@ -51,14 +52,18 @@ def test_equals_the_definition(implementation):
     assert torch.allclose(ours.double(), brute_force(value, locations, weights), atol=1e-5)
 
 
-def test_implementations_agree_to_1e_5():
+def test_implementations_agree_to_1e_5(monkeypatch):
+    monkeypatch.setattr(deformable_attention, "_CPU_BLOCK", 4)
     value, locations, weights = inputs()
     results = [multi_scale_deformable_attention(value, SHAPES, locations, weights, name) for name in IMPLEMENTATIONS]
     for other in results[1:]:
         assert torch.allclose(results[0], other, atol=1e-5)
 
 
-def test_gradients_equal_automatic_differentiation():
+@pytest.mark.parametrize("block", [1024, 4])
+def test_gradients_equal_automatic_differentiation(block, monkeypatch):
+    monkeypatch.setattr(deformable_attention, "_CPU_BLOCK", block)  # 6 queries: one block, or two
+
     def plain(value, locations, weights):
         output, start = 0, 0
         for level, (height, width) in enumerate(SHAPES):

@@ -79,8 +79,6 @@ class MaskFormer(nn.Module):
         if templates is not None:
             self.void_embedding = nn.Embedding(1, backbone.embedding_dim)
             nn.init.normal_(self.void_embedding.weight)
-        self.register_load_state_dict_pre_hook(_drop_derived_names)
-        self.register_load_state_dict_post_hook(lambda module, keys: module.forget_vocabulary())
 
     @classmethod
     def from_config(cls, cfg, taxonomy: Taxonomy | None = None) -> dict:
@@ -132,6 +130,14 @@ class MaskFormer(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        """Also accepts published checkpoints, which hold the criterion's constant weights (one criterion, or one for
+        labels and one for pseudo-labels); they follow from the config. New weights make the text embeddings stale."""
+        for name in [n for n in state_dict if n.startswith(f"{prefix}criterion") and n.endswith("empty_weight")]:
+            del state_dict[name]
+        self.forget_vocabulary()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     # ------------------------------------------------------------------------------------------ classes
 
@@ -253,10 +259,3 @@ class MaskFormer(nn.Module):
         if options.instance:
             result["instances"] = instance_inference(class_logits, mask_logits, things, options.topk)[0]
         return result
-
-
-def _drop_derived_names(module: nn.Module, state: dict, prefix: str, *args) -> None:
-    """Published checkpoints hold the criterion's constant weights (one criterion, or one for labels and one for
-    pseudo-labels); they follow from the config."""
-    for name in [n for n in state if n.startswith(f"{prefix}criterion") and n.endswith("empty_weight")]:
-        del state[name]
