@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessExitedException
 
 from .checkpoint import load_weights
 from .config import get_config
@@ -85,11 +86,16 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError("--config-file is missing, for example --config-file configs/miniworld/m2f_lang.yaml")
         cfg = get_config(args.config_file, [o for o in args.opts if o != "--"])
         processes = max(args.num_gpus, 1)
-        if processes > 1 and cfg.MODEL.DEVICE != "cuda":
-            raise ConfigError(f"--num-gpus {args.num_gpus} but MODEL.DEVICE is {cfg.MODEL.DEVICE}")
+        if processes > 1 and cfg.MODEL.DEVICE == "cpu" and "MODEL.DEVICE" not in args.opts:
+            raise ConfigError(
+                f"--num-gpus {processes} but there is no GPU (MODEL.DEVICE cpu asks for that many CPU processes)"
+            )
         if cfg.MODEL.DEVICE == "cuda" and processes > torch.cuda.device_count():
             raise ConfigError(f"--num-gpus {processes} but this machine has {torch.cuda.device_count()}")
-        launch(_run_rank, processes, args.num_machines, args.machine_rank, args.dist_url, (cfg, args))
+        try:
+            launch(_run_rank, processes, args.num_machines, args.machine_rank, args.dist_url, (cfg, args))
+        except ProcessExitedException as error:
+            return error.exit_code  # the worker has said why
         return 0
 
     return report_errors(command)

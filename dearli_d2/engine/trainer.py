@@ -120,7 +120,8 @@ class Trainer(TrainerBase):
             logger.warning(
                 "the backbone starts from random weights: MODEL.BACKBONE.WEIGHTS and MODEL.WEIGHTS are empty"
             )
-        self.model = create_ddp_model(self.student, broadcast_buffers=False)
+        devices = [torch.cuda.current_device()] if cfg.MODEL.DEVICE == "cuda" else None
+        self.model = create_ddp_model(self.student, broadcast_buffers=False, device_ids=devices)
         self.model.train()
         self.stream = self._build_stream()
         self.register_hooks(self._build_hooks())

@@ -112,6 +112,11 @@ def test_stream_resumes_at_the_same_sample_with_the_same_augmentation():
     assert take(3) != take(3, seed=6)
 
 
+def test_augmentation_differs_from_sample_to_sample():
+    drawn = [x["r"] for batch in take(6) for x in batch]
+    assert len(set(drawn)) == len(drawn)
+
+
 def test_every_pass_shows_every_image_once():
     shown = [x["n"] for batch in take(7) for x in batch]
     for start in (0, 7, 14):

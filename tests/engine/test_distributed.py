@@ -1,0 +1,84 @@
+"""Two processes on the CPU (gloo) against one with the joint batch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from detectron2.engine import hooks, launch
+from detectron2.utils import events
+
+from dearli_d2.config import get_config
+from dearli_d2.engine.trainer import Trainer
+from tests.conftest import MINI_OVERRIDES, REPO
+from tests.engine.test_trainer import _unsmoothed_init, losses_of
+
+CONFIG = REPO / "configs" / "miniworld" / "m2f_lang.yaml"
+
+# many points, so that the two runs' different random points hardly matter
+OPTIONS = (
+    "SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "2", "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "4000",
+    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", "0.0", "DATASETS.TEST", "('miniworld_val@0.05',)", "TEST.PICTURES", "0",
+)  # fmt: skip
+
+
+def train(folder):
+    """One process of a training that logs every step."""
+    original = hooks.PeriodicWriter.__init__
+    hooks.PeriodicWriter.__init__ = lambda self, writers, period=20: original(self, writers, 1)
+    events.JSONWriter.__init__ = _unsmoothed_init
+    try:
+        Trainer(
+            get_config(CONFIG, [*MINI_OVERRIDES, *OPTIONS, "DATASETS.TEST", "()", "OUTPUT_DIR", str(folder)])
+        ).train()
+    finally:
+        hooks.PeriodicWriter.__init__ = original
+
+
+def command_line(folder, processes, *arguments):
+    command = [sys.executable, "-W", "ignore", "train_net.py", "--config-file", str(CONFIG), "--num-gpus", str(processes),
+               *arguments, *MINI_OVERRIDES, *OPTIONS, "OUTPUT_DIR", str(folder)]  # fmt: skip
+    return command
+
+
+def run(command, *overrides):
+    return subprocess.run([*command, *overrides], cwd=REPO, capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_equal_one_with_the_joint_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(events.JSONWriter, "__init__", events.JSONWriter.__init__)  # put back afterwards
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        launch(train, processes, 1, 0, "auto", (tmp_path / str(processes),))
+    one, two = (losses_of(tmp_path / str(n)) for n in (1, 2))
+    assert sorted(one) == sorted(two) == [0, 1]
+    for name, value in one[0].items():  # before the first update, where only the points differ
+        assert two[0][name] == pytest.approx(value, rel=0.05), name
+    weights = [torch.load(tmp_path / str(n) / "model_final.pth", weights_only=True)["model"] for n in (1, 2)]
+    moved = (
+        weights[0]["sem_seg_head.predictor.query_feat.weight"] - weights[1]["sem_seg_head.predictor.query_feat.weight"]
+    )
+    assert moved.abs().median() < 5e-4  # half a step of the learning rate
+
+
+def test_evaluation_on_two_processes_equals_one(tmp_path):
+    trained = run(command_line(tmp_path / "train", 1), "DATASETS.TEST", "()")
+    assert trained.returncode == 0, trained.stderr
+    results = []
+    for processes in (1, 2):
+        folder = tmp_path / f"eval{processes}"
+        command = command_line(folder, processes, "--eval-only")
+        result = run(command, "MODEL.WEIGHTS", str(tmp_path / "train/model_final.pth"))
+        assert result.returncode == 0, result.stderr
+        results.append(json.loads((folder / "evaluation/miniworld_val@0.05/results.json").read_text())["results"])
+    assert results[0] == results[1]
+
+
+def test_an_error_in_a_worker_is_a_line_and_no_stack_trace(tmp_path):
+    result = run(command_line(tmp_path / "x", 2), "DATASETS.TRAIN", "('none',)")
+    assert result.returncode == 2
+    assert "error: there is no data set 'none'" in result.stderr
+    assert "Traceback" not in result.stderr
