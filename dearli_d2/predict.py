@@ -25,6 +25,7 @@ from tqdm import tqdm
 from .checkpoint import load_state
 from .config import get_config
 from .data.mappers import TestMapper, read_image
+from .data.preparation import ids_to_rgb
 from .data.taxonomy import Taxonomy
 from .errors import ConfigError, DatasetError, DearliError
 from .files import write_atomically, write_json
@@ -171,12 +172,11 @@ def _read_all(images: Sequence[Path], skipped: list[tuple[Path, str]]) -> Iterat
 def save_prediction(out: Path, name: str, image: np.ndarray, prediction: Prediction) -> None:
     """Writes the three PNG files of one image."""
     ids = prediction.panoptic
-    rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
     depth = np.uint8 if len(prediction.taxonomy) < 256 else np.uint16
     drawn = overlay(image, ids, prediction.segments, prediction.taxonomy)
     shown = sorted({s["category_id"] for s in prediction.segments})
     pictures = {
-        "panoptic": Image.fromarray(rgb),
+        "panoptic": Image.fromarray(ids_to_rgb(ids)),
         "semantic": Image.fromarray(prediction.semantic.astype(depth)),
         "overlay": with_legend(drawn, shown, prediction.taxonomy),
     }

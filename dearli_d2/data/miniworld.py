@@ -29,6 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import cache_dir, write_json
+from .preparation import ids_to_rgb, segment_info
 
 logger = logging.getLogger(__name__)
 
@@ -296,8 +297,7 @@ def _write_split(folder: Path, seed: int, split: str, domain: str, count: int) -
         stem = f"{index:06d}"
         Image.fromarray(scene.image).save(folder / "images" / split / f"{stem}.jpg", quality=95)
         Image.fromarray(scene.semantic()).save(folder / "semantic" / split / f"{stem}.png")
-        ids = np.stack([scene.segments % 256, scene.segments // 256, np.zeros_like(scene.segments)], -1)
-        Image.fromarray(ids.astype(np.uint8)).save(folder / "panoptic" / split / f"{stem}.png")
+        Image.fromarray(ids_to_rgb(scene.segments)).save(folder / "panoptic" / split / f"{stem}.png")
         height, width = scene.segments.shape
         images.append({"id": stem, "file_name": f"{stem}.jpg", "height": height, "width": width})
         annotations.append({"image_id": stem, "file_name": f"{stem}.png", "segments_info": _segments_info(scene)})
@@ -311,12 +311,7 @@ def _write_split(folder: Path, seed: int, split: str, domain: str, count: int) -
 
 
 def _segments_info(scene: Scene) -> list[dict]:
-    infos = []
-    for i, cls in enumerate(scene.classes, start=1):
-        rows, columns = np.nonzero(scene.segments == i)
-        box = [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
-        infos.append({"id": i, "category_id": cls.id, "area": len(rows), "bbox": box, "iscrowd": 0})
-    return infos
+    return [segment_info(i, cls.id, scene.segments == i) for i, cls in enumerate(scene.classes, start=1)]
 
 
 def crops(seed: int, scenes: int, tile: int) -> Iterator[tuple[np.ndarray, MiniClass]]:

@@ -90,6 +90,14 @@ class _OpenCLIPBackbone(Backbone):
             self.clip_model.visual.requires_grad_(True)
         self.train()
 
+    @classmethod
+    def from_config(cls, cfg, input_shape) -> dict:
+        return {
+            "arch": cfg.MODEL.BACKBONE.ARCH,
+            "weights": cfg.MODEL.BACKBONE.WEIGHTS,
+            "frozen": cfg.MODEL.BACKBONE.FREEZE,
+        }
+
     def train(self, mode: bool = True) -> _OpenCLIPBackbone:
         super().train(mode)
         self.clip_model.eval()
@@ -121,14 +129,6 @@ class OpenCLIPConvNeXt(_OpenCLIPBackbone):
         self._shapes = {
             f"res{i + 2}": ShapeSpec(channels=stage["num_chs"], stride=stage["reduction"])
             for i, stage in enumerate(info)
-        }
-
-    @classmethod
-    def from_config(cls, cfg, input_shape) -> dict:
-        return {
-            "arch": cfg.MODEL.BACKBONE.ARCH,
-            "weights": cfg.MODEL.BACKBONE.WEIGHTS,
-            "frozen": cfg.MODEL.BACKBONE.FREEZE,
         }
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -166,12 +166,7 @@ class OpenCLIPViT(_OpenCLIPBackbone):
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
-        return {
-            "arch": cfg.MODEL.BACKBONE.ARCH,
-            "weights": cfg.MODEL.BACKBONE.WEIGHTS,
-            "frozen": cfg.MODEL.BACKBONE.FREEZE,
-            "pyramid_dim": cfg.MODEL.BACKBONE.PYRAMID_DIM,
-        }
+        return {**super().from_config(cfg, input_shape), "pyramid_dim": cfg.MODEL.BACKBONE.PYRAMID_DIM}
 
     @property
     def size_divisibility(self) -> int:
