@@ -256,9 +256,10 @@ class Trainer(TrainerBase):
         self.start_iter, self.best = state["iteration"], state["best"]
 
     def train(self) -> None:
-        """Runs from the start iteration to SOLVER.MAX_ITER."""
+        """Runs from the start iteration to SOLVER.MAX_ITER; a complete run is only evaluated again."""
         if self.start_iter >= self.max_iter:
             logger.info("the run is already complete: %d of %d iterations", self.start_iter, self.max_iter)
+            evaluate(self.cfg, self.model, self.start_iter)
             return
         super().train(self.start_iter, self.max_iter)
 

@@ -80,7 +80,10 @@ def test_resume_after_kill_9_repeats_the_losses_bit_by_bit(tmp_path):
     assert process.wait() == 0, process.stderr.read()
     expected, resumed = losses_of(whole), losses_of(broken)
     assert sorted(expected) == list(range(8))
-    assert {**before, **resumed} == expected
+    merged = {**before, **resumed}
+    # the kill may come between the checkpoint and the log line of its own iteration
+    assert set(expected) - set(merged) <= {3}
+    assert merged == {i: expected[i] for i in merged}
     assert any(i not in before or resumed[i] == before[i] for i in range(4, 8))
     a, b = (torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (whole, broken))
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -91,7 +94,13 @@ def test_a_finished_run_is_not_overwritten_without_resume(mini_config):
     Trainer(cfg).train()
     with pytest.raises(ConfigError, match="already holds a run; --resume continues it"):
         Trainer(cfg)
-    Trainer(cfg, resume=True).train()  # says that it is complete
+    before = (Path(cfg.OUTPUT_DIR) / "model_final.pth").stat().st_mtime_ns
+    few = ["SOLVER.MAX_ITER", "1", "DATASETS.TEST", "('miniworld_val@0.02',)", "TEST.PICTURES", "0"]
+    Trainer(
+        mini_config(*few), resume=True
+    ).train()  # complete: trains no more, but its evaluation may have been cut off
+    assert (Path(cfg.OUTPUT_DIR) / "model_final.pth").stat().st_mtime_ns == before
+    assert (Path(cfg.OUTPUT_DIR) / "evaluation" / "miniworld_val@0.02" / "results.json").is_file()
 
 
 def test_losses_that_are_not_finite_are_skipped_then_stop_with_names_and_state(mini_config, monkeypatch):
