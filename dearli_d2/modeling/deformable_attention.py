@@ -109,7 +109,8 @@ def _heads_first(
 def _blocks(spatial_shapes: Shapes, locations: torch.Tensor) -> Iterator[tuple[int, slice, slice]]:
     """(level, its tokens, queries): on a CPU queries come in blocks whose samples stay in the cache."""
     queries = locations.shape[1]
-    size = _CPU_BLOCK if locations.device.type == "cpu" else queries
+    count = max(round(queries / _CPU_BLOCK), 1) if locations.device.type == "cpu" else 1
+    size = -(-queries // count)  # equal blocks
     start = 0
     for level, (height, width) in enumerate(spatial_shapes):
         tokens = slice(start, start + height * width)

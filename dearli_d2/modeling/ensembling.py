@@ -15,14 +15,15 @@ def mask_pool(features: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor
         mask_logits: (B, Q, H, W); resized to (h, w) (bilinear, align_corners False), then `> 0`.
 
     Returns:
-        (B, Q, D) in the dtype of `features`; zero for a mask that covers no cell.
+        (B, Q, D) in fp32, also under autocast; zero for a mask that covers no cell.
     """
     if mask_logits.shape[-2:] != features.shape[-2:]:
         mask_logits = F.interpolate(mask_logits, size=features.shape[-2:], mode="bilinear", align_corners=False)
-    masks = (mask_logits > 0).to(features.dtype)
-    # areas are counts, so 1 is the least of a mask that is not empty (an added epsilon would vanish in fp16)
-    area = masks.sum((-1, -2), dtype=torch.float32).clamp(min=1)[..., None, None]
-    return torch.einsum("bqhw,bdhw->bqd", masks / area.to(features.dtype), features)
+    masks = (mask_logits > 0).float()
+    # areas are counts, so 1 is the least of a mask that is not empty
+    area = masks.sum((-1, -2)).clamp(min=1)[..., None, None]
+    with torch.autocast(features.device.type, enabled=False):  # sums over many cells
+        return torch.einsum("bqhw,bdhw->bqd", masks / area, features.float())
 
 
 def clip_head(visual: nn.Module, pooled: torch.Tensor) -> torch.Tensor:
@@ -33,11 +34,12 @@ def clip_head(visual: nn.Module, pooled: torch.Tensor) -> torch.Tensor:
         pooled: (B, Q, D).
 
     Returns:
-        (B, Q, E) unit-norm embeddings in fp32.
+        (B, Q, E) unit-norm embeddings in fp32, also under autocast (few rows, and their logits are scaled by 100).
     """
-    flat = pooled.flatten(0, 1)[..., None, None]
-    embedded = visual.head(visual.trunk.forward_head(flat))
-    return F.normalize(embedded.float(), dim=-1).unflatten(0, pooled.shape[:2])
+    with torch.autocast(pooled.device.type, enabled=False):
+        flat = pooled.float().flatten(0, 1)[..., None, None]
+        embedded = visual.head(visual.trunk.forward_head(flat))
+        return F.normalize(embedded, dim=-1).unflatten(0, pooled.shape[:2])
 
 
 def geometric_ensemble(class_logits: torch.Tensor, clip_logits: torch.Tensor, alpha: float) -> torch.Tensor:

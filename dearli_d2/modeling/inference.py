@@ -19,7 +19,8 @@ def semantic_inference(class_logits: torch.Tensor, mask_logits: torch.Tensor) ->
         (B, K, H, W) fp32, not normalised.
     """
     probability = class_logits.float().softmax(-1)[..., :-1]
-    return torch.einsum("bqk,bqhw->bkhw", probability, mask_logits.float().sigmoid())
+    with torch.autocast(mask_logits.device.type, enabled=False):  # near ties decide pixels: fp32
+        return torch.einsum("bqk,bqhw->bkhw", probability, mask_logits.float().sigmoid())
 
 
 def panoptic_inference(

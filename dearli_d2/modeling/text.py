@@ -42,6 +42,13 @@ def read_templates(source: str) -> list[str]:
     return templates
 
 
+def cosine_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(..., E) and (N, E) to (..., N) in fp32, also under autocast: the result is scaled by up to 100, and a product in
+    half precision would then be wrong by whole logits."""
+    with torch.autocast(a.device.type, enabled=False):
+        return F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T
+
+
 class Vocabulary(nn.Module):
     """Fixed text embeddings of K classes.
 
@@ -65,7 +72,7 @@ class Vocabulary(nn.Module):
 
     def cosine(self, embedding: torch.Tensor) -> torch.Tensor:
         """(..., E) to (..., K): cosine with each class, the maximum over its synonyms, in fp32."""
-        similarity = F.normalize(embedding.float(), dim=-1) @ self.embeddings.T
+        similarity = cosine_similarity(embedding, self.embeddings)
         if self.index.shape[1] == 1:
             return similarity
         return similarity[..., self.index].amax(-1)

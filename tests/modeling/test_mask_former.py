@@ -60,6 +60,18 @@ def test_autocast_agrees_with_fp32(lang, make_targets, dtype):
     assert totals[1] == pytest.approx(totals[0], rel=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_classification_is_exact_under_autocast(lang, dtype):
+    """Logits scaled by up to 100 are the same in mixed precision, given the same inputs."""
+    outputs, dense, masks = torch.randn(1, 5, 64), torch.randn(1, 128, 16, 16), torch.randn(1, 5, 16, 16)
+    expected = lang.class_logits(outputs), lang.zero_shot_logits({"clip_vis_dense": dense}, masks)
+    with torch.autocast("cpu", dtype=dtype):
+        ours = lang.class_logits(outputs), lang.zero_shot_logits({"clip_vis_dense": dense}, masks)
+    for a, b in zip(ours, expected, strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
+
+
 def test_permuting_the_classes_permutes_the_outputs(lang):
     order = list(torch.randperm(16))
     lang.eval()

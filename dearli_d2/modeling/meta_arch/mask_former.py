@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import ImageList
@@ -20,7 +19,7 @@ from ..ensembling import geometric_ensemble, mask_pool
 from ..head import MaskFormerHead, build_head
 from ..inference import instance_inference, panoptic_inference, resize_logits, semantic_inference
 from ..matcher import HungarianMatcher
-from ..text import Vocabulary, build_vocabulary, read_templates
+from ..text import Vocabulary, build_vocabulary, cosine_similarity, read_templates
 from ..transformer_decoder import DecoderOutput
 
 _PAD_TO = 32
@@ -178,9 +177,8 @@ class MaskFormer(nn.Module):
         if self.templates is None:
             return class_outputs
         scale = self.sem_seg_head.predictor.logit_scale.exp().clamp(max=100)
-        embedding = F.normalize(class_outputs.float(), dim=-1)
-        void = embedding @ F.normalize(self.void_embedding.weight.float(), dim=-1).T
-        return scale * torch.cat([self.vocabulary.cosine(embedding), void], -1)
+        void = cosine_similarity(class_outputs, self.void_embedding.weight)
+        return scale * torch.cat([self.vocabulary.cosine(class_outputs), void], -1)
 
     def zero_shot_logits(self, features: dict[str, torch.Tensor], mask_logits: torch.Tensor) -> torch.Tensor:
         """(B, Q, K): CLIP's classification of its features pooled under (B, Q, H, W) masks. A mask that covers no cell
