@@ -43,7 +43,9 @@ class EncoderLayer(nn.Module):
     ) -> torch.Tensor:
         """(B, N, C) tokens with their (N, C) position to (B, N, C)."""
         tokens = self.norm1(tokens + self.self_attn(tokens + position, reference_points, tokens, spatial_shapes))
-        return self.norm2(tokens + self.linear2(F.relu_(self.linear1(tokens))))
+        # on (B N, C), where the result of a linear layer is no view: ReLU can then work in place without a copy
+        hidden = F.relu_(self.linear1(tokens.flatten(0, 1)))
+        return self.norm2(tokens + self.linear2(hidden).view_as(tokens))
 
 
 class _Encoder(nn.Module):

@@ -45,7 +45,7 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
-            x = F.relu_(layer(x))
+            x = F.relu(layer(x))
         return self.layers[-1](x)
 
 
@@ -118,7 +118,7 @@ class FFNLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, queries: torch.Tensor) -> torch.Tensor:
-        return self.norm(queries + self.linear2(F.relu_(self.linear1(queries))))
+        return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
 
 
 class MultiScaleMaskedTransformerDecoder(nn.Module):
