@@ -6,8 +6,9 @@ set -euo pipefail
 venv=$1
 base=${PYTHON:-python3}
 
-"$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-    echo "dearli_d2 needs Python 3.10 or newer; '$base' is $("$base" --version 2>&1). Set PYTHON=/path/to/python3.x" >&2
+# numpy 1.x has no wheels for newer Pythons
+"$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || {
+    echo "dearli_d2 needs Python 3.10, 3.11 or 3.12; '$base' is $("$base" --version 2>&1). Set PYTHON=/path/to/python3.x" >&2
     exit 1
 }
 if [ ! -x "$venv/bin/python" ]; then
