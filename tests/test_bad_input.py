@@ -183,7 +183,10 @@ def test_broken_config(tmp_path, capsys, case):
     flags = ["--num-gpus", "4"] if case == "more processes than GPUs" else []
     if case == "class-name file of another size":
         (tmp_path / "names.txt").write_text("0:cat\n1:dog\n")
-        overrides, words = ["MODEL.TEXT.CLASS_NAMES", str(tmp_path / "names.txt")], r"2 class names for 16 classes"
+        overrides, words = (
+            ["MODEL.TEXT.CLASS_NAMES", str(tmp_path / "names.txt")],
+            r"MODEL.TEXT.CLASS_NAMES .*names.txt: 2 class names for 16 classes",
+        )
     base = MINI_OVERRIDES[2:] if flags else MINI_OVERRIDES  # without MODEL.DEVICE cpu, which asks for CPU processes
     error = run(tmp_path, capsys, *overrides, flags=flags, base=base)
     assert re.search(words, error), error
@@ -198,6 +201,26 @@ def test_weights_of_another_model(tmp_path, capsys):
 
 def test_evaluation_without_weights(tmp_path, capsys):
     assert "--eval-only needs MODEL.WEIGHTS" in run(tmp_path, capsys, flags=["--eval-only"])
+
+
+def test_evaluation_on_data_with_other_categories(world, tmp_path, capsys):
+    """The same number of classes, other category ids."""
+    assert (
+        main(["--config-file", CONFIG, *MINI_OVERRIDES, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path / "run")])
+        == 0
+    )
+
+    def renumber(content):
+        for category in content["categories"]:
+            category["id"] += 100
+        for annotation in content["annotations"]:
+            for segment in annotation["segments_info"]:
+                segment["category_id"] += 100
+
+    edit(world, renumber)
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "DATASETS.TEST", "('broken_train',)"]
+    error = run(tmp_path, capsys, *weights, flags=["--eval-only"])
+    assert "broken_train has other categories than the model was made for" in error
 
 
 def test_missing_config_file(tmp_path, capsys):

@@ -28,10 +28,10 @@ class Taxonomy:
     def main_names(self) -> list[str]:
         return [synonyms[0] for synonyms in self.names]
 
-    def with_names(self, names: Sequence[Sequence[str]]) -> Taxonomy:
-        """The same classes under other names (synonyms from a file)."""
+    def with_names(self, names: Sequence[Sequence[str]], source: str = "names") -> Taxonomy:
+        """The same classes under other names (synonyms from a file, `source` in the error)."""
         if len(names) != len(self):
-            raise ConfigError(f"{len(names)} class names for {len(self)} classes")
+            raise ConfigError(f"{source}: {len(names)} class names for {len(self)} classes")
         return replace(self, names=tuple(tuple(n) for n in names))
 
     def to_json(self) -> dict:

@@ -12,9 +12,11 @@ from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..data.catalog import dataset_dicts, taxonomy_of
 from ..data.mappers import TestMapper, read_image
+from ..errors import DatasetError
 from ..evaluation import build_evaluator
 from ..evaluation.report import scalars, tables, write_results
 from ..visualization import save_prediction_picture
@@ -32,6 +34,11 @@ def evaluate(cfg: CfgNode, model: nn.Module, iteration: int | None = None) -> di
     collected = {}
     for name in cfg.DATASETS.TEST:
         dicts, taxonomy = dataset_dicts(name), taxonomy_of(name)
+        own = unwrap(model).taxonomy
+        if own is not None and own.dataset_ids != taxonomy.dataset_ids:
+            raise DatasetError(
+                f"DATASETS.TEST: {name} has other categories than the model was made for; evaluate it on its own data"
+            )
         mapper = TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
         with autocast(cfg):
@@ -54,12 +61,17 @@ def evaluate(cfg: CfgNode, model: nn.Module, iteration: int | None = None) -> di
     return collected
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a data-parallel wrapper, or itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 @torch.no_grad()
 def write_pictures(cfg: CfgNode, model: nn.Module, dicts: list[dict], folder: Path) -> None:
     """Image, prediction and ground truth side by side for TEST.PICTURES images, evenly spread."""
     if not (cfg.TEST.PICTURES and cfg.TEST.PANOPTIC_ON):
         return
-    model = model.module if hasattr(model, "module") else model
+    model = unwrap(model)
     training, mapper = model.training, TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     model.eval()
     for index in np.linspace(0, len(dicts) - 1, min(cfg.TEST.PICTURES, len(dicts))).astype(int):

@@ -88,7 +88,8 @@ class MaskFormer(nn.Module):
                 f"MODEL.CLASSIFIER text needs a backbone with a text tower, MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has none"
             )
         if taxonomy is not None and cfg.MODEL.TEXT.CLASS_NAMES:
-            taxonomy = taxonomy.with_names(read_class_names(cfg.MODEL.TEXT.CLASS_NAMES))
+            path = cfg.MODEL.TEXT.CLASS_NAMES
+            taxonomy = taxonomy.with_names(read_class_names(path), f"MODEL.TEXT.CLASS_NAMES {path}")
         former = cfg.MODEL.MASK_FORMER
         weights = {
             "class_weight": former.CLASS_WEIGHT,
