@@ -123,10 +123,3 @@ def _check_pixels(name: str, dicts: list[dict]) -> None:
         raise DatasetError(
             f"{name}: no examined label file shows any listed segment (all pixels are ignored), first: {empty[0]}"
         )
-
-
-def check_disjoint(labeled: str, unlabeled: str) -> None:
-    """Raises `DatasetError` if an image is in both parts."""
-    both = {d["file_name"] for d in dataset_dicts(labeled)} & {d["file_name"] for d in dataset_dicts(unlabeled)}
-    if both:
-        raise DatasetError(f"{len(both)} images are both in {labeled} and in {unlabeled}: {first_few(sorted(both))}")

@@ -123,8 +123,9 @@ def test_losses_that_are_not_finite_are_skipped_then_stop_with_names_and_state(m
     assert all(torch.equal(v, before[k]) for k, v in state["model"].items())
 
 
-def test_one_bad_step_is_survived(mini_config, monkeypatch):
-    trainer = Trainer(mini_config("SOLVER.MAX_ITER", "3"))
+@pytest.mark.parametrize("amp", [(), ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16")])
+def test_one_bad_step_is_survived(mini_config, monkeypatch, amp):
+    trainer = Trainer(mini_config("SOLVER.MAX_ITER", "3", *amp))
     original, calls = trainer.student.losses, []
 
     def once(*args):
