@@ -19,7 +19,7 @@ from dearli_d2.checkpoint import load_weights
 from dearli_d2.cli import set_up
 from dearli_d2.config import get_config
 from dearli_d2.engine.evaluation import evaluate
-from dearli_d2.engine.trainer import Trainer
+from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.modeling import build_model
 
 CONFIG = Path(__file__).parents[1] / "configs" / "miniworld" / "m2f_lang.yaml"
@@ -39,7 +39,7 @@ def run_seed(seed: int, labels: float, iterations: int, out: Path) -> dict[str, 
     ]  # fmt: skip
     cfg = get_config(CONFIG, [*base, "DATASETS.TEST", "()"])
     set_up(cfg)
-    Trainer(cfg, resume=True).train()
+    DualStreamTrainer(cfg, resume=True).train()
     scores = {}
     for name, alpha, permuted in CASES:
         cfg = get_config(CONFIG, [*base, "MODEL.ENSEMBLE.ALPHA", str(alpha)])

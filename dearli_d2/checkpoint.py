@@ -57,6 +57,16 @@ class LoadReport:
             lines.append(f"  ... and {len(self.wrong_shape) - 10} more of wrong shape")
         return "\n".join(lines)
 
+    def carry_over(self) -> str:
+        """For a model that starts from another task's weights: what was loaded, what starts fresh, what was not used."""
+        shapes = [f"{n} (shape {a} in the file, {b} here)" for n, (a, b) in self.wrong_shape.items()]
+        parts = (
+            ("carried over", _grouped(self.matched)),
+            ("starts fresh", _grouped(self.missing) + shapes),
+            ("not used", _grouped(self.unexpected)),
+        )
+        return "\n".join(f"  {title}: {', '.join(names) or 'nothing'}" for title, names in parts)
+
 
 def _grouped(names: Iterable[str], depth: int = 3) -> list[str]:
     """Names folded by their first parts: `sem_seg_head.pixel_decoder.transformer.* (96)`."""
@@ -91,16 +101,17 @@ def compare(model: nn.Module, state: dict[str, torch.Tensor]) -> LoadReport:
     return report
 
 
-def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> LoadReport:
+def load_weights(model: nn.Module, path: str | Path, strict: bool = True, which: str = "student") -> LoadReport:
     """Loads the weights of a file into a model.
 
     Args:
+        which: "teacher" takes the EMA teacher's of a semi-supervised run.
         strict: every name and shape must fit. Otherwise what fits is loaded and the rest is in the report.
 
     Raises:
         WeightsError: unreadable file; or strict and not complete, with the report; or nothing fits at all.
     """
-    return load_state(model, state_dict_of(read_file(path), path), path, strict)
+    return load_state(model, state_dict_of(read_file(path), path, which), path, strict)
 
 
 def load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path, strict: bool = True) -> LoadReport:

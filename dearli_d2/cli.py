@@ -18,9 +18,10 @@ from torch.multiprocessing import ProcessExitedException
 
 from .checkpoint import load_weights
 from .config import get_config
+from .data.custom import describe, register_custom, write_contact_sheet
 from .data.validation import validate_dataset
 from .engine.evaluation import evaluate
-from .engine.trainer import Trainer, check_writable
+from .engine.trainer import DualStreamTrainer, check_writable
 from .env import report as environment_report
 from .errors import ConfigError, DearliError
 from .files import write_atomically
@@ -51,19 +52,40 @@ def set_up(cfg: CfgNode) -> None:
         write_atomically(path, lambda temporary: temporary.write_text(cfg.dump()))
 
 
+def _set_up_custom(cfg: CfgNode) -> None:
+    """Registers own data and shows what was found."""
+    custom = cfg.DATASETS.CUSTOM
+    if not custom.ROOT:
+        return
+    # the others find the converted masks in the cache
+    for turn in (comm.is_main_process(), not comm.is_main_process()):
+        if turn:
+            register_custom(custom)
+        comm.synchronize()
+    if comm.is_main_process():
+        sheet = Path(cfg.OUTPUT_DIR) / "data.png"
+        write_contact_sheet(sheet)
+        logger.info("own data in %s (pictures: %s)\n%s", custom.ROOT, sheet, describe(custom))
+
+
 def run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """One process of a training or an evaluation."""
     set_up(cfg)
+    _set_up_custom(cfg)
     if not args.eval_only:
-        Trainer(cfg, resume=args.resume).train()
+        DualStreamTrainer(cfg, resume=args.resume).train()
         return
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS, for example MODEL.WEIGHTS output/.../model_final.pth")
     for name in cfg.DATASETS.TEST:
         validate_dataset(name, cfg.MODEL.NUM_CLASSES)
     model = build_model(cfg, load_backbone=False)
-    load_weights(model, cfg.MODEL.WEIGHTS)
+    first, *rest = ("student", "teacher") if cfg.TEST.WEIGHTS == "both" else (cfg.TEST.WEIGHTS,)
+    load_weights(model, cfg.MODEL.WEIGHTS, which=first)
     evaluate(cfg, model)
+    for which in rest:
+        load_weights(model, cfg.MODEL.WEIGHTS, which=which)
+        evaluate(cfg, model, label=which)
 
 
 def _run_rank(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_defaults
 
+from .data.custom import number_of_classes
 from .errors import ConfigError
 
 
@@ -20,7 +21,9 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
     cfg.MODEL.DEVICE = "auto"  # "cuda" where there is one, else "cpu"
     cfg.MODEL.NUM_CLASSES = 0  # K; must equal the data set's
-    cfg.MODEL.CLASSIFIER = "linear"  # "linear" (Mask2Former) or "text" (M2F-Lang, DEARLi Sec. 3.2)
+    cfg.MODEL.CLASSIFIER = (
+        "linear"  # "linear" (Mask2Former), "text" (M2F-Lang, DEARLi Sec. 3.2), "none" (class-agnostic)
+    )
     cfg.MODEL.DEFORM_ATTN_IMPL = "auto"  # see modeling/deformable_attention.py
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # of 0..255 RGB; ImageNet
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
@@ -59,6 +62,45 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.ENSEMBLE = CfgNode()  # geometric ensembling with zero-shot CLIP (DEARLi, eq. 6)
     cfg.MODEL.ENSEMBLE.ALPHA = 0.6  # weight of the learned posterior (DEARLi, Tab. 8)
     cfg.MODEL.ENSEMBLE.AT_INFERENCE = True
+    cfg.MODEL.ENSEMBLE.IN_PSEUDO_LABELS = True
+
+    cfg.DATASETS.UNLABELED = ()  # names of data sets or views; their annotations are never read for training
+    cfg.DATASETS.MASKS = ""  # folder of `python -m dearli_d2.masks generate`; targets where MODEL.CLASSIFIER is "none"
+
+    cfg.DATASETS.CUSTOM = CfgNode()  # own data: see data/custom.py and docs/custom_data.md; used where ROOT is set
+    cfg.DATASETS.CUSTOM.ROOT = ""  # folder that holds the following
+    cfg.DATASETS.CUSTOM.IMAGES = "images"  # folder of labelled images
+    cfg.DATASETS.CUSTOM.MASKS = "masks"  # folder of PNG index masks (value = class id), or of panoptic PNG files
+    cfg.DATASETS.CUSTOM.PANOPTIC_JSON = ""  # COCO-panoptic JSON file; "" = index masks
+    cfg.DATASETS.CUSTOM.UNLABELED = "unlabeled"  # folder of images without masks
+    cfg.DATASETS.CUSTOM.CLASSES = []  # lines "ID thing|stuff NAME, SYNONYM"; from the JSON file where there is one
+    cfg.DATASETS.CUSTOM.VAL_FRACTION = 0.2  # of the labelled images, held back for validation
+    cfg.DATASETS.CUSTOM.MIN_THING_AREA = 16  # pixels; smaller connected regions of a thing class are ignored
+
+    # semi-supervised training (DEARLi, Sec. 4 and supplement A); used where DATASETS.UNLABELED is set
+    cfg.SSL = CfgNode()
+    cfg.SSL.IMS_PER_BATCH = 8  # unlabelled images in a step, beside SOLVER.IMS_PER_BATCH labelled ones
+    cfg.SSL.LOSS_WEIGHT = 1.0  # of the losses on pseudo-labels
+    cfg.SSL.EMA_DECAY = 0.999  # the decay of step t is min(1 - 1 / (t + 1), EMA_DECAY)
+    cfg.SSL.BURN_IN = 0  # steps during which the teacher keeps its start weights
+    cfg.SSL.TEACHER_WEIGHTS = ""  # file the teacher starts from; "" = the student's start weights
+    cfg.SSL.OBJECT_THRESHOLD = 0.0  # of the class posterior of a pseudo-segment
+    cfg.SSL.OVERLAP_THRESHOLD = 0.8  # share of its own mask that a pseudo-segment must win
+    cfg.SSL.MIN_AREA = 0  # pixels of a pseudo-segment
+    cfg.SSL.JITTER = (0.8, 0.8, 0.8, 0.2)  # strong view: brightness, contrast, saturation, hue
+    cfg.SSL.GREYSCALE = 0.2  # probability
+    cfg.SSL.BLUR = 0.5  # probability
+    cfg.SSL.BLUR_SIGMA = (0.1, 2.0)  # pixels
+    cfg.SSL.CUTMIX = 0.5  # probability per image, 0 = off
+    cfg.SSL.CUTMIX_AREA = (0.02, 0.4)  # of the crop
+    cfg.SSL.CUTMIX_ASPECT = (0.3, 3.3)  # width / height
+    cfg.SSL.PICTURE_PERIOD = (
+        1000  # iterations between pictures of weak views, pseudo-labels and mixed strong views; 0 = none
+    )
+    cfg.SSL.MONITOR_PERIOD = (
+        0  # iterations between scores of the pseudo-labels against held-back annotations; 0 = never
+    )
+    cfg.SSL.MONITOR_IMAGES = 64
 
     cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.CROP_SIZE = 640  # pixels, square
@@ -91,6 +133,9 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.TEST.INSTANCE_ON = False
     cfg.TEST.OBJECT_THRESHOLD = 0.8
     cfg.TEST.OVERLAP_THRESHOLD = 0.8
+    cfg.TEST.WEIGHTS = (
+        "student"  # or "teacher", or "both": whose weights an evaluation uses; the best one is the first's
+    )
     cfg.TEST.BEST_METRIC = "panoptic/PQ"  # which checkpoint is `model_best.pth`
     cfg.TEST.PICTURES = 8  # overlays written after an evaluation
 
@@ -118,6 +163,8 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
         raise ConfigError(_explain(error, cfg, "command line")) from error
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.DATASETS.CUSTOM.ROOT and not cfg.MODEL.NUM_CLASSES:
+        cfg.MODEL.NUM_CLASSES = number_of_classes(cfg.DATASETS.CUSTOM)
     _validate(cfg)
     cfg.freeze()
     return cfg
@@ -152,12 +199,17 @@ def _all_keys(cfg: CfgNode, prefix: str = ""):
             yield from _all_keys(value, f"{prefix}{key}.")
 
 
+def _is_range(pair: Sequence[float], limit: float = float("inf")) -> bool:
+    return len(pair) == 2 and 0 < pair[0] <= pair[1] <= limit
+
+
 def _validate(cfg: CfgNode) -> None:
     """Raises `ConfigError` for the first rule that does not hold."""
     former, decoder = cfg.MODEL.MASK_FORMER, cfg.MODEL.PIXEL_DECODER
     low, high = cfg.INPUT.SCALE_RANGE
     one_of = {
-        "MODEL.CLASSIFIER": (cfg.MODEL.CLASSIFIER, ("linear", "text")),
+        "MODEL.CLASSIFIER": (cfg.MODEL.CLASSIFIER, ("linear", "text", "none")),
+        "TEST.WEIGHTS": (cfg.TEST.WEIGHTS, ("student", "teacher", "both")),
         "MODEL.DEFORM_ATTN_IMPL": (cfg.MODEL.DEFORM_ATTN_IMPL, ("auto", "grid_sample", "gather")),
         "SOLVER.AMP.DTYPE": (cfg.SOLVER.AMP.DTYPE, ("bfloat16", "float16")),
         "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": (cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE, ("full_model",)),
@@ -167,7 +219,11 @@ def _validate(cfg: CfgNode) -> None:
         if value not in allowed:
             raise ConfigError(f"{key} is {value!r}; it can be {' or '.join(map(repr, allowed))}")
     rules = [
-        (cfg.MODEL.NUM_CLASSES >= 1, "MODEL.NUM_CLASSES must be set to the number of classes of the data set"),
+        (
+            cfg.MODEL.NUM_CLASSES >= 1,
+            "MODEL.NUM_CLASSES must be set to the number of classes of the data set"
+            + ("; own data: DATASETS.CUSTOM.ROOT is missing" if cfg.DATASETS.CUSTOM.CLASSES else ""),
+        ),
         (cfg.SEED >= 0, "SEED must be 0 or more"),
         (former.HIDDEN_DIM % former.HEADS == 0, "MODEL.MASK_FORMER.HIDDEN_DIM must be a multiple of its HEADS"),
         (
@@ -179,12 +235,38 @@ def _validate(cfg: CfgNode) -> None:
         (former.OVERSAMPLE_RATIO >= 1, "MODEL.MASK_FORMER.OVERSAMPLE_RATIO must be at least 1"),
         (0 <= former.IMPORTANCE_SAMPLE_RATIO <= 1, "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO must be in 0..1"),
         (0 <= cfg.MODEL.ENSEMBLE.ALPHA <= 1, "MODEL.ENSEMBLE.ALPHA must be in 0..1"),
+        (0 < cfg.DATASETS.CUSTOM.VAL_FRACTION < 1, "DATASETS.CUSTOM.VAL_FRACTION must be between 0 and 1"),
         (0 < low <= high, "INPUT.SCALE_RANGE must be (low, high) with 0 < low <= high"),
         (cfg.SOLVER.IMS_PER_BATCH >= 1, "SOLVER.IMS_PER_BATCH must be positive"),
         (cfg.SOLVER.MAX_ITER >= 1, "SOLVER.MAX_ITER must be positive"),
         (cfg.SOLVER.ACCUMULATION_STEPS >= 1, "SOLVER.ACCUMULATION_STEPS must be positive"),
         (cfg.SOLVER.KEEP_CHECKPOINTS >= 1, "SOLVER.KEEP_CHECKPOINTS must be positive"),
         (cfg.SOLVER.CHECKPOINT_PERIOD >= 1, "SOLVER.CHECKPOINT_PERIOD must be positive"),
+        (cfg.SSL.IMS_PER_BATCH >= 1, "SSL.IMS_PER_BATCH must be positive"),
+        (0 <= cfg.SSL.EMA_DECAY < 1, "SSL.EMA_DECAY must be in 0..1, below 1"),
+        (cfg.SSL.BURN_IN >= 0, "SSL.BURN_IN must be 0 or more"),
+        *((0 <= cfg.SSL[key] <= 1, f"SSL.{key} is a probability") for key in ("CUTMIX", "GREYSCALE", "BLUR")),
+        (
+            len(cfg.SSL.JITTER) == 4 and all(j >= 0 for j in cfg.SSL.JITTER) and cfg.SSL.JITTER[3] <= 0.5,
+            "SSL.JITTER must be (brightness, contrast, saturation, hue), none negative, hue at most 0.5",
+        ),
+        (_is_range(cfg.SSL.BLUR_SIGMA), "SSL.BLUR_SIGMA must be (low, high) with 0 < low <= high"),
+        (_is_range(cfg.SSL.CUTMIX_AREA, 1), "SSL.CUTMIX_AREA must be (low, high) with 0 < low <= high <= 1"),
+        (_is_range(cfg.SSL.CUTMIX_ASPECT), "SSL.CUTMIX_ASPECT must be (low, high) with 0 < low <= high"),
+        (cfg.SSL.MONITOR_IMAGES >= 1, "SSL.MONITOR_IMAGES must be positive"),
+        (
+            cfg.MODEL.CLASSIFIER != "none" or not (cfg.DATASETS.UNLABELED or cfg.DATASETS.TEST),
+            'MODEL.CLASSIFIER "none" knows no classes: DATASETS.UNLABELED and DATASETS.TEST must be empty',
+        ),
+        (
+            (cfg.MODEL.CLASSIFIER == "none") == bool(cfg.DATASETS.MASKS),
+            'DATASETS.MASKS and MODEL.CLASSIFIER "none" belong together: class-agnostic masks are the targets of a '
+            "class-agnostic model",
+        ),
+        (
+            cfg.TEST.WEIGHTS == "student" or cfg.DATASETS.UNLABELED,
+            f"TEST.WEIGHTS is {cfg.TEST.WEIGHTS} but without DATASETS.UNLABELED there is no teacher",
+        ),
         (0 <= cfg.TEST.OBJECT_THRESHOLD <= 1, "TEST.OBJECT_THRESHOLD must be in 0..1"),
         (0 <= cfg.TEST.OVERLAP_THRESHOLD <= 1, "TEST.OVERLAP_THRESHOLD must be in 0..1"),
         (
@@ -192,7 +274,7 @@ def _validate(cfg: CfgNode) -> None:
             "one of TEST.PANOPTIC_ON, SEMANTIC_ON, INSTANCE_ON must be on",
         ),
         (
-            cfg.MODEL.CLASSIFIER == "linear" or cfg.MODEL.BACKBONE.NAME.startswith("OpenCLIP"),
+            cfg.MODEL.CLASSIFIER != "text" or cfg.MODEL.BACKBONE.NAME.startswith("OpenCLIP"),
             f"MODEL.CLASSIFIER text needs an OpenCLIP backbone, not {cfg.MODEL.BACKBONE.NAME}",
         ),
         (

@@ -17,7 +17,7 @@ from .cli import report_errors, set_up
 from .config import get_config
 from .data import miniworld
 from .engine.evaluation import evaluate
-from .engine.trainer import Trainer
+from .engine.trainer import DualStreamTrainer
 from .files import write_atomically
 from .modeling import build_model
 
@@ -38,7 +38,7 @@ def run(out: Path, iterations: int) -> str:
     base = ["SOLVER.MAX_ITER", str(iterations), "TEST.EVAL_PERIOD", "0", "SOLVER.CHECKPOINT_PERIOD", "100"]
     training = get_config(CONFIG, [*base, "OUTPUT_DIR", str(out / "training"), "DATASETS.TEST", "()"])
     set_up(training)
-    Trainer(training, resume=True).train()
+    DualStreamTrainer(training, resume=True).train()
     rows = []
     for index, (name, alpha) in enumerate(ROWS):
         pictures = "8" if index == len(ROWS) - 1 else "0"

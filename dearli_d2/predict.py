@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from .checkpoint import load_state
 from .config import get_config
+from .data.images import find_images
 from .data.mappers import TestMapper, read_image
 from .data.preparation import ids_to_rgb
 from .data.taxonomy import Taxonomy
@@ -35,7 +36,6 @@ from .weights import read_file, state_dict_of
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _OVERRIDES = ("TEST.PANOPTIC_ON", "True", "TEST.SEMANTIC_ON", "True")
 
 
@@ -73,7 +73,8 @@ class Predictor:
         content = read_file(weights)
         taxonomy = Taxonomy.from_json(content["taxonomy"]) if "taxonomy" in content else None
         self.model = build_model(config, taxonomy, load_backbone=False)
-        load_state(self.model, state_dict_of(content, weights), weights)
+        which = "teacher" if config.TEST.WEIGHTS == "teacher" else "student"
+        load_state(self.model, state_dict_of(content, weights, which), weights)
         if class_names is not None:
             self.model.set_taxonomy(Taxonomy.from_text(class_names))
         elif self.model.taxonomy is None:
@@ -93,25 +94,6 @@ class Predictor:
         panoptic, segments = output["panoptic_seg"]
         semantic = output["sem_seg"].argmax(0)
         return Prediction(panoptic.cpu().numpy(), segments, semantic.cpu().numpy(), self.model.taxonomy)
-
-
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Image files among the paths and, sorted, anywhere below the folders.
-
-    Raises:
-        DatasetError: a path that does not exist, or no image at all.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise DatasetError(f"there is no image or folder {path}")
-    if not found:
-        raise DatasetError(f"no image ({', '.join(sorted(_SUFFIXES))}) in {', '.join(map(str, paths))}")
-    return list(dict.fromkeys(found))
 
 
 def output_names(images: Sequence[Path]) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .data.mappers import read_panoptic, segment_ids
-from .data.taxonomy import Taxonomy
+from .data.mappers import read_image, read_panoptic, segment_ids
+from .data.taxonomy import Taxonomy, spread_colors
 from .files import write_atomically
+from .structures import Targets
 
 _ALPHA = 0.6
 _SMALLEST_SIDE = 256  # smaller images are enlarged for the eye
@@ -39,6 +42,38 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict], taxon
     return blended.round().astype(np.uint8)
 
 
+def overlay_targets(image: torch.Tensor, targets: Targets, taxonomy: Taxonomy) -> np.ndarray:
+    """Targets over a (3, H, W) uint8 image, pixels without a loss in black: (H, W, 3) uint8. Where masks overlap the later
+    one shows."""
+    panoptic = np.zeros(image.shape[1:], np.int32)
+    segments = []
+    for number, (mask, label) in enumerate(
+        zip(targets.masks.cpu().numpy(), targets.labels.tolist(), strict=True), start=1
+    ):
+        panoptic[mask] = number
+        segments.append({"id": number, "category_id": label})
+    picture = overlay(image.cpu().numpy().transpose(1, 2, 0), panoptic, segments, taxonomy)
+    if targets.valid is not None:
+        picture[~targets.valid.cpu().numpy()] = 0
+    return picture
+
+
+def sample_sheet(samples: Sequence[dict], taxonomy: Taxonomy) -> Image.Image:
+    """Training samples as the loss sees them, one a row: image and targets; before them, where a teacher made the targets,
+    its weak view and what it saw there."""
+    rows, shown = [], set()
+    for sample in samples:
+        panels = []
+        if "weak" in sample:
+            weak = sample["weak"]
+            panels += [weak.cpu().numpy().transpose(1, 2, 0), overlay_targets(weak, sample["pseudo_label"], taxonomy)]
+        panels.append(sample["image"].cpu().numpy().transpose(1, 2, 0))
+        panels.append(overlay_targets(sample["image"], sample["targets"], taxonomy))
+        shown |= set(sample["targets"].labels.tolist())
+        rows.append(np.concatenate(panels, axis=1))
+    return with_legend(np.concatenate(rows), sorted(shown), taxonomy)
+
+
 def with_legend(picture: np.ndarray, categories: list[int], taxonomy: Taxonomy) -> Image.Image:
     """The picture with a column of colour and name for each of the categories."""
     font = ImageFont.load_default()
@@ -53,6 +88,39 @@ def with_legend(picture: np.ndarray, categories: list[int], taxonomy: Taxonomy) 
         draw.rectangle((x, y, x + 11, y + 11), fill=taxonomy.colors[category])
         draw.text((x + 17, y), name, fill="black", font=font)
     return canvas
+
+
+def annotation_sheet(dicts: Sequence[dict], taxonomy: Taxonomy, side: int = 320) -> Image.Image:
+    """Images beside their annotated segments, one a row, each brought to `side` x `side` pixels.
+
+    Args:
+        dicts: data-set dicts with "pan_seg_file_name" and "segments_info".
+    """
+    rows, shown = [], set()
+    for d in dicts:
+        image = read_image(d["file_name"])
+        truth = overlay(image, segment_ids(read_panoptic(d["pan_seg_file_name"])), d["segments_info"], taxonomy)
+        shown |= {s["category_id"] for s in d["segments_info"]}
+        rows.append(
+            np.concatenate([np.asarray(Image.fromarray(x).resize((side, side))) for x in (image, truth)], axis=1)
+        )
+    return with_legend(np.concatenate(rows), sorted(shown), taxonomy)
+
+
+def save_mask_picture(path: Path, image: np.ndarray, masks: np.ndarray) -> None:
+    """Writes image | masks: class-agnostic (N, H, W) bool masks, large ones below, in colours that tell them apart."""
+    order = np.argsort(-masks.sum((1, 2)))
+    canvas = image.astype(np.float32) * (1 - _ALPHA)
+    for number, colour in zip(order, spread_colors(len(masks)), strict=True):
+        canvas[masks[number]] = (1 - _ALPHA) * image[masks[number]] + _ALPHA * np.array(colour, np.float32)
+    picture = np.concatenate([image, canvas.round().astype(np.uint8)], axis=1)
+    write_atomically(path, lambda temporary: Image.fromarray(_enlarged(picture, image.shape[:2])).save(temporary))
+
+
+def _enlarged(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """By the whole factor that brings an image of `size` to at least `_SMALLEST_SIDE`."""
+    factor = max(1, -(-_SMALLEST_SIDE // min(size)))
+    return picture.repeat(factor, 0).repeat(factor, 1)
 
 
 def save_prediction_picture(
@@ -74,7 +142,6 @@ def save_prediction_picture(
         ids = segment_ids(read_panoptic(truth["pan_seg_file_name"]))
         panels.append(overlay(image, ids, truth["segments_info"], taxonomy))
         shown |= {s["category_id"] for s in truth["segments_info"]}
-    factor = max(1, -(-_SMALLEST_SIDE // min(image.shape[:2])))
-    picture = np.concatenate([panel.repeat(factor, 0).repeat(factor, 1) for panel in panels], axis=1)
+    picture = _enlarged(np.concatenate(panels, axis=1), image.shape[:2])
     canvas = with_legend(picture, sorted(shown), taxonomy)
     write_atomically(path, lambda temporary: canvas.save(temporary))

@@ -52,8 +52,18 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise WeightsError(f"{path} cannot be read as weights (damaged or not a weight file): {error}") from error
 
 
-def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, torch.Tensor]:
-    """The model's tensors in a file's content: itself, or its entry "model", "state_dict" or "model_state_dict"."""
+def state_dict_of(content: dict[str, Any], path: str | Path, which: str = "student") -> dict[str, torch.Tensor]:
+    """The model's tensors in a file's content: itself, or its entry "model", "state_dict" or "model_state_dict".
+
+    Args:
+        which: "teacher" puts the teacher's tensors in place of the student's; what both share stands once in the file.
+    """
+    if which == "teacher":
+        if "teacher" not in content:
+            raise WeightsError(
+                f"{path} holds no teacher; TEST.WEIGHTS teacher is for checkpoints of semi-supervised runs"
+            )
+        content = {"model": {**content["model"], **content["teacher"]["model"]}}
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(content.get(key), dict):
             content = content[key]

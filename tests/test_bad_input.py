@@ -16,7 +16,7 @@ from PIL import Image
 
 from dearli_d2.cli import main
 from dearli_d2.data import miniworld
-from dearli_d2.data.catalog import PanopticSource, register_panoptic
+from dearli_d2.data.catalog import PanopticSource, register
 from tests.conftest import MINI_OVERRIDES, REPO
 
 CONFIG = str(REPO / "configs/miniworld/m2f_lang.yaml")
@@ -35,9 +35,7 @@ def world(tmp_path):
         for part in ("panoptic", "semantic"):
             shutil.copy(source / part / "train" / annotation["file_name"], root / part)
     (root / "train.json").write_text(json.dumps(content))
-    register_panoptic(
-        "broken_train", PanopticSource(root / "images", root / "train.json", root / "panoptic", root / "semantic")
-    )
+    register("broken_train", PanopticSource(root / "images", root / "train.json", root / "panoptic", root / "semantic"))
     return root
 
 

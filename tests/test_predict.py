@@ -14,7 +14,7 @@ import dearli_d2
 from dearli_d2 import predict
 from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.mappers import read_panoptic, segment_ids
-from dearli_d2.engine.trainer import Trainer
+from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, WeightsError
 from tests.conftest import REPO
 
@@ -31,7 +31,7 @@ def weights(tmp_path_factory):
     folder, result = tmp_path_factory.mktemp("weights"), {}
     for name, config in (("lang", LANG), ("linear", LINEAR)):
         cfg = get_config(config, [*MINI_OVERRIDES, "SOLVER.MAX_ITER", "3", "OUTPUT_DIR", str(folder / name)])
-        Trainer(cfg).train()
+        DualStreamTrainer(cfg).train()
         result[name] = str(folder / name / "model_final.pth")
     return result
 

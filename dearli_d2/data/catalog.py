@@ -25,6 +25,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import DatasetError, first_few
 from . import miniworld
+from .images import find_images, image_sizes
 from .taxonomy import Taxonomy
 
 
@@ -45,7 +46,16 @@ class PanopticSource:
     hint: str = "check DETECTRON2_DATASETS"
 
 
-_SOURCES: dict[str, Callable[[], PanopticSource]] = {}
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder of images, subfolders included, without annotations: for DATASETS.UNLABELED, mask generation and warm-up."""
+
+    image_root: Path
+    hint: str = "put images there"
+
+
+Source = PanopticSource | ImageFolder
+_SOURCES: dict[str, Callable[[], Source]] = {}
 
 
 def datasets_root() -> Path:
@@ -53,7 +63,7 @@ def datasets_root() -> Path:
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
-def register_panoptic(name: str, source: PanopticSource | Callable[[], PanopticSource]) -> None:
+def register(name: str, source: Source | Callable[[], Source]) -> None:
     """Makes `name` and all its views known; files are first touched when the data set is used.
 
     Args:
@@ -84,14 +94,16 @@ def split_name(name: str) -> tuple[str, str | None, bool]:
     return base, part or None, bool(kind)
 
 
-def source_of(name: str) -> PanopticSource:
+def source_of(name: str) -> Source:
     """Where the data set (or the one that `name` is a view of) lies."""
     return _SOURCES[split_name(name)[0]]()
 
 
 def taxonomy_of(name: str) -> Taxonomy:
-    """Classes of a data set, in the order of its JSON file's categories."""
+    """Classes of a data set, in the order of its JSON file's categories. Raises `DatasetError` for a folder of images."""
     source = source_of(name)
+    if isinstance(source, ImageFolder):
+        raise DatasetError(f"{name} is a folder of images without annotations; it can be a DATASETS.UNLABELED")
     return _read_json(source.panoptic_json, _stamp(source), name)[1]
 
 
@@ -113,16 +125,45 @@ def dataset_dicts(name: str) -> list[dict]:
     """
     base, part, unlabeled = split_name(name)
     source = source_of(base)
-    records, taxonomy = _read_json(source.panoptic_json, _stamp(source), base)
-    dicts = [_to_dict(record, source) for record in records]
-    _set_metadata(name, source, taxonomy)
+    dicts = _scan(source.image_root, source.hint) if isinstance(source, ImageFolder) else _annotated(base, name, source)
     if part is not None:
         dicts = _choose(name, dicts, part, unlabeled, source)
     if unlabeled:
         dicts = [{k: d[k] for k in ("file_name", "image_id", "height", "width")} for d in dicts]
     if not dicts:
-        raise DatasetError(f"{name}: no image in {source.panoptic_json}")
+        raise DatasetError(f"{name} has no image")
     return dicts
+
+
+def annotated_dicts(name: str) -> list[dict]:
+    """The images of an unlabelled view *with* the annotations that are held back from training, for diagnosis; [] where
+    there are none."""
+    base = split_name(name)[0]
+    if isinstance(source_of(base), ImageFolder):
+        return []
+    chosen = {d["image_id"] for d in dataset_dicts(name)}
+    return [d for d in dataset_dicts(base) if d["image_id"] in chosen]
+
+
+def _annotated(base: str, name: str, source: PanopticSource) -> list[dict]:
+    records, taxonomy = _read_json(source.panoptic_json, _stamp(source), base)
+    _set_metadata(name, source, taxonomy)
+    return [_to_dict(record, source) for record in records]
+
+
+@lru_cache(maxsize=8)
+def _scan_once(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    files = find_images([folder])
+    return tuple((str(f), *size) for f, size in zip(files, image_sizes(files), strict=True))
+
+
+def _scan(folder: Path, hint: str) -> list[dict]:
+    if not folder.is_dir():
+        raise DatasetError(f"no image folder {folder}; {hint}")
+    return [
+        {"file_name": f, "image_id": str(Path(f).relative_to(folder)), "height": height, "width": width}
+        for f, height, width in _scan_once(folder)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- JSON
@@ -218,7 +259,7 @@ def _set_metadata(name: str, source: PanopticSource, taxonomy: Taxonomy) -> None
 # ---------------------------------------------------------------------------------------------- partitions
 
 
-def _choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: PanopticSource) -> list[dict]:
+def _choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: Source) -> list[dict]:
     fraction = _parse_fraction(part)
     if fraction is not None:
         share, seed = fraction
@@ -248,10 +289,10 @@ def _parse_fraction(part: str) -> tuple[float, int] | None:
     return None if found is None else (float(found[1]), int(found[2] or 0))
 
 
-def _list_file(name: str, part: str, source: PanopticSource) -> Path:
+def _list_file(name: str, part: str, source: Source) -> Path:
     if part.endswith(".txt"):
         path = Path(part).expanduser()
-    elif source.partition_root is None:
+    elif getattr(source, "partition_root", None) is None:
         raise DatasetError(f"{name}: this data set has no partition folder; use a fraction or the path of a list file")
     else:
         path = source.partition_root / part / "labeled.txt"
@@ -302,17 +343,18 @@ def _ade20k(split: str) -> PanopticSource:
     )  # fmt: skip
 
 
-def _coco(split: str) -> PanopticSource:
+def _coco(split: str, kind: str, script: str) -> PanopticSource:
     root = datasets_root() / "coco"
     return PanopticSource(
-        root / f"{split}2017", root / "annotations" / f"panoptic_{split}2017.json", root / f"panoptic_{split}2017",
-        None, datasets_root() / "partitions" / "coco", hint="run python datasets/prepare_coco.py",
+        root / f"{split}2017", root / "annotations" / f"{kind}_{split}2017.json", root / f"{kind}_{split}2017",
+        None, datasets_root() / "partitions" / "coco", hint=f"run python datasets/{script}",
     )  # fmt: skip
 
 
 for _split in ("train", "val"):
-    register_panoptic(f"miniworld_{_split}", lambda split=_split: _miniworld("day", split))
-    register_panoptic(f"miniworld_night_{_split}", lambda split=_split: _miniworld("night", split))
-    register_panoptic(f"camvid_{_split}", lambda split=_split: _camvid(split))
-    register_panoptic(f"ade20k_panoptic_{_split}", lambda split=_split: _ade20k(split))
-    register_panoptic(f"coco_panoptic_{_split}", lambda split=_split: _coco(split))
+    register(f"miniworld_{_split}", lambda split=_split: _miniworld("day", split))
+    register(f"miniworld_night_{_split}", lambda split=_split: _miniworld("night", split))
+    register(f"camvid_{_split}", lambda split=_split: _camvid(split))
+    register(f"ade20k_panoptic_{_split}", lambda split=_split: _ade20k(split))
+    register(f"coco_panoptic_{_split}", lambda split=_split: _coco(split, "panoptic", "prepare_coco.py"))
+    register(f"coco_objects_{_split}", lambda split=_split: _coco(split, "panoptic_objects", "prepare_coco_objects.py"))

@@ -10,6 +10,7 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
 from ..errors import DatasetError
+from ..masks.storage import MaskFolder
 from ..structures import Targets
 from .views import WeakGeometry
 
@@ -81,6 +82,88 @@ class PanopticTrainMapper:
         return {
             "image": pad_image(pixels, self.pad_to, self.pad_value),
             "targets": targets,
+            "file_name": dataset_dict["file_name"],
+            "image_id": dataset_dict["image_id"],
+        }
+
+
+class MaskTrainMapper:
+    """Training images of the decoder warm-up: every class-agnostic mask is a target of class 0; masks may overlap.
+
+    Args:
+        masks: where they lie. geometry, color, pad_to, pad_value: see `PanopticTrainMapper`.
+    """
+
+    def __init__(
+        self,
+        masks: MaskFolder,
+        geometry: WeakGeometry,
+        color: Callable[[np.ndarray], np.ndarray] | None,
+        pad_to: int,
+        pad_value: int = 128,
+    ) -> None:
+        self.masks, self.geometry, self.color = masks, geometry, color
+        self.pad_to, self.pad_value = pad_to, pad_value
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Returns "image" (3, S, S) uint8, "targets" (S x S), "file_name", "image_id"."""
+        file_name = dataset_dict["file_name"]
+        image, masks = read_image(file_name), self.masks.read(file_name)
+        if masks.shape[1:] != image.shape[:2]:
+            raise DatasetError(
+                f"{file_name} is {image.shape[1]} x {image.shape[0]} but its masks {self.masks.path(file_name)} are "
+                f"{masks.shape[2]} x {masks.shape[1]} pixels"
+            )
+        view = self.geometry(image)
+        moved = torch.from_numpy(_transform_masks(masks, view.transform))
+        moved = moved[moved.flatten(1).any(1)]
+        targets = Targets(torch.zeros(len(moved), dtype=torch.int64), moved).padded(self.pad_to, self.pad_to)
+        pixels = view.image if self.color is None else self.color(view.image)
+        return {
+            "image": pad_image(pixels, self.pad_to, self.pad_value),
+            "targets": targets,
+            "file_name": file_name,
+            "image_id": dataset_dict["image_id"],
+        }
+
+
+def _transform_masks(masks: np.ndarray, transform: T.TransformList) -> np.ndarray:
+    """(N, H, W) bool masks through a geometric transform, 24 at a time: as the bits of a three-channel label image."""
+    parts = []
+    for start in range(0, max(len(masks), 1), 24):
+        bits = np.zeros((24, *masks.shape[1:]), bool)
+        chunk = masks[start : start + 24]
+        bits[: len(chunk)] = chunk
+        packed = np.packbits(bits, axis=0).transpose(1, 2, 0)
+        moved = transform.apply_segmentation(np.ascontiguousarray(packed))
+        parts.append(np.unpackbits(np.ascontiguousarray(moved.transpose(2, 0, 1)), axis=0).astype(bool)[: len(chunk)])
+    return np.concatenate(parts)
+
+
+class UnlabeledTrainMapper:
+    """Unlabelled training images: a weak view for the teacher and a strong one for the student, pixel on pixel.
+
+    Args:
+        geometry: shared by both views. strong: photometric augmentation of the strong view.
+        pad_to, pad_value: see `PanopticTrainMapper`.
+    """
+
+    def __init__(
+        self, geometry: WeakGeometry, strong: Callable[[np.ndarray], np.ndarray], pad_to: int, pad_value: int = 128
+    ) -> None:
+        self.geometry, self.strong, self.pad_to, self.pad_value = geometry, strong, pad_to, pad_value
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Returns "image" (weak) and "strong", both (3, S, S) uint8, "valid" (S, S) bool (False = padding), "file_name",
+        "image_id"."""
+        view = self.geometry(read_image(dataset_dict["file_name"]))
+        height, width = view.image.shape[:2]
+        valid = torch.zeros(self.pad_to, self.pad_to, dtype=torch.bool)
+        valid[:height, :width] = True
+        return {
+            "image": pad_image(view.image, self.pad_to, self.pad_value),
+            "strong": pad_image(self.strong(view.image), self.pad_to, self.pad_value),
+            "valid": valid,
             "file_name": dataset_dict["file_name"],
             "image_id": dataset_dict["image_id"],
         }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -31,16 +32,19 @@ class PositionDataset(Dataset):
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Seeds the generators that augmentations use (numpy's and Python's global ones) and puts them back after."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    state = np.random.SeedSequence(entropy).generate_state(2)
+    """Seeds the generators that augmentations use (the global ones of numpy, Python and torch's CPU) and puts them back
+    after."""
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    state = np.random.SeedSequence(entropy).generate_state(3)
     random.seed(int(state[0]))
     np.random.seed(state[1])
+    torch.default_generator.manual_seed(int(state[2]))
     try:
         yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
 
 
 class _Positions:

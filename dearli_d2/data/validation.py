@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DatasetError, first_few
-from .catalog import dataset_dicts, source_of, taxonomy_of
+from .catalog import ImageFolder, dataset_dicts, source_of, taxonomy_of
 from .mappers import read_panoptic, segment_ids
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,10 @@ def validate_dataset(name: str, num_classes: int | None = None) -> Summary:
     Raises:
         DatasetError: the first kind of problem found, with the count and the first offenders.
     """
-    dicts = dataset_dicts(name)
-    taxonomy, hint = taxonomy_of(name), source_of(name).hint
+    dicts, source = dataset_dicts(name), source_of(name)
+    if isinstance(source, ImageFolder):  # listing it has read every header
+        return Summary(name, len(dicts), {})
+    taxonomy, hint = taxonomy_of(name), source.hint
     if num_classes is not None and num_classes != len(taxonomy):
         raise DatasetError(
             f"{name} has {len(taxonomy)} classes but MODEL.NUM_CLASSES is {num_classes}; set MODEL.NUM_CLASSES {len(taxonomy)}"

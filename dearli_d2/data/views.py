@@ -1,4 +1,5 @@
-"""Augmentations (DEARLi, supplement A): the geometric part of a view, and the photometric part of labelled images."""
+"""Augmentations (DEARLi, Sec. 4 and supplement A): the geometric part of a view, shared by all views of a sample, and the
+photometric parts of labelled images (SSD) and of the strong view."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
+from torchvision.transforms import v2
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,36 @@ class ColorAugmentation:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         return self.transform.apply_image(image)
+
+
+class StrongPhotometry:
+    """Colour jitter, greyscale and blur of the strong view; CutMix, its last part, works on batches (`engine.cutmix`).
+
+    Args:
+        jitter: brightness, contrast, saturation (relative) and hue (turns, at most 0.5), always applied.
+        grey_probability, blur_probability: of the other two. blur_sigma: range in pixels.
+    """
+
+    def __init__(
+        self,
+        jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2),
+        grey_probability: float = 0.2,
+        blur_probability: float = 0.5,
+        blur_sigma: tuple[float, float] = (0.1, 2.0),
+    ) -> None:
+        kernel = 2 * int(np.ceil(3 * blur_sigma[1])) + 1
+        self.transform = v2.Compose(
+            [
+                v2.ColorJitter(*jitter),
+                v2.RandomGrayscale(grey_probability),
+                v2.RandomApply([v2.GaussianBlur(kernel, blur_sigma)], blur_probability),
+            ]
+        )
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """`image`: (H, W, 3) uint8; no pixel moves."""
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return self.transform(pixels).numpy().transpose(1, 2, 0)
 
 
 def scale_steps(low: float, high: float, step: float = 0.1) -> list[float]:

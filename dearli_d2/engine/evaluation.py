@@ -25,11 +25,15 @@ from .optimizer import autocast
 logger = logging.getLogger(__name__)
 
 
-def evaluate(cfg: CfgNode, model: nn.Module, iteration: int | None = None) -> dict[str, float]:
-    """Evaluates on every set of DATASETS.TEST; writes `OUTPUT_DIR/evaluation/SET/results.json` and pictures.
+def evaluate(cfg: CfgNode, model: nn.Module, iteration: int | None = None, label: str = "") -> dict[str, float]:
+    """Evaluates on every set of DATASETS.TEST; writes `OUTPUT_DIR/evaluation/[LABEL/]SET/results.json` and pictures.
+
+    Args:
+        label: tells the results of one of several models apart.
 
     Returns:
-        Scalars such as "panoptic/PQ" on the main process (prefixed by the set's name if there are several), {} elsewhere.
+        Scalars such as "panoptic/PQ" on the main process (prefixed by the label, and by the set's name if there are
+        several), {} elsewhere.
     """
     collected = {}
     for name in cfg.DATASETS.TEST:
@@ -45,17 +49,18 @@ def evaluate(cfg: CfgNode, model: nn.Module, iteration: int | None = None) -> di
             results = inference_on_dataset(model, loader, build_evaluator(cfg, taxonomy))
         if not comm.is_main_process():
             continue
-        folder = Path(cfg.OUTPUT_DIR) / "evaluation" / name.replace("/", "_")
+        folder = Path(cfg.OUTPUT_DIR) / "evaluation" / label / name.replace("/", "_")
         write_results(results, folder / "results.json", dataset=name, iteration=iteration)
         logger.info(
-            "%s, %s images%s\n%s",
+            "%s%s, %s images%s\n%s",
+            f"{label}: " if label else "",
             name,
             len(dicts),
             "" if iteration is None else f", iteration {iteration}",
             tables(results),
         )
         write_pictures(cfg, model, dicts, folder)
-        prefix = f"{name}/" if len(cfg.DATASETS.TEST) > 1 else ""
+        prefix = (f"{label}/" if label else "") + (f"{name}/" if len(cfg.DATASETS.TEST) > 1 else "")
         collected.update({prefix + key: value for key, value in scalars(results).items()})
     comm.synchronize()
     return collected

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,39 +18,21 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from torch import nn
 
 from ..checkpoint import load_state, load_weights
-from ..data.catalog import dataset_dicts, taxonomy_of
-from ..data.mappers import PanopticTrainMapper
-from ..data.streams import build_stream
+from ..data.build import build_streams, labeled_dicts
+from ..data.catalog import taxonomy_of
 from ..data.validation import validate_dataset
-from ..data.views import ColorAugmentation, WeakGeometry, scale_steps
 from ..errors import ConfigError, DatasetError, TrainingError
+from ..masks.storage import MaskFolder
 from ..modeling import build_model
 from .checkpoints import RunCheckpoints
+from .cutmix import CutMix
 from .evaluation import evaluate
+from .hooks import PictureHook, PseudoLabelMonitor, SaveHook
 from .optimizer import autocast, build_optimizer, build_scaler, build_scheduler
+from .pseudo_labels import PseudoLabeler
+from .teacher import EMATeacher
 
 logger = logging.getLogger(__name__)
-
-
-def labeled_dicts(cfg: CfgNode) -> list[dict]:
-    """All images of DATASETS.TRAIN. Raises `DatasetError` if their classes differ."""
-    first = taxonomy_of(cfg.DATASETS.TRAIN[0])
-    for name in cfg.DATASETS.TRAIN[1:]:
-        if taxonomy_of(name).names != first.names:
-            raise DatasetError(f"DATASETS.TRAIN: {name} and {cfg.DATASETS.TRAIN[0]} have different classes")
-    return [d for name in cfg.DATASETS.TRAIN for d in dataset_dicts(name)]
-
-
-def build_labeled_mapper(cfg: CfgNode) -> PanopticTrainMapper:
-    """The weak view of labelled images, from the config."""
-    geometry = WeakGeometry(
-        cfg.INPUT.CROP_SIZE,
-        scale_steps(*cfg.INPUT.SCALE_RANGE),
-        cfg.INPUT.MAX_SIZE_TRAIN,
-        flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
-    )
-    color = ColorAugmentation() if cfg.INPUT.COLOR_AUG_SSD else None
-    return PanopticTrainMapper(geometry, color, cfg.INPUT.CROP_SIZE, cfg.INPUT.PAD_VALUE)
 
 
 def check_run(cfg: CfgNode, resume: bool) -> None:
@@ -61,10 +42,9 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
         ConfigError, DatasetError.
     """
     world_size = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH % world_size:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of the {world_size} processes"
-        )
+    for key, batch in (("SOLVER", cfg.SOLVER.IMS_PER_BATCH), ("SSL", cfg.SSL.IMS_PER_BATCH)):
+        if batch % world_size and (key == "SOLVER" or cfg.DATASETS.UNLABELED):
+            raise ConfigError(f"{key}.IMS_PER_BATCH {batch} is no multiple of the {world_size} processes")
     if not cfg.DATASETS.TRAIN:
         raise DatasetError("DATASETS.TRAIN names no data set")
     check_writable(cfg.OUTPUT_DIR)
@@ -72,9 +52,24 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
         raise ConfigError(
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run; --resume continues it, or choose another folder"
         )
-    names = dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-    for name in names:
-        logger.info("%s", validate_dataset(name, cfg.MODEL.NUM_CLASSES))
+    if cfg.SSL.TEACHER_WEIGHTS and not Path(cfg.SSL.TEACHER_WEIGHTS).is_file():
+        raise ConfigError(f"SSL.TEACHER_WEIGHTS: no file {cfg.SSL.TEACHER_WEIGHTS}")
+    check_datasets(cfg)
+
+
+def check_datasets(cfg: CfgNode) -> None:
+    """Validates every data set that the config names and logs what is in it.
+
+    Raises:
+        ConfigError, DatasetError.
+    """
+    classes = None if cfg.MODEL.CLASSIFIER == "none" else cfg.MODEL.NUM_CLASSES
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        logger.info("%s", validate_dataset(name, classes))
+    for name in cfg.DATASETS.UNLABELED:
+        logger.info("%s", validate_dataset(name))
+    if cfg.DATASETS.MASKS:
+        logger.info("%s", MaskFolder(cfg.DATASETS.MASKS).check(labeled_dicts(cfg)))
 
 
 def check_writable(folder: str) -> None:
@@ -88,8 +83,9 @@ def check_writable(folder: str) -> None:
         raise ConfigError(f"OUTPUT_DIR {folder} cannot be written to: {error.strerror}") from error
 
 
-class Trainer(TrainerBase):
-    """Trains the model of a config; `train()` runs to SOLVER.MAX_ITER.
+class DualStreamTrainer(TrainerBase):
+    """Trains the model of a config; `train()` runs to SOLVER.MAX_ITER. With DATASETS.UNLABELED a step also learns from the
+    pseudo-labels of an EMA teacher (DEARLi, Sec. 3.1); without, from labels alone.
 
     Random numbers of a step follow from (SEED, rank, iteration), samples from the stream's positions; so a resumed run
     repeats the interrupted one exactly.
@@ -104,9 +100,12 @@ class Trainer(TrainerBase):
         self.cfg = cfg
         self.checkpoints = RunCheckpoints(cfg.OUTPUT_DIR, cfg.SOLVER.KEEP_CHECKPOINTS)
         torch.manual_seed(cfg.SEED)  # the same start on every rank
-        self.taxonomy = taxonomy_of(cfg.DATASETS.TRAIN[0])
+        self.taxonomy = None if cfg.MODEL.CLASSIFIER == "none" else taxonomy_of(cfg.DATASETS.TRAIN[0])
         state = self.checkpoints.load_last() if resume else None
         self.student = build_model(cfg, self.taxonomy, load_backbone=state is None)
+        if state is None:
+            self._load_start_weights()
+        self.teacher = EMATeacher(self.student, cfg.SSL.EMA_DECAY, cfg.SSL.BURN_IN) if cfg.DATASETS.UNLABELED else None
         self.optimizer = build_optimizer(cfg, self.student)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.scaler = build_scaler(cfg)
@@ -114,34 +113,41 @@ class Trainer(TrainerBase):
         self.bad_steps, self.best = 0, -math.inf
         if state is not None:
             self._restore(state)
-        elif cfg.MODEL.WEIGHTS:
-            logger.info("%s: %s", cfg.MODEL.WEIGHTS, load_weights(self.student, cfg.MODEL.WEIGHTS, strict=False))
+        elif cfg.SSL.TEACHER_WEIGHTS and self.teacher is not None:
+            logger.info("the teacher starts from %s", self.teacher.load_weights(cfg.SSL.TEACHER_WEIGHTS))
+        self.pseudo_labeler = self._build_pseudo_labeler()
+        devices = [torch.cuda.current_device()] if cfg.MODEL.DEVICE == "cuda" else None
+        self.model = create_ddp_model(self.student, broadcast_buffers=False, device_ids=devices)
+        self.model.train()
+        self.stream = build_streams(cfg, self.start_iter * cfg.SOLVER.ACCUMULATION_STEPS)
+        self.batch: dict[str, list[dict]] = {}  # the last one, with pseudo-labels
+        self.register_hooks(self._build_hooks())
+
+    def _load_start_weights(self) -> None:
+        cfg = self.cfg
+        if cfg.MODEL.WEIGHTS:
+            report = load_weights(self.student, cfg.MODEL.WEIGHTS, strict=False)
+            logger.info("%s\n%s", cfg.MODEL.WEIGHTS, report.carry_over())
         elif not cfg.MODEL.BACKBONE.WEIGHTS:
             logger.warning(
                 "the backbone starts from random weights: MODEL.BACKBONE.WEIGHTS and MODEL.WEIGHTS are empty"
             )
-        devices = [torch.cuda.current_device()] if cfg.MODEL.DEVICE == "cuda" else None
-        self.model = create_ddp_model(self.student, broadcast_buffers=False, device_ids=devices)
-        self.model.train()
-        self.stream = self._build_stream()
-        self.register_hooks(self._build_hooks())
 
-    def _build_stream(self) -> Iterator[list[dict]]:
-        world_size = comm.get_world_size()
-        return build_stream(
-            labeled_dicts(self.cfg),
-            build_labeled_mapper(self.cfg),
-            self.cfg.SOLVER.IMS_PER_BATCH // world_size,
-            self.cfg.SEED,
-            self.start_iter * self.cfg.SOLVER.ACCUMULATION_STEPS,
-            comm.get_rank(),
-            world_size,
-            self.cfg.DATALOADER.NUM_WORKERS,
-        )
+    def _build_pseudo_labeler(self) -> PseudoLabeler | None:
+        if self.teacher is None:
+            return None
+        ssl = self.cfg.SSL
+        cutmix = CutMix(ssl.CUTMIX, ssl.CUTMIX_AREA, ssl.CUTMIX_ASPECT) if ssl.CUTMIX else None
+        return PseudoLabeler(self.teacher, cutmix, self.taxonomy.thing_ids, self.student.device)
 
     def _build_hooks(self) -> list[hooks.HookBase]:
         cfg = self.cfg
-        result = [hooks.IterationTimer(), _SaveHook(cfg.SOLVER.CHECKPOINT_PERIOD)]
+        result = [hooks.IterationTimer(), SaveHook(cfg.SOLVER.CHECKPOINT_PERIOD)]
+        if self.teacher is not None:
+            if cfg.SSL.PICTURE_PERIOD and comm.is_main_process():
+                result.append(PictureHook(cfg.SSL.PICTURE_PERIOD))
+            if cfg.SSL.MONITOR_PERIOD:
+                result.append(PseudoLabelMonitor(cfg.SSL.MONITOR_PERIOD, cfg.SSL.MONITOR_IMAGES))
         if cfg.DATASETS.TEST:
             result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
@@ -157,8 +163,6 @@ class Trainer(TrainerBase):
 
     def run_step(self) -> None:
         """One optimiser step."""
-        step_seed = np.random.SeedSequence([self.cfg.SEED, comm.get_rank(), self.iter]).generate_state(1)[0]
-        torch.manual_seed(int(step_seed))
         accumulate = self.cfg.SOLVER.ACCUMULATION_STEPS
         self.optimizer.zero_grad(set_to_none=True)
         names: list[str] = []
@@ -169,7 +173,14 @@ class Trainer(TrainerBase):
         for index in range(accumulate):
             batch = next(self.stream)
             data_time += time.perf_counter() - start
-            files += [x["file_name"] for x in batch]
+            files += [x["file_name"] for stream in batch.values() for x in stream]
+            seeds = np.random.SeedSequence([self.cfg.SEED, comm.get_rank(), self.iter, index])
+            torch.manual_seed(int(seeds.generate_state(1)[0]))  # after loading, which may draw numbers itself
+            if self.pseudo_labeler is not None:
+                rng = np.random.default_rng(seeds)
+                with autocast(self.cfg):
+                    batch["unlabeled"] = self.pseudo_labeler(batch["unlabeled"], rng)
+            self.batch = batch
             last = index == accumulate - 1
             with nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
                 with autocast(self.cfg):
@@ -207,6 +218,8 @@ class Trainer(TrainerBase):
         self.bad_steps = 0
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.teacher is not None:
+            self.teacher.update(self.student)
         reduced = (
             comm.reduce_dict({k: torch.tensor(v) for k, v in losses.items()}) if comm.get_world_size() > 1 else losses
         )
@@ -237,35 +250,54 @@ class Trainer(TrainerBase):
 
     def state(self, iteration: int) -> dict:
         """All that a resumed run needs, and what prediction needs; `iteration` steps are done."""
-        return {
+        state = {
             "model": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "iteration": iteration,
             "best": self.best,
-            "taxonomy": self.taxonomy.to_json(),
             "config": self.cfg.dump(),
         }
+        if self.taxonomy is not None:
+            state["taxonomy"] = self.taxonomy.to_json()
+        if self.teacher is not None:
+            state["teacher"] = self.teacher.state_dict()
+        return state
 
     def _restore(self, state: dict) -> None:
         load_state(self.student, state["model"], "checkpoint", strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
+        if (self.teacher is None) != ("teacher" not in state):
+            raise ConfigError(
+                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} holds a run {'without' if self.teacher else 'with'} a teacher; resume it "
+                "with the DATASETS.UNLABELED it was started with"
+            )
+        if self.teacher is not None:
+            self.teacher.load_state_dict(state["teacher"])
         self.start_iter, self.best = state["iteration"], state["best"]
 
     def train(self) -> None:
         """Runs from the start iteration to SOLVER.MAX_ITER; a complete run is only evaluated again."""
         if self.start_iter >= self.max_iter:
             logger.info("the run is already complete: %d of %d iterations", self.start_iter, self.max_iter)
-            evaluate(self.cfg, self.model, self.start_iter)
+            self._scores(self.start_iter)
             return
         super().train(self.start_iter, self.max_iter)
 
+    def _scores(self, done: int) -> dict[str, float]:
+        """Evaluates student, teacher or both, as TEST.WEIGHTS asks; the names of the second one's scores have a prefix."""
+        which = self.cfg.TEST.WEIGHTS
+        scores = evaluate(self.cfg, self.teacher.model if which == "teacher" else self.model, done)
+        if which == "both":
+            scores |= evaluate(self.cfg, self.teacher.model, done, "teacher")
+        return scores
+
     def _evaluate(self) -> dict[str, float]:
         done = min(self.iter + 1, self.max_iter)  # the last evaluation comes after the loop
-        scores = evaluate(self.cfg, self.model, done)
+        scores = self._scores(done)
         metric = self.cfg.TEST.BEST_METRIC
         if comm.is_main_process() and scores:
             value = next((v for key, v in scores.items() if key.endswith(metric)), -math.inf)
@@ -274,16 +306,3 @@ class Trainer(TrainerBase):
                 self.checkpoints.save_apart("model_best", self.state(done))
                 logger.info("best %s so far: %.2f, saved as model_best.pth", metric, value)
         return scores
-
-
-class _SaveHook(hooks.HookBase):
-    """Periodic checkpoints `model_0001000.pth`, and `model_final.pth` at the end."""
-
-    def __init__(self, period: int) -> None:
-        self.period = period
-
-    def after_step(self) -> None:
-        done, trainer = self.trainer.iter + 1, self.trainer
-        if comm.is_main_process() and (done % self.period == 0 or done == trainer.max_iter):
-            name = "model_final" if done == trainer.max_iter else f"model_{done:07d}"
-            trainer.checkpoints.save(name, trainer.state(done))

@@ -25,7 +25,7 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
     Raises:
         ConfigError: an unknown part, or a number of classes other than MODEL.NUM_CLASSES. WeightsError: see backbones.
     """
-    if taxonomy is None and cfg.DATASETS.TRAIN:
+    if taxonomy is None and cfg.DATASETS.TRAIN and cfg.MODEL.CLASSIFIER != "none":
         try:
             taxonomy = taxonomy_of(cfg.DATASETS.TRAIN[0])
         except DatasetError:

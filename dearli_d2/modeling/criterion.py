@@ -52,17 +52,35 @@ class SetCriterion(nn.Module):
         self.register_buffer("empty_weight", weight, persistent=False)  # derived, so not part of a checkpoint
 
     def forward(
-        self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets]
+        self,
+        class_logits: torch.Tensor,
+        output: DecoderOutput,
+        targets: Sequence[Targets],
+        groups: Sequence[tuple[str, int]] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Weighted losses by their published names, the final prediction without a suffix.
 
         Args:
             class_logits: (R, B, Q, K + 1). output: the masks. targets: on the device of the logits, all of one size.
+            groups: (prefix of the names, number of images) of consecutive parts of the batch, each with losses and
+                normalisers of its own; None = one group without a prefix.
 
         Returns:
             {"loss_ce", "loss_mask", "loss_dice", "loss_ce_0", ..., "loss_dice_{R-2}"}: scalars.
         """
-        matches = self.matcher(class_logits, output, targets)
+        matches = self.matcher(class_logits, output, targets)  # of all groups: one transfer to the host
+        counts, losses, start = [len(t) for t in targets], {}, 0
+        for prefix, size in groups or [("", len(targets))]:
+            stop = start + size
+            parts = output.images(start, stop), targets[start:stop], matches.images(start, stop, counts)
+            for name, loss in self._losses(class_logits[:, start:stop], *parts).items():
+                losses[prefix + name] = loss
+            start = stop
+        return losses
+
+    def _losses(
+        self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets], matches: Matches
+    ) -> dict[str, torch.Tensor]:
         losses = {}
         if self.class_weight:
             losses["loss_ce"] = self.class_weight * self._class_losses(class_logits, targets, matches)

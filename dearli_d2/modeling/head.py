@@ -25,13 +25,14 @@ class MaskFormerHead(nn.Module):
 
 
 def build_head(cfg: CfgNode, in_channels: dict[str, int], embedding_dim: int | None) -> MaskFormerHead:
-    """From the config; `embedding_dim` is the width of the text space, None for a linear classifier."""
+    """From the config; `embedding_dim` is the width of the text space of a text classifier."""
     decoder, former = cfg.MODEL.PIXEL_DECODER, cfg.MODEL.MASK_FORMER
     dim = former.HIDDEN_DIM
-    if embedding_dim is None:
-        class_head: nn.Module = nn.Linear(dim, cfg.MODEL.NUM_CLASSES + 1)
-    else:
-        class_head = MLP(dim, dim, embedding_dim, 3)
+    class_head = {
+        "linear": lambda: nn.Linear(dim, cfg.MODEL.NUM_CLASSES + 1),
+        "text": lambda: MLP(dim, dim, embedding_dim, 3),
+        "none": lambda: None,
+    }[cfg.MODEL.CLASSIFIER]()
     return MaskFormerHead(
         MSDeformAttnPixelDecoder(
             {name: in_channels[name] for name in _LEVELS},
@@ -52,6 +53,6 @@ def build_head(cfg: CfgNode, in_channels: dict[str, int], embedding_dim: int | N
             heads=former.HEADS,
             feedforward_dim=former.FEEDFORWARD_DIM,
             layers=former.LAYERS,
-            logit_scale=embedding_dim is not None,
+            logit_scale=cfg.MODEL.CLASSIFIER == "text",
         ),
     )

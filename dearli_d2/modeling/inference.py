@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +58,33 @@ def panoptic_inference(
                     "score": score,
                 }
         results.append((regions.panoptic[image], list(segments.values())))
+    return results
+
+
+def segments_of(regions: Sequence[PanopticRegions], min_area: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Labels (N,) and masks (N, H, W) bool of each image's segments that have pixels, and at least `min_area` of them.
+
+    Args:
+        regions: of one image each. All segment tables reach the host in one transfer.
+    """
+    tables = []
+    for region in regions:
+        ids, labels = region.segment_id[0], region.label[0]
+        queries = len(ids)
+        areas = torch.zeros(queries + 1, dtype=torch.int64, device=ids.device)
+        areas.scatter_add_(
+            0, region.panoptic.flatten().long(), torch.ones_like(region.panoptic, dtype=torch.int64).flatten()
+        )
+        label_of_id = torch.zeros(queries + 1, dtype=torch.int64, device=ids.device).scatter_(0, ids, labels)
+        tables.append(torch.stack([areas, label_of_id]))
+    results = []
+    for region, table in zip(regions, torch.stack(tables).cpu(), strict=True):
+        area, label = table
+        area[0] = 0  # no segment
+        kept = (area >= max(min_area, 1)).nonzero()[:, 0]
+        device = region.panoptic.device
+        ids = kept.int().to(device, non_blocking=True)
+        results.append((label[kept].to(device, non_blocking=True), region.panoptic == ids[:, None, None]))
     return results
 
 

@@ -26,6 +26,11 @@ class Matches:
     query: torch.Tensor
     matched: torch.Tensor
 
+    def images(self, start: int, stop: int, counts: Sequence[int]) -> Matches:
+        """The matches of images `start` to `stop` (excluded), counted anew from 0; `counts`: segments of every image."""
+        rows = slice(sum(counts[:start]), sum(counts[:stop]))
+        return Matches(self.image[rows] - start, self.query[:, rows], self.matched[:, rows])
+
 
 class HungarianMatcher:
     """Args:

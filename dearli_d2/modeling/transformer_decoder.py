@@ -22,7 +22,8 @@ from .position import sine_position
 class DecoderOutput:
     """Predictions after the query features (index 0) and after each of the layers, R = layers + 1 in all.
 
-    `class_outputs`: (R, B, Q, K + 1) class logits, or (R, B, Q, E) embeddings when a text classifier follows.
+    `class_outputs`: (R, B, Q, K + 1) class logits; (R, B, Q, E) embeddings when a text classifier follows; (R, B, Q, 0) of a
+    class-agnostic decoder.
     `mask_embeddings`: (R, B, Q, C). `mask_features`: (B, C, H/4, W/4).
     """
 
@@ -33,6 +34,12 @@ class DecoderOutput:
     def mask_logits(self, index: int = -1) -> torch.Tensor:
         """(B, Q, H/4, W/4), before the sigmoid."""
         return torch.einsum("bqc,bchw->bqhw", self.mask_embeddings[index], self.mask_features)
+
+    def images(self, start: int, stop: int) -> DecoderOutput:
+        """The predictions for images `start` to `stop` (excluded) of the batch."""
+        return DecoderOutput(
+            self.class_outputs[:, start:stop], self.mask_embeddings[:, start:stop], self.mask_features[start:stop]
+        )
 
 
 class MLP(nn.Module):
@@ -125,15 +132,15 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Args:
     in_dim: channels of the multi-scale features. dim: channels C of the queries. mask_dim: of the mask features.
     num_queries, heads, feedforward_dim, layers, levels: as published (layers = 9, levels = 3).
-    class_head: maps (..., C) to class logits or to embeddings in the text space; the constructor names it
-        `class_embed`, as published.
+    class_head: maps (..., C) to class logits or to embeddings in the text space; it is named `class_embed`, as
+        published. None in a class-agnostic decoder.
     logit_scale: True adds the learnable scale of a cosine classifier, ln(1 / 0.07) at the start.
     """
 
     def __init__(
         self,
         in_dim: int,
-        class_head: nn.Module,
+        class_head: nn.Module | None,
         dim: int = 256,
         mask_dim: int = 256,
         num_queries: int = 100,
@@ -181,7 +188,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
         def predict() -> None:
             normed = self.decoder_norm(queries)
-            class_outputs.append(self.class_embed(normed))
+            class_outputs.append(normed[..., :0] if self.class_embed is None else self.class_embed(normed))
             mask_embeddings.append(self.mask_embed(normed))
 
         predict()

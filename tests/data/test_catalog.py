@@ -97,7 +97,7 @@ def test_published_ade20k_lists_have_the_papers_sizes(shared, part, count, tmp_p
     """The published lists (two columns of paths) read as partitions of a data set that holds their images."""
     import json
 
-    from dearli_d2.data.catalog import PanopticSource, register_panoptic
+    from dearli_d2.data.catalog import PanopticSource, register
 
     every = {
         line.split()[0]
@@ -112,9 +112,7 @@ def test_published_ade20k_lists_have_the_papers_sizes(shared, part, count, tmp_p
     path.write_text(
         json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "wall"}]})
     )
-    register_panoptic(
-        "ade_lists", PanopticSource(tmp_path, path, tmp_path, partition_root=shared / "partitions" / "ade20k")
-    )
+    register("ade_lists", PanopticSource(tmp_path, path, tmp_path, partition_root=shared / "partitions" / "ade20k"))
     assert len(dataset_dicts(f"ade_lists@{part}")) == count
 
 

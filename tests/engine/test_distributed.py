@@ -12,7 +12,7 @@ from detectron2.engine import hooks, launch
 from detectron2.utils import events
 
 from dearli_d2.config import get_config
-from dearli_d2.engine.trainer import Trainer
+from dearli_d2.engine.trainer import DualStreamTrainer
 from tests.conftest import MINI_OVERRIDES, REPO
 from tests.engine.test_trainer import _unsmoothed_init, losses_of
 
@@ -31,7 +31,7 @@ def train(folder):
     hooks.PeriodicWriter.__init__ = lambda self, writers, period=20: original(self, writers, 1)
     events.JSONWriter.__init__ = _unsmoothed_init
     try:
-        Trainer(
+        DualStreamTrainer(
             get_config(CONFIG, [*MINI_OVERRIDES, *OPTIONS, "DATASETS.TEST", "()", "OUTPUT_DIR", str(folder)])
         ).train()
     finally:

@@ -15,7 +15,7 @@ import torch
 
 from dearli_d2.config import get_config
 from dearli_d2.engine.optimizer import build_scheduler, parameter_groups
-from dearli_d2.engine.trainer import Trainer
+from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, TrainingError
 from dearli_d2.modeling import build_model
 from tests.conftest import MINI_OVERRIDES, REPO
@@ -91,12 +91,12 @@ def test_resume_after_kill_9_repeats_the_losses_bit_by_bit(tmp_path):
 
 def test_a_finished_run_is_not_overwritten_without_resume(mini_config):
     cfg = mini_config("SOLVER.MAX_ITER", "1")
-    Trainer(cfg).train()
+    DualStreamTrainer(cfg).train()
     with pytest.raises(ConfigError, match="already holds a run; --resume continues it"):
-        Trainer(cfg)
+        DualStreamTrainer(cfg)
     before = (Path(cfg.OUTPUT_DIR) / "model_final.pth").stat().st_mtime_ns
     few = ["SOLVER.MAX_ITER", "1", "DATASETS.TEST", "('miniworld_val@0.02',)", "TEST.PICTURES", "0"]
-    Trainer(
+    DualStreamTrainer(
         mini_config(*few), resume=True
     ).train()  # complete: trains no more, but its evaluation may have been cut off
     assert (Path(cfg.OUTPUT_DIR) / "model_final.pth").stat().st_mtime_ns == before
@@ -105,7 +105,7 @@ def test_a_finished_run_is_not_overwritten_without_resume(mini_config):
 
 def test_losses_that_are_not_finite_are_skipped_then_stop_with_names_and_state(mini_config, monkeypatch):
     cfg = mini_config("SOLVER.MAX_ITER", "10", "SOLVER.MAX_BAD_STEPS", "2")
-    trainer = Trainer(cfg)
+    trainer = DualStreamTrainer(cfg)
     before = {k: v.clone() for k, v in trainer.student.state_dict().items()}
     original = trainer.student.losses
 
@@ -125,7 +125,7 @@ def test_losses_that_are_not_finite_are_skipped_then_stop_with_names_and_state(m
 
 @pytest.mark.parametrize("amp", [(), ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16")])
 def test_one_bad_step_is_survived(mini_config, monkeypatch, amp):
-    trainer = Trainer(mini_config("SOLVER.MAX_ITER", "3", *amp))
+    trainer = DualStreamTrainer(mini_config("SOLVER.MAX_ITER", "3", *amp))
     original, calls = trainer.student.losses, []
 
     def once(*args):
@@ -141,7 +141,7 @@ def test_one_bad_step_is_survived(mini_config, monkeypatch, amp):
 
 
 def test_accumulated_gradient_is_the_mean_of_the_batches(mini_config, monkeypatch):
-    trainer = Trainer(mini_config("SOLVER.ACCUMULATION_STEPS", "2", "SOLVER.MAX_ITER", "1"))
+    trainer = DualStreamTrainer(mini_config("SOLVER.ACCUMULATION_STEPS", "2", "SOLVER.MAX_ITER", "1"))
     weight = trainer.student.sem_seg_head.predictor.query_feat.weight
     factors, files, grads = [1.0, 3.0], [], {}
     monkeypatch.setattr(trainer.student, "losses", lambda *_: {"loss_x": factors.pop(0) * weight.sum()})
@@ -191,7 +191,9 @@ def test_schedule_is_poly_after_warm_up(repo):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_mixed_precision_trains(mini_config, dtype):
-    trainer = Trainer(mini_config("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype, "SOLVER.MAX_ITER", "8"))
+    trainer = DualStreamTrainer(
+        mini_config("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype, "SOLVER.MAX_ITER", "8")
+    )
     before = trainer.student.sem_seg_head.predictor.query_feat.weight.clone()
     trainer.train()
     after = trainer.student.sem_seg_head.predictor.query_feat.weight
@@ -204,7 +206,7 @@ def test_evaluation_during_training_writes_results_pictures_and_the_best(mini_co
     cfg = mini_config(
         "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "('miniworld_val@0.04',)", "TEST.EVAL_PERIOD", "1", "TEST.PICTURES", "2"
     )  # fmt: skip
-    Trainer(cfg).train()
+    DualStreamTrainer(cfg).train()
     folder = Path(cfg.OUTPUT_DIR)
     results = json.loads((folder / "evaluation/miniworld_val@0.04/results.json").read_text())
     assert results["iteration"] == 2

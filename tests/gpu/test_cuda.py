@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dearli_d2.engine.trainer import Trainer
+from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.modeling import build_model
 from dearli_d2.modeling.deformable_attention import multi_scale_deformable_attention
 from dearli_d2.modeling.inference import panoptic_regions
@@ -40,7 +40,7 @@ def test_deformable_attention_equals_the_cpu(implementation):
 @pytest.mark.parametrize("file", ["m2f_lang.yaml", "m2f.yaml"])
 def test_training_steps(mini_config, dtype, file):
     amp = [] if dtype is None else ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype]
-    trainer = Trainer(mini_config("MODEL.DEVICE", "cuda", *amp, file=file))
+    trainer = DualStreamTrainer(mini_config("MODEL.DEVICE", "cuda", *amp, file=file))
     trainer.train()
     assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
 

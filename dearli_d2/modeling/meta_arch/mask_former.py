@@ -17,10 +17,16 @@ from ...structures import Targets
 from ..criterion import SetCriterion
 from ..ensembling import geometric_ensemble, mask_pool
 from ..head import MaskFormerHead, build_head
-from ..inference import instance_inference, panoptic_inference, resize_logits, semantic_inference
+from ..inference import (
+    instance_inference,
+    panoptic_inference,
+    panoptic_regions,
+    resize_logits,
+    segments_of,
+    semantic_inference,
+)
 from ..matcher import HungarianMatcher
 from ..text import Vocabulary, build_vocabulary, cosine_similarity, read_templates
-from ..transformer_decoder import DecoderOutput
 
 _PAD_TO = 32
 
@@ -37,6 +43,18 @@ class ReadOut:
     topk: int = 100
 
 
+@dataclass(frozen=True)
+class PseudoLabeling:
+    """How a teacher labels (keys `SSL.*`): weight of the learned posterior (eq. 6; 1 = no ensemble), thresholds of the
+    panoptic read-out, least area of a segment in pixels, and the weight of the losses that pseudo-labels give."""
+
+    alpha: float = 0.6
+    object_threshold: float = 0.0
+    overlap_threshold: float = 0.8
+    min_area: int = 0
+    loss_weight: float = 1.0
+
+
 @META_ARCH_REGISTRY.register()
 class MaskFormer(nn.Module):
     """Args:
@@ -48,6 +66,7 @@ class MaskFormer(nn.Module):
     templates: prompt templates; None makes a linear classifier (Mask2Former).
     ensemble_alpha: weight of the learned posterior at inference (eq. 6); 1 switches the ensemble off.
     read_out: what inference returns.
+    pseudo_labeling: what `pseudo_label` does.
     """
 
     @configurable
@@ -63,6 +82,7 @@ class MaskFormer(nn.Module):
         templates: Sequence[str] | None = None,
         ensemble_alpha: float = 1.0,
         read_out: ReadOut = ReadOut(),
+        pseudo_labeling: PseudoLabeling = PseudoLabeling(),
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -72,6 +92,7 @@ class MaskFormer(nn.Module):
         self.templates = templates
         self.ensemble_alpha = ensemble_alpha
         self.read_out = read_out
+        self.pseudo_labeling = pseudo_labeling
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self._vocabulary: Vocabulary | None = None
@@ -92,7 +113,7 @@ class MaskFormer(nn.Module):
             taxonomy = taxonomy.with_names(read_class_names(path), f"MODEL.TEXT.CLASS_NAMES {path}")
         former = cfg.MODEL.MASK_FORMER
         weights = {
-            "class_weight": former.CLASS_WEIGHT,
+            "class_weight": 0.0 if cfg.MODEL.CLASSIFIER == "none" else former.CLASS_WEIGHT,
             "mask_weight": former.MASK_WEIGHT,
             "dice_weight": former.DICE_WEIGHT,
         }
@@ -124,6 +145,13 @@ class MaskFormer(nn.Module):
                 object_threshold=cfg.TEST.OBJECT_THRESHOLD,
                 overlap_threshold=cfg.TEST.OVERLAP_THRESHOLD,
                 topk=cfg.TEST.DETECTIONS_PER_IMAGE,
+            ),
+            "pseudo_labeling": PseudoLabeling(
+                alpha=cfg.MODEL.ENSEMBLE.ALPHA if text and cfg.MODEL.ENSEMBLE.IN_PSEUDO_LABELS else 1.0,
+                object_threshold=cfg.SSL.OBJECT_THRESHOLD,
+                overlap_threshold=cfg.SSL.OVERLAP_THRESHOLD,
+                min_area=cfg.SSL.MIN_AREA,
+                loss_weight=cfg.SSL.LOSS_WEIGHT,
             ),
         }
 
@@ -175,7 +203,7 @@ class MaskFormer(nn.Module):
 
     def class_logits(self, class_outputs: torch.Tensor) -> torch.Tensor:
         """Class outputs of the decoder (..., Q, K + 1 or E) to logits (..., Q, K + 1), last = no object."""
-        if self.templates is None:
+        if self.templates is None:  # linear, or none at all
             return class_outputs
         scale = self.sem_seg_head.predictor.logit_scale.exp().clamp(max=100)
         void = cosine_similarity(class_outputs, self.void_embedding.weight)
@@ -191,35 +219,40 @@ class MaskFormer(nn.Module):
 
     # ------------------------------------------------------------------------------------------ passes
 
-    def forward(self, batch: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
+    def forward(self, batch: list[dict] | dict[str, list[dict]]) -> dict[str, torch.Tensor] | list[dict]:
         """Args:
             batch: one dict an image: "image" (3, H, W) RGB 0..255; for training "targets" (`Targets`, H x W); for
-                inference optionally "height", "width": size of the output.
+                inference optionally "height", "width": size of the output. In training also
+                {"labeled": [...], "unlabeled": [...]}, the latter with pseudo-labels as targets: both go through the
+                network together, with losses and normalisers of their own.
 
         Returns:
-            Training: weighted losses by name. Inference: a list of dicts with "panoptic_seg" ((H, W) int32 ids and
-            segments), "sem_seg" (K, H, W) scores and "instances", as `read_out` asks.
+            Training: weighted losses by name, those of pseudo-labels as "unlabeled_loss_...". Inference: a list of dicts
+            with "panoptic_seg" ((H, W) int32 ids and segments), "sem_seg" (K, H, W) scores and "instances", as `read_out`
+            asks.
         """
         if self.training:
-            images = self.preprocess(batch)
-            height, width = images.tensor.shape[-2:]
-            targets = [x["targets"].to(self.device).padded(height, width) for x in batch]
-            output = self.sem_seg_head(self.backbone(images.tensor))
-            return self.losses(output, targets)
+            return self.losses(batch if isinstance(batch, dict) else {"labeled": batch})
         images = self.preprocess(batch)
         class_logits, mask_logits = self.predict(images.tensor)
         return [
             self._read_out(class_logits[i : i + 1], mask_logits[i : i + 1], images, i, x) for i, x in enumerate(batch)
         ]
 
+    def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
+        samples = [x for stream in streams.values() for x in stream]
+        images = self.preprocess(samples)
+        targets = [x["targets"].to(self.device).padded(*images.tensor.shape[-2:]) for x in samples]
+        output = self.sem_seg_head(self.backbone(images.tensor))
+        groups = [("" if name == "labeled" else f"{name}_", len(stream)) for name, stream in streams.items()]
+        losses = self.criterion(self.class_logits(output.class_outputs), output, targets, groups)
+        weight = self.pseudo_labeling.loss_weight
+        return {name: loss * weight if name.startswith("unlabeled_") else loss for name, loss in losses.items()}
+
     def preprocess(self, batch: list[dict]) -> ImageList:
         """Normalised images, padded at the right and bottom to a multiple of 32 (or of the backbone's need)."""
         images = [(x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for x in batch]
         return ImageList.from_tensors(images, max(self.backbone.size_divisibility, _PAD_TO))
-
-    def losses(self, output: DecoderOutput, targets: list[Targets]) -> dict[str, torch.Tensor]:
-        """Weighted losses of a batch."""
-        return self.criterion(self.class_logits(output.class_outputs), output, targets)
 
     def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Final predictions for normalised (B, 3, H, W) images.
@@ -237,6 +270,41 @@ class MaskFormer(nn.Module):
         if alpha < 1:
             class_logits = geometric_ensemble(class_logits, self.zero_shot_logits(features, mask_logits), alpha)
         return class_logits, mask_logits
+
+    @torch.no_grad()
+    def pseudo_label(self, inputs: list[dict]) -> list[Targets]:
+        """Hard labels and masks of weak views, as the teacher of semi-supervised training gives them (DEARLi, Sec. 3.2).
+
+        The panoptic read-out of the (ensembled) posterior: segments do not overlap, stuff of one class is one segment.
+
+        Args:
+            inputs: "image" (3, H, W) 0..255, all of one size, and optionally "valid" (H, W) bool: segments are cut to it.
+
+        Returns:
+            On the device, one per image; "valid" is passed on.
+        """
+        images = self.preprocess(inputs)
+        size, options = inputs[0]["image"].shape[-2:], self.pseudo_labeling
+        class_logits, mask_logits = self.predict(images.tensor, options.alpha)
+        regions, valid = [], []
+        for index, sample in enumerate(inputs):  # one image at a time: full-size masks of all queries are large
+            full = resize_logits(mask_logits[index : index + 1], images.tensor.shape[-2:])[..., : size[0], : size[1]]
+            region = panoptic_regions(
+                class_logits[index : index + 1],
+                full,
+                self.taxonomy.thing_ids,
+                options.object_threshold,
+                options.overlap_threshold,
+            )
+            inside = sample["valid"].to(self.device, non_blocking=True) if "valid" in sample else None
+            if inside is not None:
+                region.panoptic.mul_(inside)
+            regions.append(region)
+            valid.append(inside)
+        return [
+            Targets(labels, masks, v)
+            for (labels, masks), v in zip(segments_of(regions, options.min_area), valid, strict=True)
+        ]
 
     def _read_out(
         self, class_logits: torch.Tensor, mask_logits: torch.Tensor, images: ImageList, index: int, inputs: dict

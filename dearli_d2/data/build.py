@@ -1,0 +1,88 @@
+"""The training streams of a config: which images, through which mapper, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from ..errors import DatasetError
+from ..masks.storage import MaskFolder
+from .catalog import dataset_dicts, taxonomy_of
+from .mappers import MaskTrainMapper, PanopticTrainMapper, UnlabeledTrainMapper
+from .streams import build_stream
+from .views import ColorAugmentation, StrongPhotometry, WeakGeometry, scale_steps
+
+
+def labeled_dicts(cfg: CfgNode) -> list[dict]:
+    """All images of DATASETS.TRAIN. Raises `DatasetError` if their classes differ."""
+    if cfg.MODEL.CLASSIFIER != "none":
+        first = taxonomy_of(cfg.DATASETS.TRAIN[0])
+        for name in cfg.DATASETS.TRAIN[1:]:
+            if taxonomy_of(name).names != first.names:
+                raise DatasetError(f"DATASETS.TRAIN: {name} and {cfg.DATASETS.TRAIN[0]} have different classes")
+    return [d for name in cfg.DATASETS.TRAIN for d in dataset_dicts(name)]
+
+
+def unlabeled_dicts(cfg: CfgNode) -> list[dict]:
+    """All images of DATASETS.UNLABELED, without annotations."""
+    keys = ("file_name", "image_id", "height", "width")
+    return [{k: d[k] for k in keys} for name in cfg.DATASETS.UNLABELED for d in dataset_dicts(name)]
+
+
+def _geometry(cfg: CfgNode) -> WeakGeometry:
+    return WeakGeometry(
+        cfg.INPUT.CROP_SIZE,
+        scale_steps(*cfg.INPUT.SCALE_RANGE),
+        cfg.INPUT.MAX_SIZE_TRAIN,
+        flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
+    )
+
+
+def build_labeled_mapper(cfg: CfgNode) -> Callable[[dict], dict]:
+    """The weak view of labelled images; of images with class-agnostic masks where MODEL.CLASSIFIER is "none"."""
+    color = ColorAugmentation() if cfg.INPUT.COLOR_AUG_SSD else None
+    options = _geometry(cfg), color, cfg.INPUT.CROP_SIZE, cfg.INPUT.PAD_VALUE
+    if cfg.MODEL.CLASSIFIER == "none":
+        return MaskTrainMapper(MaskFolder(cfg.DATASETS.MASKS), *options)
+    return PanopticTrainMapper(*options)
+
+
+def build_unlabeled_mapper(cfg: CfgNode) -> UnlabeledTrainMapper:
+    """Weak and strong view of unlabelled images."""
+    strong = StrongPhotometry(cfg.SSL.JITTER, cfg.SSL.GREYSCALE, cfg.SSL.BLUR, cfg.SSL.BLUR_SIGMA)
+    return UnlabeledTrainMapper(_geometry(cfg), strong, cfg.INPUT.CROP_SIZE, cfg.INPUT.PAD_VALUE)
+
+
+def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, list[dict]]]:
+    """Endless batches of this rank: {"labeled": [...]} and, where DATASETS.UNLABELED is set, {"unlabeled": [...]}.
+
+    Args:
+        start_iteration: forward passes already done.
+    """
+    parts = {"labeled": (labeled_dicts(cfg), build_labeled_mapper(cfg), cfg.SOLVER.IMS_PER_BATCH, cfg.SEED)}
+    if cfg.DATASETS.UNLABELED:
+        # another seed, or two streams over the same images would draw them in the same order
+        parts["unlabeled"] = (
+            unlabeled_dicts(cfg),
+            build_unlabeled_mapper(cfg),
+            cfg.SSL.IMS_PER_BATCH,
+            cfg.SEED + 0x5E111,
+        )
+    world_size = comm.get_world_size()
+    streams = {
+        name: build_stream(
+            dicts,
+            mapper,
+            batch // world_size,
+            seed,
+            start_iteration,
+            comm.get_rank(),
+            world_size,
+            cfg.DATALOADER.NUM_WORKERS,
+        )
+        for name, (dicts, mapper, batch, seed) in parts.items()
+    }
+    while True:
+        yield {name: next(stream) for name, stream in streams.items()}

@@ -1,0 +1,55 @@
+"""Image files: finding them, and their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import DatasetError, first_few
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """Image files among the paths and, sorted, anywhere below the folders.
+
+    Raises:
+        DatasetError: a path that does not exist, or no image at all.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DatasetError(f"there is no image or folder {path}")
+    if not found:
+        raise DatasetError(f"no image ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, paths))}")
+    return list(dict.fromkeys(found))
+
+
+def image_sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
+    """(height, width) of each file as it is seen, turned as its EXIF tag says; only headers are read.
+
+    Raises:
+        DatasetError: files that are no image, with the first ones.
+    """
+
+    def size(path: Path) -> tuple[int, int] | str:
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
+        except (OSError, SyntaxError) as error:
+            return f"{path} ({error})"
+
+    with ThreadPoolExecutor(8) as pool:
+        sizes = list(pool.map(size, files))
+    broken = [s for s in sizes if isinstance(s, str)]
+    if broken:
+        raise DatasetError(f"{len(broken)} of {len(files)} files cannot be read as images: {first_few(broken)}")
+    return sizes

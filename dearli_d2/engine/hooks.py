@@ -1,0 +1,108 @@
+"""What happens around a training step: checkpoints, pictures of what the student sees, scores of the pseudo-labels."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from detectron2.engine.hooks import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+
+from ..data.catalog import annotated_dicts
+from ..data.mappers import TestMapper, read_panoptic, segment_ids
+from ..evaluation import PanopticQuality
+from ..files import write_atomically
+from ..structures import Targets
+from ..visualization import sample_sheet
+from .optimizer import autocast
+
+logger = logging.getLogger(__name__)
+
+
+class SaveHook(HookBase):
+    """Periodic checkpoints `model_0001000.pth`, and `model_final.pth` at the end."""
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+    def after_step(self) -> None:
+        done, trainer = self.trainer.iter + 1, self.trainer
+        if comm.is_main_process() and (done % self.period == 0 or done == trainer.max_iter):
+            name = "model_final" if done == trainer.max_iter else f"model_{done:07d}"
+            trainer.checkpoints.save(name, trainer.state(done))
+
+
+class PictureHook(HookBase):
+    """Weak view, teacher's pseudo-label, strong view with CutMix and its targets of the first unlabelled images of a batch,
+    and labelled images with their targets: to `OUTPUT_DIR/batches/` and TensorBoard, in the first step and then every
+    `period` ones."""
+
+    def __init__(self, period: int, rows: int = 4) -> None:
+        self.period, self.rows = period, rows
+
+    def after_step(self) -> None:
+        trainer = self.trainer
+        if trainer.iter % self.period:
+            return
+        taxonomy = trainer.taxonomy
+        for name, samples in trainer.batch.items():
+            sheet = sample_sheet(samples[: self.rows], taxonomy)
+            path = Path(trainer.cfg.OUTPUT_DIR) / "batches" / f"{trainer.iter:07d}_{name}.png"
+            write_atomically(path, lambda temporary, picture=sheet: picture.save(temporary))
+            pixels = np.asarray(sheet).transpose(2, 0, 1)
+            get_event_storage().put_image(f"batches/{name}", pixels)
+
+
+class PseudoLabelMonitor(HookBase):
+    """Panoptic quality of the teacher's pseudo-labels, for unlabelled images whose annotations exist (on benchmarks the
+    "unlabelled" part has them): a diagnosis, nothing that training could learn from. Logged as "pseudo_label/PQ"; at the
+    first step, then every `period` ones."""
+
+    def __init__(self, period: int, images: int) -> None:
+        self.period, self.images = period, images
+
+    def before_train(self) -> None:
+        cfg = self.trainer.cfg
+        dicts = [d for name in cfg.DATASETS.UNLABELED for d in annotated_dicts(name)]
+        if not dicts:
+            logger.warning("SSL.MONITOR_PERIOD: no unlabelled image has annotations, pseudo-labels are not scored")
+        chosen = np.linspace(0, len(dicts) - 1, min(self.images, len(dicts))).astype(int)
+        self.dicts = [dicts[i] for i in chosen][comm.get_rank() :: comm.get_world_size()]
+        self.mapper = TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if not (done % self.period == 0 or done in (1, self.trainer.max_iter)):
+            return
+        quality = PanopticQuality(len(self.trainer.taxonomy))
+        for d in self.dicts:
+            with autocast(self.trainer.cfg):
+                targets = self.trainer.teacher.pseudo_label([{"image": self.mapper(d)["image"]}])[0]
+            add_targets(quality, targets, d)
+        for part in comm.gather(quality)[1:]:  # on the main process the others' counts, else nothing
+            quality.merge(part)
+        if comm.is_main_process() and self.dicts:
+            scores = quality.summary(self.trainer.taxonomy.thing_ids)
+            get_event_storage().put_scalars(
+                smoothing_hint=False, **{f"pseudo_label/{name}": scores[name] for name in ("PQ", "SQ", "RQ")}
+            )
+            logger.info("iteration %d: pseudo-labels of %d images: PQ %.1f", done, self.images, scores["PQ"])
+
+
+def add_targets(quality: PanopticQuality, targets: Targets, truth: dict) -> None:
+    """Counts targets that do not overlap (at the size of the network's input) against the annotation of a data-set dict,
+    which is brought to their size."""
+    height, width = targets.masks.shape[1:]
+    ids = segment_ids(read_panoptic(truth["pan_seg_file_name"]))
+    rows = ((np.arange(height) + 0.5) * ids.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * ids.shape[1] / width).astype(int)
+    panoptic = np.zeros((height, width), np.int32)
+    segments = []
+    for number, (mask, label) in enumerate(
+        zip(targets.masks.cpu().numpy(), targets.labels.tolist(), strict=True), start=1
+    ):
+        panoptic[mask] = number
+        segments.append({"id": number, "category_id": label})
+    quality.add(panoptic, segments, ids[rows][:, columns], truth["segments_info"])

@@ -1,0 +1,102 @@
+"""The teacher of semi-supervised training: an exponential moving average of the student (Mean Teacher; DEARLi, eq. 1)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..checkpoint import LoadReport, load_state, translate_names
+from ..structures import Targets
+from ..weights import read_file, state_dict_of
+
+
+class EMATeacher:
+    """A copy of the student that follows it slowly. What is frozen is shared, not copied.
+
+    After step t = 0, 1, ... each trainable tensor becomes g * teacher + (1 - g) * student, g = min(1 - 1 / (t + 1), decay):
+    the first update copies the student. Buffers (running statistics) are copied. It is no module of the student and is not
+    wrapped for data-parallel training: every rank makes the same update from the same student.
+
+    Args:
+        student: the model without its data-parallel wrapper. It needs `pseudo_label(inputs) -> list[Targets]`.
+        decay: upper limit of g.
+        burn_in: updates during which the teacher keeps the weights it has; they count as t.
+    """
+
+    def __init__(self, student: nn.Module, decay: float = 0.999, burn_in: int = 0) -> None:
+        self.decay, self.burn_in, self.updates = decay, burn_in, 0
+        shared = frozen_modules(student)
+        self.model = copy.deepcopy(student, {id(module): module for module in shared}).eval()
+        self.model.requires_grad_(False)  # changes no shared tensor: none of them had a gradient
+        self._shared = {id(t) for module in shared for t in module.state_dict(keep_vars=True).values()}
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """State-dict entries that the teacher does not share with the student."""
+        state = self.model.state_dict(keep_vars=True)
+        return {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in self._shared}
+
+    def state_dict(self) -> dict:
+        """For the checkpoint: the tensors that are the teacher's alone, and the number of updates."""
+        return {"model": self.own_state(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restores `state_dict()`; names must be the same."""
+        own = self.own_state()
+        if set(own) != set(state["model"]):
+            raise KeyError(f"teacher of another model: {sorted(set(own) ^ set(state['model']))[:5]}")
+        self.model.load_state_dict(state["model"], strict=False)
+        self.updates = state["updates"]
+
+    def load_weights(self, path: str | Path) -> LoadReport:
+        """Start weights from a file; what is shared with the student stays the student's."""
+        own = self.own_state()
+        state = {n: t for n, t in translate_names(state_dict_of(read_file(path), path)).items() if n in own}
+        return load_state(self.model, state, path, strict=False)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """One step towards the student, with a few multi-tensor kernels."""
+        step, self.updates = self.updates, self.updates + 1
+        if step < self.burn_in:
+            return
+        gamma = min(1 - 1 / (step + 1), self.decay)
+        averaged: tuple[list, list] = ([], [])
+        copied: tuple[list, list] = ([], [])
+        theirs = student.state_dict(keep_vars=True)
+        for name, mine in self.own_state().items():
+            pairs = averaged if theirs[name].requires_grad else copied
+            pairs[0].append(mine)
+            pairs[1].append(theirs[name].detach())
+        if averaged[0]:
+            torch._foreach_lerp_(*averaged, 1 - gamma)
+        if copied[0]:
+            torch._foreach_copy_(*copied)
+
+    @torch.no_grad()
+    def pseudo_label(self, inputs: list[dict]) -> list[Targets]:
+        """Hard pseudo-labels on the device for weak views; see the model's `pseudo_label`."""
+        return self.model.pseudo_label(inputs)
+
+
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """The largest modules that training cannot change: no trainable parameter, and in eval mode even while the model trains
+    (so that no running statistic moves)."""
+    was_training = model.training
+    model.train()
+    try:
+        return list(_frozen_below(model))
+    finally:
+        model.train(was_training)
+
+
+def _frozen_below(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        parameters = list(child.parameters())
+        if parameters and not any(p.requires_grad for p in parameters) and not any(m.training for m in child.modules()):
+            yield child
+        else:
+            yield from _frozen_below(child)

@@ -1,0 +1,118 @@
+"""Class-agnostic masks of a data set or folder, for the decoder warm-up.
+
+python -m dearli_d2.masks generate (--dataset NAME | --images FOLDER) --out FOLDER [--generator sam --weights FILE]
+python -m dearli_d2.masks view (--dataset NAME | --images FOLDER) --masks FOLDER --out FOLDER
+
+Several GPUs: torchrun --nproc-per-node 4 -m dearli_d2.masks generate ...; several machines: --shard 0/2 and --shard 1/2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ..cli import report_errors
+from ..data.catalog import dataset_dicts
+from ..data.images import find_images
+from ..data.mappers import read_image
+from ..errors import ConfigError
+from ..visualization import save_mask_picture
+from .classical import ClassicalGenerator
+from .generate import Generator, default_device, folder_of, generate, shard_of_process
+from .sam import MODELS, SamGenerator, file_digest, load_sam
+from .storage import MaskFolder
+
+
+def _files(args: argparse.Namespace) -> list[str]:
+    if args.images is not None:
+        return [str(p) for p in find_images([args.images])]
+    return [d["file_name"] for d in dataset_dicts(args.dataset)]
+
+
+def _generator(args: argparse.Namespace) -> Generator:
+    if args.generator == "classical":
+        return ClassicalGenerator()
+    if not args.weights:
+        raise ConfigError(
+            "--generator sam needs --weights, the checkpoint file of --model (published as sam_vit_h_4b8939.pth, "
+            "sam_vit_l_0b3195.pth, sam_vit_b_01ec64.pth); --generator classical needs none"
+        )
+    sam = load_sam(args.model, args.weights, args.device or default_device())
+    return SamGenerator(
+        sam,
+        args.points_per_side,
+        args.prompts,
+        args.predicted_iou,
+        args.stability,
+        name=args.model,
+        digest=file_digest(args.weights),
+    )
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return shard_of_process()
+    try:
+        index, count = map(int, text.split("/"))
+    except ValueError as error:
+        raise ConfigError(f"--shard {text}: write i/n, for example 0/4") from error
+    return index, count
+
+
+def _generate(args: argparse.Namespace) -> int:
+    counts = generate(_files(args), _generator(args), MaskFolder(args.out), args.batch_size, _shard(args.shard))
+    print(
+        f"{args.out}: {counts['done']} images done ({counts['masks']} masks), {counts['present']} were there, "
+        f"{counts['failed']} could not be read"
+    )
+    return 0
+
+
+def _view(args: argparse.Namespace) -> int:
+    folder, files = folder_of(args.masks), _files(args)
+    have = [f for f in files if folder.path(f).is_file()]
+    if not have:
+        raise ConfigError(f"{args.masks} has masks of none of the {len(files)} images")
+    for index in np.linspace(0, len(have) - 1, min(args.count, len(have))).astype(int):
+        path = Path(args.out) / f"{Path(have[index]).stem}.png"
+        save_mask_picture(path, read_image(have[index]), folder.read(have[index]))
+        print(path)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m dearli_d2.masks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    make = commands.add_parser("generate", help="make the masks that are missing")
+    make.add_argument("--out", required=True, help="folder; a later call continues there")
+    make.add_argument("--generator", choices=("sam", "classical"), default="sam")
+    make.add_argument("--model", choices=MODELS, default="vit_h")
+    make.add_argument("--weights", help="SAM's checkpoint file")
+    make.add_argument("--points-per-side", type=int, default=32)
+    make.add_argument("--predicted-iou", type=float, default=0.88)
+    make.add_argument("--stability", type=float, default=0.95)
+    make.add_argument("--prompts", type=int, default=256, help="points decoded at a time; fewer need less memory")
+    make.add_argument("--batch-size", type=int, default=1, help="images encoded at a time")
+    make.add_argument("--device", help="default: the GPU of this process, or cpu")
+    make.add_argument("--shard", help="i/n; default: as torchrun says")
+    make.set_defaults(run=_generate)
+    view = commands.add_parser("view", help="write pictures of masks")
+    view.add_argument("--masks", required=True)
+    view.add_argument("--out", required=True)
+    view.add_argument("--count", type=int, default=12)
+    view.set_defaults(run=_view)
+    for command in (make, view):
+        source = command.add_mutually_exclusive_group(required=True)
+        source.add_argument("--dataset", help="registered name or view, such as ade20k_panoptic_train")
+        source.add_argument("--images", type=Path, help="folder of images")
+    args = parser.parse_args(argv)
+    return report_errors(lambda: args.run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Masks of a whole data set: sharded, resumable, with progress."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import __version__
+from ..data.mappers import read_image
+from ..errors import ConfigError, DatasetError
+from ..files import write_atomically
+from .storage import MaskFolder, check_stems
+
+logger = logging.getLogger(__name__)
+
+Generator = Callable[[Sequence[np.ndarray]], list[list[dict]]]
+
+
+def generate(
+    files: Sequence[str],
+    generator: Generator,
+    folder: MaskFolder,
+    batch_size: int = 1,
+    shard: tuple[int, int] = (0, 1),
+) -> Counter:
+    """Makes the masks that are missing.
+
+    Images that cannot be read are skipped and listed in `failed_SHARD.jsonl` of the folder; a later run tries them again.
+
+    Args:
+        files: images. generator: also has `settings()`. batch_size: images it gets at a time.
+        shard: (i, n): every n-th image from the i-th on; any number of shards may run at once.
+
+    Returns:
+        Counts "done", "present", "failed", "masks".
+
+    Raises:
+        ConfigError: the folder holds masks of other settings, or the shard is impossible.
+        DatasetError: two images with one stem.
+    """
+    index, count = shard
+    if not 0 <= index < count:
+        raise ConfigError(f"--shard {index}/{count}: the shard must be one of 0..{count - 1}")
+    check_stems(list(files))
+    _claim(folder, generator.settings())
+    mine = list(files)[index::count]
+    missing = [f for f in mine if not folder.path(f).is_file()]
+    counts = Counter(present=len(mine) - len(missing))
+    failed: list[dict] = []
+    with tqdm(total=len(mine), initial=counts["present"], desc=f"masks {index}/{count}", unit="image") as bar:
+        for batch in _read_ahead(missing, batch_size):
+            good = []
+            for file, image in batch:
+                if isinstance(image, DatasetError):
+                    failed.append({"file": file, "error": str(image)})
+                else:
+                    good.append((file, image))
+            annotations = generator([image for _, image in good]) if good else []
+            for (file, image), found in zip(good, annotations, strict=True):
+                folder.write(file, image.shape[:2], found)
+                counts.update(done=1, masks=len(found))
+            bar.update(len(batch))
+    counts["failed"] = len(failed)
+    log = folder.folder / f"failed_{index}_of_{count}.jsonl"
+    if failed:
+        text = "".join(json.dumps(entry) + "\n" for entry in failed)
+        write_atomically(log, lambda temporary: temporary.write_text(text))
+        logger.warning("%d images could not be read and are skipped, see %s", len(failed), log)
+    else:
+        log.unlink(missing_ok=True)
+    return counts
+
+
+def shard_of_process() -> tuple[int, int]:
+    """(rank, processes) as torchrun sets them, else (0, 1)."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _claim(folder: MaskFolder, settings: dict) -> None:
+    present = folder.manifest()
+    if present is None:
+        folder.write_manifest({**settings, "dearli_d2": __version__})
+        return
+    for key, value in settings.items():
+        if present.get(key) != value:
+            raise ConfigError(
+                f"{folder.folder} holds masks made with {key} {present.get(key)}, not {value}; choose another --out"
+            )
+
+
+def _read_ahead(files: Sequence[str], batch_size: int) -> Iterator[list[tuple[str, np.ndarray | DatasetError]]]:
+    """Batches of (file, image or error); the next batches are read while one is worked on."""
+
+    def read(file: str) -> tuple[str, np.ndarray | DatasetError]:
+        try:
+            return file, read_image(file)
+        except DatasetError as error:
+            return file, error
+
+    chunks = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
+    with ThreadPoolExecutor(2) as pool:
+        pending = [pool.submit(lambda c=c: [read(f) for f in c]) for c in chunks[:3]]
+        for index in range(len(chunks)):
+            batch = pending.pop(0).result()
+            if index + 3 < len(chunks):
+                pending.append(pool.submit(lambda c=chunks[index + 3]: [read(f) for f in c]))
+            yield batch
+
+
+def default_device() -> str:
+    """ "cuda:LOCAL_RANK" where there is a GPU, else "cpu"."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def folder_of(path: str | Path) -> MaskFolder:
+    """The mask folder at `path`, which must have been made by `generate`. Raises `DatasetError`."""
+    folder = MaskFolder(path)
+    if folder.manifest() is None:
+        raise DatasetError(f"{path} is no folder of masks (it has no manifest.json)")
+    return folder

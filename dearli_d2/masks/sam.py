@@ -1,0 +1,144 @@
+"""Class-agnostic masks by Segment Anything (Kirillov et al. 2023): a grid of point prompts, filtered by quality."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from segment_anything import sam_model_registry
+from segment_anything.modeling import Sam
+from segment_anything.utils.amg import (
+    batched_mask_to_box,
+    build_point_grid,
+    calculate_stability_score,
+    is_box_near_crop_edge,
+)
+from segment_anything.utils.transforms import ResizeLongestSide
+from torchvision.ops import batched_nms
+
+from ..errors import WeightsError
+from ..weights import read_state_dict
+from .classical import annotation
+
+MODELS = ("vit_b", "vit_l", "vit_h")
+
+
+def load_sam(model: str, weights: str | Path, device: str | torch.device) -> Sam:
+    """A SAM of `MODELS` with the weights of a file, in eval mode.
+
+    Raises:
+        WeightsError: an unreadable file, or one of another model.
+    """
+    state = read_state_dict(weights)
+    sam = sam_model_registry[model]()
+    try:
+        sam.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{weights} does not fit SAM {model}: {str(error).splitlines()[1].strip()}") from error
+    return sam.eval().to(device)
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, for the manifest."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(1 << 24):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class SamGenerator:
+    """Equal to `segment_anything.SamAutomaticMaskGenerator` on the whole image, with the images of a call encoded
+    together, many prompts at a time, and only masks of good predicted quality brought to the size of the image.
+
+    Args:
+        sam: the model.
+        points_per_side: of the grid of prompts. prompts: points decoded at a time.
+        predicted_iou, stability: least quality of a mask. offset: of the logits in the stability score.
+        nms: box IoU above which the worse of two masks is dropped.
+        name, digest: model and checksum of its weights, for the manifest.
+    """
+
+    def __init__(
+        self,
+        sam: Sam,
+        points_per_side: int = 32,
+        prompts: int = 256,
+        predicted_iou: float = 0.88,
+        stability: float = 0.95,
+        offset: float = 1.0,
+        nms: float = 0.7,
+        name: str = "",
+        digest: str = "",
+    ) -> None:
+        self.sam, self.prompts = sam, prompts
+        self.points_per_side, self.predicted_iou, self.stability = points_per_side, predicted_iou, stability
+        self.offset, self.nms = offset, nms
+        self.name, self.digest = name, digest
+        self.resize = ResizeLongestSide(sam.image_encoder.img_size)
+
+    def settings(self) -> dict:
+        """For the manifest: what the masks depend on."""
+        names = ("points_per_side", "predicted_iou", "stability", "offset", "nms")
+        return {
+            "generator": "segment-anything",
+            "model": self.name,
+            "weights_sha256": self.digest,
+            "options": {name: getattr(self, name) for name in names},
+        }
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[list[dict]]:
+        """(H, W, 3) uint8 RGB images to the annotations of each, see `MaskFolder`."""
+        device = self.sam.device
+        resized = [torch.from_numpy(self.resize.apply_image(i)).to(device).permute(2, 0, 1) for i in images]
+        embeddings = self.sam.image_encoder(torch.stack([self.sam.preprocess(x) for x in resized]))
+        return [
+            self._annotations(embedding[None], x.shape[-2:], image.shape[:2])
+            for embedding, x, image in zip(embeddings, resized, images, strict=True)
+        ]
+
+    def _annotations(self, embedding: torch.Tensor, input_size: tuple, size: tuple[int, int]) -> list[dict]:
+        grid = build_point_grid(self.points_per_side) * np.array(size)[None, ::-1]
+        points = torch.from_numpy(self.resize.apply_coords(grid, size)).to(embedding.device)
+        found = [self._decode(embedding, part, input_size, size) for part in points.split(self.prompts)]
+        masks, scores, stability, boxes = (torch.cat(parts) for parts in zip(*found, strict=True))
+        kept = batched_nms(boxes.float(), scores, torch.zeros_like(scores), self.nms)
+        return [
+            annotation(mask, score, stable)
+            for mask, score, stable in zip(
+                masks[kept].cpu().numpy(), scores[kept].tolist(), stability[kept].tolist(), strict=True
+            )
+            if mask.any()
+        ]
+
+    def _decode(
+        self, embedding: torch.Tensor, points: torch.Tensor, input_size: tuple, size: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(M, H, W) masks, (M,) predicted IoU, (M,) stability, (M, 4) boxes of the good masks of (P, 2) points."""
+        sam, labels = self.sam, torch.ones(len(points), 1, dtype=torch.int, device=points.device)
+        sparse, dense = sam.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
+        logits, quality = sam.mask_decoder(
+            image_embeddings=embedding,
+            image_pe=sam.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )
+        good = quality > self.predicted_iou
+        scores, small = quality[good], logits[good]  # bringing masks to full size is most of the work
+        masks, stability = [torch.zeros(0, *size, dtype=torch.bool, device=small.device)], [scores[:0]]
+        for part in small.split(64):
+            full = sam.postprocess_masks(part[:, None], input_size, size)[:, 0]
+            stability.append(calculate_stability_score(full, sam.mask_threshold, self.offset))
+            masks.append(full > sam.mask_threshold)
+        all_masks, all_stability = torch.cat(masks), torch.cat(stability)
+        stable = all_stability >= self.stability
+        all_masks, all_stability, scores = all_masks[stable], all_stability[stable], scores[stable]
+        boxes = batched_mask_to_box(all_masks)
+        whole = [0, 0, size[1], size[0]]
+        inside = ~is_box_near_crop_edge(boxes, whole, whole)
+        return all_masks[inside], scores[inside], all_stability[inside], boxes[inside]

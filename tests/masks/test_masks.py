@@ -1,0 +1,226 @@
+"""Class-agnostic masks: SAM against its own automatic generator, storage, the resumable run, the command line."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as rle
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+from dearli_d2.data import miniworld
+from dearli_d2.errors import ConfigError, DatasetError, WeightsError
+from dearli_d2.masks.__main__ import main
+from dearli_d2.masks.classical import ClassicalGenerator
+from dearli_d2.masks.generate import generate, shard_of_process
+from dearli_d2.masks.sam import SamGenerator, load_sam
+from dearli_d2.masks.storage import MaskFolder, encode
+
+
+def tiny_sam(seed: int = 0) -> Sam:
+    """SAM with a small encoder and random weights; its scores are spread out so that the filters have work to do."""
+    torch.manual_seed(seed)
+    sam = Sam(
+        ImageEncoderViT(
+            depth=1, embed_dim=16, img_size=128, mlp_ratio=2, num_heads=2, patch_size=16, qkv_bias=True, use_rel_pos=True,
+            global_attn_indexes=[0], window_size=4, out_chans=32, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        ),
+        PromptEncoder(embed_dim=32, image_embedding_size=(8, 8), input_image_size=(128, 128), mask_in_chans=8),
+        MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=32, num_heads=4),
+            transformer_dim=32, iou_head_depth=2, iou_head_hidden_dim=16,
+        ),
+        pixel_mean=[123.675, 116.28, 103.53], pixel_std=[58.395, 57.12, 57.375],
+    )  # fmt: skip
+    with torch.no_grad():  # tokens that listen to the prompt, masks of different extent, scores on both sides of 0.4
+        for name, parameter in sam.mask_decoder.transformer.named_parameters():
+            if name.endswith("weight") and parameter.dim() > 1:
+                parameter.mul_(6)
+        sam.mask_decoder.mask_tokens.weight.mul_(0.3)
+        sam.mask_decoder.iou_token.weight.mul_(0.3)
+        for layer in sam.mask_decoder.output_hypernetworks_mlps:
+            layer.layers[-1].weight.mul_(400)
+        for block in (sam.image_encoder.patch_embed.proj, sam.mask_decoder.output_upscaling[0]):
+            block.weight.mul_(6)
+        sam.prompt_encoder.point_embeddings[1].weight.mul_(4)
+        head = sam.mask_decoder.iou_prediction_head.layers[-1]
+        head.weight.mul_(60)
+        head.bias.fill_(0.5)
+    sam.mask_threshold = 10.0
+    return sam.eval()
+
+
+def scene(index: int, size: int = 96) -> np.ndarray:
+    return miniworld.make_scene(0, index, size=size).image
+
+
+@pytest.mark.parametrize("nms", [0.7, 1.0])
+@pytest.mark.parametrize("shape", [(96, 96), (60, 96), (96, 70)])
+def test_sam_equals_the_automatic_mask_generator(shape, nms):
+    sam, count = tiny_sam(), 0
+    images = [scene(i)[: shape[0], : shape[1]] for i in range(2)]
+    options = {"points_per_side": 8, "pred_iou_thresh": 0.4, "stability_score_thresh": 0.3, "box_nms_thresh": nms}
+    reference = SamAutomaticMaskGenerator(sam, **options, points_per_batch=7, output_mode="binary_mask")
+    ours = SamGenerator(sam, points_per_side=8, prompts=13, predicted_iou=0.4, stability=0.3, nms=nms)(images)
+    for image, found in zip(images, ours, strict=True):
+        expected = [e for e in reference.generate(image) if e["area"]]
+        assert len(expected) == len(found)
+        count += len(found)
+        left = list(found)
+        for e in expected:  # the amplified weights make rounding flip single pixels, and near ties change places
+            match = min(left, key=lambda a: distance(e, a))
+            assert distance(e, match) < 0.01
+            left.remove(match)
+    assert count >= (2 if nms < 1 else 40)
+
+
+def distance(e: dict, a: dict) -> float:
+    """Of two annotations: 1 - intersection over union, or a larger difference of their scores."""
+    mask = rle.decode(a["segmentation"]).astype(bool)
+    overlap = (mask & e["segmentation"]).sum() / (mask | e["segmentation"]).sum()
+    scores = [abs(e[k] - a[k]) for k in ("predicted_iou", "stability_score")]
+    return max(1 - overlap, *scores, abs(e["area"] - a["area"]) / e["area"])
+
+
+def test_sam_filters_drop_masks():
+    sam, image = tiny_sam(), [scene(0)]
+    everything = len(SamGenerator(sam, 8, predicted_iou=-1e9, stability=0.0, nms=1.0)(image)[0])
+    assert len(SamGenerator(sam, 8, predicted_iou=-1e9, stability=0.0, nms=0.7)(image)[0]) < everything
+    assert len(SamGenerator(sam, 8, predicted_iou=-1e9, stability=0.9, nms=1.0)(image)[0]) < everything
+    assert SamGenerator(sam, 8, predicted_iou=1e9)(image) == [[]]  # none is good enough: no masks, no error
+
+
+def test_sam_weights_of_another_model_are_refused(tmp_path):
+    torch.save(tiny_sam().state_dict(), tmp_path / "sam.pth")
+    with pytest.raises(WeightsError, match="does not fit SAM vit_b"):
+        load_sam("vit_b", tmp_path / "sam.pth", "cpu")
+    with pytest.raises(WeightsError, match="no weight file"):
+        load_sam("vit_b", tmp_path / "none.pth", "cpu")
+
+
+def test_classical_masks_cover_the_image_and_find_regions():
+    image = np.full((80, 100, 3), 30, np.uint8)
+    image[20:60, 30:70] = (220, 40, 40)
+    square = np.zeros((80, 100), bool)
+    square[20:60, 30:70] = True
+    codes = ClassicalGenerator()([image])[0]
+    masks = rle.decode([c["segmentation"] for c in codes]).transpose(2, 0, 1).astype(bool)
+    overlaps = [(m & square).sum() / (m | square).sum() for m in masks]
+    assert max(overlaps) > 0.75  # blur makes the border a region of its own
+    assert masks.any(0).all()
+    assert [c["area"] for c in codes] == [m.sum() for m in masks]
+
+
+def test_storage_round_trip(tmp_path):
+    folder = MaskFolder(tmp_path)
+    masks = np.random.default_rng(0).random((3, 20, 31)) > 0.6
+    annotations = [{"segmentation": encode(m)} for m in masks]
+    annotations.append({"segmentation": encode(masks[0]), "iscrowd": 1})
+    folder.write("some/where/a.jpg", (20, 31), annotations)
+    assert np.array_equal(folder.read("else/where/a.png"), masks)
+    folder.write("b.jpg", (20, 31), [])
+    assert folder.read("b.jpg").shape == (0, 20, 31)
+    with pytest.raises(DatasetError, match=r"no masks of c.jpg.*masks generate makes them"):
+        folder.read("c.jpg")
+    folder.path("d.jpg").write_text('{"image": {}')
+    with pytest.raises(DatasetError, match="is no mask file"):
+        folder.read("d.jpg")
+
+
+# ---------------------------------------------------------------------------------------------- the run
+
+
+class Counting:
+    """A generator that notes what it was given."""
+
+    def __init__(self, setting: int = 1) -> None:
+        self.seen, self.setting = 0, setting
+
+    def settings(self) -> dict:
+        return {"generator": "counting", "options": {"setting": self.setting}}
+
+    def __call__(self, images):
+        self.seen += len(images)
+        return [[{"segmentation": encode(np.ones(i.shape[:2], bool))}] for i in images]
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(7):
+        Image.fromarray(scene(index, 32)).save(folder / f"{index}.jpg")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no image")
+    return sorted(map(str, folder.iterdir()))
+
+
+def test_a_run_resumes_skips_broken_images_and_lists_them(images, tmp_path):
+    folder, generator = MaskFolder(tmp_path / "out"), Counting()
+    counts = generate(images, generator, folder, batch_size=3)
+    assert dict(counts) == {"present": 0, "done": 7, "masks": 7, "failed": 1}
+    failed = [json.loads(line) for line in (folder.folder / "failed_0_of_1.jsonl").read_text().splitlines()]
+    assert [f["file"] for f in failed] == [images[-1]]
+    assert "cannot be read as an image" in failed[0]["error"]
+    folder.path("3.jpg").unlink()
+    again = Counting()
+    assert generate(images, again, folder)["present"] == 6
+    assert again.seen == 1
+    Image.fromarray(scene(0, 32)).save(images[-1])  # repaired
+    assert generate(images, again, folder)["failed"] == 0
+    assert not (folder.folder / "failed_0_of_1.jsonl").exists()
+
+
+def test_shards_are_disjoint_and_whole(images, tmp_path, monkeypatch):
+    folder = MaskFolder(tmp_path / "out")
+    done = [generate(images, Counting(), folder, shard=(i, 3))["done"] for i in range(3)]
+    assert sum(done) == 7
+    assert len(list((folder.folder / "masks").iterdir())) == 7
+    with pytest.raises(ConfigError, match="--shard 3/3"):
+        generate(images, Counting(), folder, shard=(3, 3))
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    assert shard_of_process() == (2, 5)
+
+
+def test_masks_of_other_settings_are_not_mixed(images, tmp_path):
+    folder = MaskFolder(tmp_path / "out")
+    generate(images[:2], Counting(), folder)
+    with pytest.raises(ConfigError, match=r"holds masks made with options \{'setting': 1\}, not \{'setting': 2\}"):
+        generate(images, Counting(2), folder)
+
+
+def test_a_killed_run_loses_at_most_the_image_at_hand(images, tmp_path):
+    class Failing(Counting):
+        def __call__(self, given):
+            if self.seen == 4:
+                raise KeyboardInterrupt
+            return super().__call__(given)
+
+    folder = MaskFolder(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        generate(images, Failing(), folder)
+    assert all(len(folder.read(p.name)) == 1 for p in (folder.folder / "masks").iterdir())
+    rest = Counting()
+    generate(images, rest, folder)
+    assert rest.seen == 3
+
+
+def test_command_line_generates_and_shows(images, tmp_path, capsys):
+    source, out = str(tmp_path / "images"), str(tmp_path / "out")
+    assert main(["generate", "--images", source, "--out", out, "--generator", "classical", "--shard", "0/1"]) == 0
+    assert "7 images done" in capsys.readouterr().out
+    assert main(["view", "--images", source, "--masks", out, "--out", str(tmp_path / "view"), "--count", "3"]) == 0
+    pictures = list((tmp_path / "view").glob("*.png"))
+    assert len(pictures) == 3
+    assert Image.open(pictures[0]).size == (512, 256)
+    assert main(["generate", "--images", source, "--out", out]) == 2
+    assert "needs --weights" in capsys.readouterr().err
+    assert main(["generate", "--images", source, "--out", out, "--generator", "classical", "--shard", "a"]) == 2
+    assert main(["view", "--images", source, "--masks", str(tmp_path), "--out", out]) == 2
+    assert "is no folder of masks" in capsys.readouterr().err
