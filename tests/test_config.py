@@ -13,7 +13,8 @@ EXPERIMENTS = sorted(p for p in (REPO / "configs").rglob("*.yaml") if not p.name
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(REPO / "configs")))
 def test_every_config_is_valid(path):
-    cfg = get_config(path)
+    own_data = ["DATASETS.CUSTOM.ROOT", "mine", "DATASETS.CUSTOM.CLASSES", "['0 thing a', '1 stuff b']"]
+    cfg = get_config(path, own_data if path.parent.name == "custom" else [])
     assert cfg.is_frozen()
     assert cfg.DATASETS.TRAIN
     assert cfg.MODEL.DEVICE in ("cpu", "cuda")
@@ -28,6 +29,52 @@ def test_values_of_the_paper(repo):
     assert (former.NUM_QUERIES, former.TRAIN_NUM_POINTS, former.NO_OBJECT_WEIGHT) == (200, 12544, 0.1)
     assert (former.CLASS_WEIGHT, former.MASK_WEIGHT, former.DICE_WEIGHT) == (2.0, 5.0, 5.0)
     assert (cfg.MODEL.ENSEMBLE.ALPHA, cfg.MODEL.BACKBONE.FREEZE) == (0.6, True)
+
+
+PARTITIONS = {
+    "ade20k": ("1_128", "1_64", "1_32", "1_16", "1_8"),
+    "coco_panoptic": ("1_512", "1_256", "1_128", "1_64", "1_32"),
+    "coco_objects": ("1_512", "1_256", "1_128", "1_64", "1_32"),
+}
+SIZES = {"ade20k": (150, 640, 2560), "coco_panoptic": (133, 512, 2048), "coco_objects": (81, 512, 2048)}
+
+
+@pytest.mark.parametrize("folder", PARTITIONS)
+@pytest.mark.parametrize("letter", ["b", "l"])
+@pytest.mark.parametrize("method", ["dear", "dearli"])
+def test_semi_supervised_rows_have_the_values_of_the_paper(folder, letter, method):
+    for part in PARTITIONS[folder]:
+        cfg = get_config(REPO / "configs" / folder / f"{method}_convnext_{letter}_{part}.yaml")
+        assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SSL.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == (8, 8, 80000)
+        assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE) == (1e-4, 0.05, 0.01)
+        ssl = cfg.SSL
+        assert (ssl.EMA_DECAY, ssl.OBJECT_THRESHOLD, ssl.OVERLAP_THRESHOLD, ssl.MIN_AREA) == (0.999, 0.0, 0.8, 0)
+        assert (ssl.JITTER, ssl.GREYSCALE, ssl.BLUR, ssl.BLUR_SIGMA) == ((0.8, 0.8, 0.8, 0.2), 0.2, 0.5, (0.1, 2.0))
+        assert (ssl.CUTMIX, ssl.CUTMIX_AREA, ssl.CUTMIX_ASPECT, ssl.LOSS_WEIGHT) == (0.5, (0.02, 0.4), (0.3, 3.3), 1.0)
+        ensemble = cfg.MODEL.ENSEMBLE
+        assert (ensemble.ALPHA, ensemble.IN_PSEUDO_LABELS, ensemble.AT_INFERENCE) == (0.6, True, True)
+        assert SIZES[folder] == (cfg.MODEL.NUM_CLASSES, cfg.INPUT.CROP_SIZE, cfg.INPUT.MAX_SIZE_TEST)
+        assert cfg.INPUT.SCALE_RANGE == (0.5, 2.0)
+        arch = {"b": "convnext_base_w_320", "l": "convnext_large_d_320"}[letter]
+        assert (arch, True) == (cfg.MODEL.BACKBONE.ARCH, cfg.MODEL.BACKBONE.FREEZE)
+        name = "ade20k_panoptic" if folder == "ade20k" else folder
+        assert (f"{name}_train@{part}",) == cfg.DATASETS.TRAIN
+        assert (f"{name}_train@{part}:unlabeled",) == cfg.DATASETS.UNLABELED
+        assert (f"{name}_val",) == cfg.DATASETS.TEST
+        assert f"output/{folder}/{method}_convnext_{letter}_{part}" == cfg.OUTPUT_DIR
+        warm = get_config(REPO / "configs" / folder.replace("objects", "panoptic") / f"warmup_convnext_{letter}.yaml")
+        expected = f"{warm.OUTPUT_DIR}/model_final.pth" if method == "dearli" else ""
+        assert expected == cfg.MODEL.WEIGHTS
+
+
+@pytest.mark.parametrize(("folder", "iterations"), [("ade20k", 80000), ("coco_panoptic", 160000)])
+def test_warm_up_has_the_values_of_the_paper(folder, iterations):
+    cfg = get_config(REPO / "configs" / folder / "warmup_convnext_b.yaml")
+    assert (16, iterations, "none") == (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.MODEL.CLASSIFIER)
+    assert (cfg.MODEL.MASK_FORMER.NUM_QUERIES, cfg.SOLVER.AMP.ENABLED) == (200, True)
+    assert not cfg.DATASETS.UNLABELED
+    assert cfg.DATASETS.MASKS
+    assert all("@" not in name for name in cfg.DATASETS.TRAIN)  # labelled and unlabelled images
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ class SetCriterion(nn.Module):
         if world_size > 1:
             total = torch.tensor(count, device=device)
             torch.distributed.all_reduce(total)
-            return (total / world_size).clamp(min=1)
+            return total.clamp(min=1) / world_size  # as one process with the joint batch, also when masks are few
         return max(count, 1.0)
 
 

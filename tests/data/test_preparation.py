@@ -192,3 +192,48 @@ def test_coco_resumes_and_names_problems(coco, capsys):
     assert "1 of 2 images are missing" in capsys.readouterr().err
     assert module.main(["--splits", "train"]) == 2
     assert "panoptic_train2017.json; download" in capsys.readouterr().err
+
+
+@pytest.fixture
+def made_up_coco(tmp_path, monkeypatch):
+    """80 things and two stuff classes; two images with a thing, two stuff segments and a void pixel."""
+    from dearli_d2.data.preparation import ids_to_rgb, save_png, segment_info
+
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    root = tmp_path / "coco"
+    categories = [{"id": i, "name": f"thing {i}", "isthing": 1} for i in range(1, 81)]
+    categories += [{"id": i, "name": f"stuff {i}", "isthing": 0} for i in (92, 200)]
+    ids = np.zeros((10, 12), np.int64)
+    ids[:5], ids[5:], ids[2:7, 3:6], ids[0, 0] = 70000, 300, 7, 0
+    for split in ("train", "val"):
+        (root / f"{split}2017").mkdir(parents=True)
+        content = {"images": [], "annotations": [], "categories": categories}
+        for index in range(2):
+            Image.new("RGB", (12, 10)).save(root / f"{split}2017" / f"{index}.jpg")
+            save_png(root / f"panoptic_{split}2017" / f"{index}.png", ids_to_rgb(ids))
+            content["images"].append({"id": index, "file_name": f"{index}.jpg", "height": 10, "width": 12})
+            segments = [segment_info(i, c, ids == i) for i, c in ((70000, 92), (300, 200), (7, 80))]
+            content["annotations"].append({"image_id": index, "file_name": f"{index}.png", "segments_info": segments})
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"panoptic_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
+def test_coco_objects_has_eighty_things_and_one_background(made_up_coco, capsys):
+    module = script("prepare_coco_objects")
+    assert module.main(["--workers", "1"]) == 0
+    assert "2 images, 2 of 81" in str(validate_dataset("coco_objects_train", 81))
+    taxonomy = taxonomy_of("coco_objects_val")
+    assert taxonomy.thing_ids == frozenset(range(80))
+    assert taxonomy.main_names[80] == "background"
+    d = dataset_dicts("coco_objects_val")[0]
+    assert sorted(s["category_id"] for s in d["segments_info"]) == [79, 80]
+    ids = segment_ids(read_panoptic(d["pan_seg_file_name"]))
+    before = segment_ids(read_panoptic(str(made_up_coco / "panoptic_val2017" / "0.png")))
+    assert np.array_equal(ids == 7, before == 7)  # the thing as it was
+    assert len(np.unique(ids[np.isin(before, (300, 70000))])) == 1  # all stuff as one
+    assert np.array_equal(ids == 0, before == 0)  # void stays void
+    assert not list(made_up_coco.glob(".panoptic_objects*"))
+    (made_up_coco / "panoptic_val2017" / "1.png").unlink()
+    assert module.main(["--workers", "1", "--splits", "val"]) == 2
+    assert "1 of 2 label files are missing" in capsys.readouterr().err

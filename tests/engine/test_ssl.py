@@ -42,7 +42,7 @@ def ssl_config(mini_config):
 
 def test_weak_and_strong_view_are_aligned_pixel_by_pixel(ssl_config, tmp_path, monkeypatch):
     # every pixel of the image tells where it was; the strong part may change colours but must not move them
-    ramp = np.stack(np.meshgrid(np.arange(100), np.arange(90)) + [np.full((90, 100), 7)], -1).astype(np.uint8)
+    ramp = np.stack([*np.meshgrid(np.arange(100), np.arange(90)), np.full((90, 100), 7)], -1).astype(np.uint8)
     mapper = build_unlabeled_mapper(ssl_config("INPUT.SCALE_RANGE", "(0.7, 1.8)", "INPUT.CROP_SIZE", "64"))
     monkeypatch.setattr("dearli_d2.data.mappers.read_image", lambda _: ramp)
     monkeypatch.setattr(mapper, "strong", lambda image: 255 - image)

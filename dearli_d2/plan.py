@@ -1,0 +1,175 @@
+"""What a training would do, without doing it: data, schedule, parameters, memory.
+
+python -m dearli_d2.plan --config-file configs/ade20k/dearli_convnext_b_1_128.yaml [KEY VALUE ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+from torch import nn
+
+from .cli import report_errors
+from .config import get_config
+from .data.catalog import dataset_dicts
+from .data.custom import register_custom
+from .data.taxonomy import Taxonomy, spread_colors
+from .engine.optimizer import autocast
+from .errors import DearliError
+from .masks.storage import MaskFolder
+from .modeling import build_model
+
+_BYTES = 4  # of an fp32 number
+_PROBES = 128, 256  # sides in pixels
+
+
+def data_rows(cfg: CfgNode) -> list[list[str]]:
+    """(role, name, what is there) of every data set, mask folder and weight file of the config."""
+    rows = []
+    for role, names in (
+        ("labelled", cfg.DATASETS.TRAIN),
+        ("unlabelled", cfg.DATASETS.UNLABELED),
+        ("evaluation", cfg.DATASETS.TEST),
+    ):
+        rows += [[role, name, _images(name)] for name in names]
+    if cfg.DATASETS.MASKS:
+        found = MaskFolder(cfg.DATASETS.MASKS).manifest()
+        state = f"by {found.get('generator')}" if found else "MISSING: python -m dearli_d2.masks generate makes them"
+        rows.append(["class-agnostic masks", cfg.DATASETS.MASKS, state])
+    for key, path in (("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS), ("SSL.TEACHER_WEIGHTS", cfg.SSL.TEACHER_WEIGHTS)):
+        if path:
+            rows.append([key, path, "there" if Path(path).is_file() else "MISSING"])
+    rows.append(["backbone weights", cfg.MODEL.BACKBONE.WEIGHTS or "none (random)", cfg.MODEL.BACKBONE.ARCH])
+    return rows
+
+
+def _images(name: str) -> str:
+    try:
+        return f"{len(dataset_dicts(name))} images"
+    except DearliError as error:
+        return f"MISSING: {error}"
+
+
+def schedule_rows(cfg: CfgNode) -> list[list[str]]:
+    """(what, value) of the schedule."""
+    rows = [
+        ["batch, labelled", str(cfg.SOLVER.IMS_PER_BATCH)],
+        ["crop", f"{cfg.INPUT.CROP_SIZE} x {cfg.INPUT.CROP_SIZE}"],
+        ["iterations", str(cfg.SOLVER.MAX_ITER)],
+        [
+            "learning rate",
+            f"{cfg.SOLVER.BASE_LR:g}, poly {cfg.SOLVER.POLY_POWER:g}, weight decay {cfg.SOLVER.WEIGHT_DECAY:g}",
+        ],
+        ["mixed precision", cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "off"],
+        ["evaluation every", f"{cfg.TEST.EVAL_PERIOD} iterations" if cfg.DATASETS.TEST else "never"],
+        ["output", cfg.OUTPUT_DIR],
+    ]
+    if cfg.DATASETS.UNLABELED:
+        alpha = (
+            cfg.MODEL.ENSEMBLE.ALPHA if cfg.MODEL.ENSEMBLE.IN_PSEUDO_LABELS and cfg.MODEL.CLASSIFIER == "text" else 1.0
+        )
+        rows[1:1] = [
+            ["batch, unlabelled", str(cfg.SSL.IMS_PER_BATCH)],
+            ["teacher", f"EMA {cfg.SSL.EMA_DECAY:g}, pseudo-labels with alpha {alpha:g}"],
+        ]
+    for role, names, batch in (
+        ("labelled", cfg.DATASETS.TRAIN, cfg.SOLVER.IMS_PER_BATCH),
+        ("unlabelled", cfg.DATASETS.UNLABELED, cfg.SSL.IMS_PER_BATCH),
+    ):
+        try:
+            images = sum(len(dataset_dicts(name)) for name in names)
+        except DearliError:
+            continue
+        if images:
+            rows.append([f"passes over the {role} images", f"{cfg.SOLVER.MAX_ITER * batch / images:.1f}"])
+    return rows
+
+
+def model_rows(cfg: CfgNode) -> list[list[str]]:
+    """(what, value) of parameters and memory.
+
+    Memory is that of weights, gradients, AdamW, the teacher's own weights, and what the student's network keeps for its
+    backward pass, extrapolated from two small images: it grows linearly with the number of pixels. Losses, matching,
+    workspace and the allocator's reserve come on top.
+    """
+    images = cfg.SOLVER.IMS_PER_BATCH + (cfg.SSL.IMS_PER_BATCH if cfg.DATASETS.UNLABELED else 0)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg, _any_taxonomy(cfg), load_backbone=False).train()
+    parameters = list(model.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters if not p.requires_grad)
+    small, large = (_saved_bytes(cfg, model, side) for side in _PROBES)
+    per_pixel = (large - small) / (_PROBES[1] ** 2 - _PROBES[0] ** 2)
+    activations = images * (small + per_pixel * (cfg.INPUT.CROP_SIZE**2 - _PROBES[0] ** 2))
+    copies = 4 + bool(cfg.DATASETS.UNLABELED)  # weight, gradient, two moments, EMA
+    fixed = _BYTES * (trainable * copies + frozen)
+    return [
+        ["trainable parameters", f"{trainable / 1e6:.2f} M"],
+        ["frozen parameters", f"{frozen / 1e6:.2f} M"],
+        ["weights, gradients, optimiser, teacher", f"{fixed / 2**30:.2f} GiB"],
+        [f"activations of {images} images", f"{activations / 2**30:.2f} GiB"],
+        ["sum", f"{(fixed + activations) / 2**30:.1f} GiB on one GPU, less on several (images are shared out)"],
+    ]
+
+
+def _saved_bytes(cfg: CfgNode, model: nn.Module, side: int) -> int:
+    """What the network keeps for the backward pass of one image, without its weights."""
+    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast(cfg):
+        output = model.sem_seg_head(model.backbone(torch.rand(1, 3, side, side)))
+    del output  # until here every noted address was in use
+    return sum(saved.values())
+
+
+def _any_taxonomy(cfg: CfgNode) -> Taxonomy | None:
+    """Classes by number: the data need not be there."""
+    if cfg.MODEL.CLASSIFIER == "none":
+        return None
+    count = cfg.MODEL.NUM_CLASSES
+    names = tuple((f"class {i}",) for i in range(count))
+    return Taxonomy(names, frozenset(), tuple(range(count)), tuple(spread_colors(count)))
+
+
+def plan(cfg: CfgNode) -> str:
+    """The three tables."""
+    parts = (
+        (["data", "name", "found"], data_rows(cfg)),
+        (["schedule", ""], schedule_rows(cfg)),
+        (["model", cfg.MODEL.META_ARCHITECTURE], model_rows(cfg)),
+    )
+    return "\n\n".join(tabulate(rows, headers, tablefmt="github") for headers, rows in parts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dearli_d2.plan", description=__doc__.split("\n")[0])
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides")
+    args = parser.parse_args(argv)
+
+    def command() -> int:
+        cfg = get_config(args.config_file, args.opts)
+        if cfg.DATASETS.CUSTOM.ROOT:
+            register_custom(cfg.DATASETS.CUSTOM)
+        print(plan(cfg))
+        return 0
+
+    return report_errors(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""The plan of an experiment: what is there, what it costs, without training."""
+
+from __future__ import annotations
+
+import torch
+
+from dearli_d2.modeling import build_model
+from dearli_d2.plan import data_rows, main, model_rows, schedule_rows
+from tests.conftest import REPO
+
+
+def test_plan_of_a_benchmark_that_is_not_here(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    path = REPO / "configs" / "ade20k" / "dearli_convnext_b_1_128.yaml"
+    assert main(["--config-file", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "ade20k_panoptic_train@1_128:unlabeled" in text
+    assert text.count("MISSING") == 4  # three data sets, and the warm-up's weights
+    assert "run python datasets/prepare_ade20k.py" in text
+    assert "20.35 M" in text  # trainable parameters, as published
+    assert main(["--config-file", "none.yaml"]) == 2
+
+
+def test_rows_of_miniworld(mini_config):
+    cfg = mini_config("SSL.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "100", file="dear.yaml")
+    found = {row[0]: row[2] for row in data_rows(cfg)}
+    assert found["labelled"] == "50 images"
+    assert found["unlabelled"] == "950 images"
+    schedule = dict(schedule_rows(cfg))
+    assert schedule["passes over the labelled images"] == "4.0"  # 100 x 2 / 50
+    assert schedule["passes over the unlabelled images"] == "0.4"
+    assert "alpha 0.6" in schedule["teacher"]
+
+
+def test_memory_grows_with_the_batch_and_equals_what_autograd_keeps(mini_config):
+    def activations(*overrides: str) -> float:
+        row = next(
+            r for r in model_rows(mini_config("INPUT.CROP_SIZE", "192", *overrides)) if r[0].startswith("activations")
+        )
+        return float(row[1].split()[0])
+
+    small, large = activations("SOLVER.IMS_PER_BATCH", "40"), activations("SOLVER.IMS_PER_BATCH", "80")
+    assert abs(large - 2 * small) <= 0.02
+    # the extrapolation against the size itself
+    model = build_model(mini_config()).train()
+    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    sizes: dict[int, int] = {}
+
+    def note(tensor):
+        if tensor.untyped_storage().data_ptr() not in known:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        output = model.sem_seg_head(model.backbone(torch.rand(1, 3, 192, 192)))
+    measured = 80 * sum(sizes.values()) / 2**30
+    del output
+    assert abs(large - measured) < 0.1 * measured
