@@ -3,7 +3,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test test-slow lint format bench clean
+.PHONY: env demo ladder test test-slow lint format bench clean
 
 env: $(STAMP)
 
@@ -11,8 +11,11 @@ $(STAMP): requirements.txt requirements-dev.txt scripts/make_env.sh scripts/inst
 	bash scripts/make_env.sh $(VENV)
 	touch $@
 
-demo: $(STAMP)  ## train and show M2F-Lang on the generated data, minutes on a CPU
+demo: $(STAMP)  ## the DEARLi ladder on the generated data, minutes on a CPU
 	$(PY) -W ignore -m dearli_d2.demo
+
+ladder: $(STAMP)  ## the same with three seeds, mean and standard deviation
+	$(PY) -W ignore -m dearli_d2.demo --out output/ladder --seeds 3
 
 test: $(STAMP)  ## fast tests with a coverage report
 	$(PY) -m pytest --cov --cov-report=term:skip-covered
@@ -32,6 +35,7 @@ bench: $(STAMP)  ## speed and memory against peers, as ratios of one run
 	$(PY) -W ignore -m benchmarks.core
 	$(PY) -W ignore -m benchmarks.read_out
 	$(PY) -W ignore -m benchmarks.matching
+	$(PY) -W ignore -m benchmarks.step
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage

@@ -82,7 +82,10 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.SSL.IMS_PER_BATCH = 8  # unlabelled images in a step, beside SOLVER.IMS_PER_BATCH labelled ones
     cfg.SSL.LOSS_WEIGHT = 1.0  # of the losses on pseudo-labels
     cfg.SSL.EMA_DECAY = 0.999  # the decay of step t is min(1 - 1 / (t + 1), EMA_DECAY)
-    cfg.SSL.BURN_IN = 0  # steps during which the teacher keeps its start weights
+    cfg.SSL.START = (
+        0  # step from which unlabelled images take part; until then labels only, and the teacher is the student
+    )
+    cfg.SSL.BURN_IN = 0  # steps from START on during which the teacher keeps its weights
     cfg.SSL.TEACHER_WEIGHTS = ""  # file the teacher starts from; "" = the student's start weights
     cfg.SSL.OBJECT_THRESHOLD = 0.0  # of the class posterior of a pseudo-segment
     cfg.SSL.OVERLAP_THRESHOLD = 0.8  # share of its own mask that a pseudo-segment must win
@@ -244,7 +247,11 @@ def _validate(cfg: CfgNode) -> None:
         (cfg.SOLVER.CHECKPOINT_PERIOD >= 1, "SOLVER.CHECKPOINT_PERIOD must be positive"),
         (cfg.SSL.IMS_PER_BATCH >= 1, "SSL.IMS_PER_BATCH must be positive"),
         (0 <= cfg.SSL.EMA_DECAY < 1, "SSL.EMA_DECAY must be in 0..1, below 1"),
-        (cfg.SSL.BURN_IN >= 0, "SSL.BURN_IN must be 0 or more"),
+        (cfg.SSL.START >= 0 and cfg.SSL.BURN_IN >= 0, "SSL.START and SSL.BURN_IN must be 0 or more"),
+        (
+            not (cfg.SSL.START and cfg.SSL.TEACHER_WEIGHTS),
+            "SSL.START makes the teacher from the student, so SSL.TEACHER_WEIGHTS would be lost; use one of them",
+        ),
         *((0 <= cfg.SSL[key] <= 1, f"SSL.{key} is a probability") for key in ("CUTMIX", "GREYSCALE", "BLUR")),
         (
             len(cfg.SSL.JITTER) == 4 and all(j >= 0 for j in cfg.SSL.JITTER) and cfg.SSL.JITTER[3] <= 0.5,

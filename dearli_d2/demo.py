@@ -1,82 +1,185 @@
-"""`make demo`: trains M2F-Lang on 10 % of miniworld's labels and shows what came out, in minutes on a CPU.
+"""The DEARLi ladder on miniworld: labels only, + SSL, + ensembled pseudo-labels (DEAR), + decoder warm-up (DEARLi).
 
-python -m dearli_d2.demo [--out output/demo] [--iterations 450]
+python -m dearli_d2.demo [--out output/demo] [--seeds 1] [--iterations 450] [--warmup 150]
+
+The first 400 scenes, 5 % of them labelled: 20 scenes for 16 classes, as few an image a class as the paper's smallest splits.
+`make demo` climbs it once, in minutes on two CPU cores; `make ladder` with three seeds. Everything resumes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tabulate import tabulate
 
 from .checkpoint import load_weights
 from .cli import report_errors, set_up
 from .config import get_config
 from .data import miniworld
+from .data.catalog import dataset_dicts
 from .engine.evaluation import evaluate
 from .engine.trainer import DualStreamTrainer
-from .files import write_atomically
+from .files import write_atomically, write_json
+from .masks.classical import ClassicalGenerator
+from .masks.generate import generate
+from .masks.storage import MaskFolder
 from .modeling import build_model
 
-CONFIG = Path(__file__).parents[1] / "configs" / "miniworld" / "m2f_lang.yaml"
-# what is shown: name, weight of the learned posterior (1 = decoder only, 0 = zero-shot CLIP only)
-ROWS = (
-    ("zero-shot CLIP on the learned masks", "0.0"),
-    ("M2F-Lang (learned classifier)", "1.0"),
-    ("M2F-Lang + ensembling at inference", "0.6"),
-)
+CONFIGS = Path(__file__).parents[1] / "configs" / "miniworld"
 SCORED_ON = "miniworld_val"
 METRICS = ("panoptic/PQ", "panoptic/PQ_th", "panoptic/PQ_st", "semantic/mIoU")
+SCENES, LABELED = 400, 20
 
 
-def run(out: Path, iterations: int) -> str:
-    """Trains (or resumes), evaluates each row, writes the report; returns its table."""
-    start = time.perf_counter()
-    base = ["SOLVER.MAX_ITER", str(iterations), "TEST.EVAL_PERIOD", "0", "SOLVER.CHECKPOINT_PERIOD", "100"]
-    training = get_config(CONFIG, [*base, "OUTPUT_DIR", str(out / "training"), "DATASETS.TEST", "()"])
-    set_up(training)
-    DualStreamTrainer(training, resume=True).train()
-    rows = []
-    for index, (name, alpha) in enumerate(ROWS):
-        pictures = "8" if index == len(ROWS) - 1 else "0"
+@dataclass(frozen=True)
+class Rung:
+    """A row of the table: which training, and the ensemble's weight of the learned posterior at inference."""
+
+    name: str
+    config: str
+    alpha: float
+
+
+RUNGS = (
+    Rung("M2F-Lang, labels only", "m2f_lang_5", 1.0),
+    Rung("  + ensembling at inference only", "m2f_lang_5", 0.6),
+    Rung("M2F-Lang + SSL", "ssl", 1.0),
+    Rung("DEAR: + ensembled pseudo-labels", "dear", 0.6),
+    Rung("DEARLi: + decoder warm-up", "dearli", 0.6),
+)
+
+
+def climb(out: Path, seed: int, iterations: int, warmup: int) -> list[dict[str, float]]:
+    """Trains (or resumes) every rung of one seed; scores by rung. Finished rungs are read from their results."""
+    partition = _write_partition(out / "lists", seed)
+    masks = MaskFolder(out.parent / "masks")
+    files = [d["file_name"] for name in (partition, f"{partition}:unlabeled") for d in dataset_dicts(name)]
+    generate(files, ClassicalGenerator(), masks, batch_size=8)
+    base = ["SEED", str(seed), "TEST.EVAL_PERIOD", "0", "SOLVER.CHECKPOINT_PERIOD", "100", "DATASETS.TEST", "()"]
+    train = ["DATASETS.TRAIN", f"('{partition}',)", "SOLVER.MAX_ITER", str(iterations)]
+    unlabeled = ["DATASETS.UNLABELED", f"('{partition}:unlabeled',)", "SSL.START", str(iterations // 3)]
+    warm = out / "warmup"
+    overrides = {
+        "warmup": [
+            *("DATASETS.TRAIN", f"('{partition}', '{partition}:unlabeled')", "DATASETS.MASKS", str(masks.folder)),
+            *("SOLVER.MAX_ITER", str(warmup)),
+        ],
+        "m2f_lang_5": train,
+        "ssl": train + unlabeled,
+        "dear": train + unlabeled,
+        "dearli": [*train, *unlabeled, "MODEL.WEIGHTS", str(warm / "model_final.pth")],
+    }
+    for name, options in overrides.items():
+        cfg = get_config(CONFIGS / f"{name}.yaml", [*base, *options, "OUTPUT_DIR", str(out / name)])
+        if not (out / name / "model_final.pth").is_file():
+            set_up(cfg)
+            DualStreamTrainer(cfg, resume=True).train()
+    return [_score(out, rung, base + overrides[rung.config]) for rung in RUNGS]
+
+
+def _write_partition(folder: Path, seed: int) -> str:
+    """The seed's `labeled.txt` and `unlabeled.txt`; returns the name of the labelled view."""
+    stems = [Path(d["file_name"]).stem for d in dataset_dicts("miniworld_train")[:SCENES]]
+    order = np.random.default_rng(seed).permutation(len(stems))
+    for name, part in (("labeled", order[:LABELED]), ("unlabeled", order[LABELED:])):
+        text = "".join(f"{stems[i]}\n" for i in sorted(part))
+        write_atomically(folder / f"{name}.txt", lambda temporary, t=text: temporary.write_text(t))
+    return f"miniworld_train@{folder / 'labeled.txt'}"
+
+
+def _score(out: Path, rung: Rung, options: Sequence[str]) -> dict[str, float]:
+    """Scores of a rung; evaluated once."""
+    folder = out / rung.config / f"alpha_{rung.alpha:g}"
+    path = folder / "scores.json"
+    if not path.is_file():
         cfg = get_config(
-            CONFIG,
-            [
-                *base,
-                "OUTPUT_DIR",
-                str(out / f"alpha_{alpha}"),
-                "MODEL.ENSEMBLE.ALPHA",
-                alpha,
-                "TEST.PICTURES",
-                pictures,
-            ],
-        )
+            CONFIGS / f"{rung.config}.yaml",
+            [*options, "DATASETS.TEST", f"('{SCORED_ON}',)", "OUTPUT_DIR", str(folder), "MODEL.ENSEMBLE.AT_INFERENCE", "True",
+             "MODEL.ENSEMBLE.ALPHA", str(rung.alpha), "TEST.PICTURES", "8" if rung is RUNGS[-1] else "0"],
+        )  # fmt: skip
         model = build_model(cfg, load_backbone=False)
-        load_weights(model, Path(training.OUTPUT_DIR) / "model_final.pth")
-        scores = evaluate(cfg, model)
-        rows.append([name] + [scores[metric] for metric in METRICS])
-    table = tabulate(rows, ["", *(m.partition("/")[2] for m in METRICS)], floatfmt=".1f", tablefmt="github")
+        load_weights(model, out / rung.config / "model_final.pth")
+        write_json(path, evaluate(cfg, model))
+    return json.loads(path.read_text())
+
+
+def table(scores: list[list[dict[str, float]]]) -> str:
+    """Rows of rungs; `scores[seed][rung]`. Several seeds: mean ± standard deviation, and the mean step from the rung before
+    with its standard error."""
+    several, rows = len(scores) > 1, []
+    for index, rung in enumerate(RUNGS):
+        values = np.array([[seed[index][m] for m in METRICS] for seed in scores])
+        cells = [f"{v.mean():.1f}" + (f" ± {v.std(ddof=1):.1f}" if several else "") for v in values.T]
+        if several:
+            cells.append(_step(scores, index))
+        rows.append([rung.name, *cells])
+    headers = ["", *(m.partition("/")[2] for m in METRICS), *(["step in PQ ± s.e."] if several else [])]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def _step(scores: list[list[dict[str, float]]], index: int) -> str:
+    """From the labels-only rung to the two after it, then from rung to rung."""
+    before = {1: 0, 2: 0, 3: 2, 4: 3}.get(index)
+    if before is None:
+        return ""
+    steps = np.array([seed[index]["panoptic/PQ"] - seed[before]["panoptic/PQ"] for seed in scores])
+    return f"{steps.mean():+.1f} ± {steps.std(ddof=1) / np.sqrt(len(steps)):.1f}"
+
+
+def pseudo_label_quality(folder: Path) -> list[tuple[int, float]]:
+    """(iteration, PQ of the teacher's pseudo-labels on unlabelled images) along a run."""
+    lines = (folder / "metrics.json").read_text().splitlines()
+    entries = {e["iteration"] + 1: e["pseudo_label/PQ"] for e in map(json.loads, lines) if "pseudo_label/PQ" in e}
+    return sorted(entries.items())
+
+
+def run(out: Path, seeds: int, iterations: int, warmup: int) -> str:
+    """Climbs the ladder for every seed and writes the report; returns its table."""
+    start = time.perf_counter()
+    scores = [climb(out / f"seed_{seed}", seed, iterations, warmup) for seed in range(seeds)]
     miniworld.preview(out / "miniworld.png")
-    _write_report(out, table, iterations, time.perf_counter() - start)
-    return table
+    result = table(scores)
+    write_json(out / "scores.json", {"rungs": [r.name for r in RUNGS], "scores": scores}, indent=1)
+    _write_report(out, result, seeds, iterations, warmup, time.perf_counter() - start)
+    return result
 
 
-def _write_report(out: Path, table: str, iterations: int, seconds: float) -> None:
-    folder = out / f"alpha_{ROWS[-1][1]}" / "evaluation" / SCORED_ON / "pictures"
+def _write_report(out: Path, result: str, seeds: int, iterations: int, warmup: int, seconds: float) -> None:
+    first = out / "seed_0"
+    folder = first / RUNGS[-1].config / f"alpha_{RUNGS[-1].alpha:g}" / "evaluation" / SCORED_ON / "pictures"
     pictures = "\n".join(f"![{p.stem}]({p.relative_to(out)})" for p in sorted(folder.glob("*.png")))
-    text = f"""# Demo: M2F-Lang on 10 % of miniworld's labels
+    batches = "\n".join(
+        f"![{p.stem}]({p.relative_to(out)})" for p in sorted((first / "dear" / "batches").glob("*unlab*.png"))
+    )
+    curves = {name: dict(pseudo_label_quality(first / name)) for name in ("ssl", "dear", "dearli")}
+    steps = sorted(set().union(*curves.values()))
+    quality = [[step, *(f"{c[step]:.1f}" if step in c else "" for c in curves.values())] for step in steps]
+    text = f"""# Demo: the DEARLi ladder on 5 % of miniworld's labels
 
-100 labelled scenes of 128 x 128 pixels, {iterations} iterations of 8 crops, 100 scenes for evaluation; this run took
-{seconds:.0f} seconds. Figures in percent.
+{LABELED} labelled and {SCENES - LABELED} unlabelled scenes of 128 x 128 pixels, {iterations} iterations of 2 labelled (and,
+after the first third, 4 unlabelled) crops, {warmup} iterations of warm-up on class-agnostic masks of all scenes; 100 scenes for evaluation; {seeds} seed(s). This run
+took {seconds:.0f} seconds. Figures in percent.
 
-{table}
+{result}
 
-Some scenes ([more](miniworld.png)); image, prediction and ground truth:
+Panoptic quality of the teacher's pseudo-labels on unlabelled scenes along the run (seed 0):
+
+{tabulate(quality, ["iteration", "SSL", "DEAR", "DEARLi"], tablefmt="github", disable_numparse=True)}
+
+DEARLi's predictions ([more scenes](miniworld.png)); image, prediction and ground truth:
 
 {pictures}
+
+What DEAR's student is trained on: weak view, the teacher's pseudo-label of it, strong view with CutMix, its targets:
+
+{batches}
 """
     write_atomically(out / "report.md", lambda temporary: temporary.write_text(text))
 
@@ -84,11 +187,14 @@ Some scenes ([more](miniworld.png)); image, prediction and ground truth:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dearli_d2.demo", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("output/demo"))
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--iterations", type=int, default=450)
+    parser.add_argument("--warmup", type=int, default=150)
     args = parser.parse_args(argv)
 
     def command() -> int:
-        print(f"\n{run(args.out, args.iterations)}\n\nreport: {args.out / 'report.md'}")
+        result = run(args.out, args.seeds, args.iterations, args.warmup)
+        print(f"\n{result}\n\nreport: {args.out / 'report.md'}")
         return 0
 
     return report_errors(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 from detectron2.config import CfgNode
@@ -56,33 +57,27 @@ def build_unlabeled_mapper(cfg: CfgNode) -> UnlabeledTrainMapper:
 
 
 def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, list[dict]]]:
-    """Endless batches of this rank: {"labeled": [...]} and, where DATASETS.UNLABELED is set, {"unlabeled": [...]}.
+    """Endless batches of this rank: {"labeled": [...]} and, where DATASETS.UNLABELED is set and from step SSL.START on,
+    {"unlabeled": [...]}.
 
     Args:
         start_iteration: forward passes already done.
     """
-    parts = {"labeled": (labeled_dicts(cfg), build_labeled_mapper(cfg), cfg.SOLVER.IMS_PER_BATCH, cfg.SEED)}
+    # from which pass on; another seed, or two streams over the same images would draw them in the same order
+    parts = {"labeled": (0, labeled_dicts(cfg), build_labeled_mapper(cfg), cfg.SOLVER.IMS_PER_BATCH, cfg.SEED)}
     if cfg.DATASETS.UNLABELED:
-        # another seed, or two streams over the same images would draw them in the same order
-        parts["unlabeled"] = (
-            unlabeled_dicts(cfg),
-            build_unlabeled_mapper(cfg),
-            cfg.SSL.IMS_PER_BATCH,
-            cfg.SEED + 0x5E111,
-        )
-    world_size = comm.get_world_size()
+        first = cfg.SSL.START * cfg.SOLVER.ACCUMULATION_STEPS
+        mapper = build_unlabeled_mapper(cfg)
+        parts["unlabeled"] = (first, unlabeled_dicts(cfg), mapper, cfg.SSL.IMS_PER_BATCH, cfg.SEED + 0x5E111)
+    rank, world_size, workers = comm.get_rank(), comm.get_world_size(), cfg.DATALOADER.NUM_WORKERS
     streams = {
-        name: build_stream(
-            dicts,
-            mapper,
-            batch // world_size,
-            seed,
-            start_iteration,
-            comm.get_rank(),
-            world_size,
-            cfg.DATALOADER.NUM_WORKERS,
+        name: (
+            first,
+            build_stream(
+                dicts, mapper, batch // world_size, seed, max(start_iteration - first, 0), rank, world_size, workers
+            ),
         )
-        for name, (dicts, mapper, batch, seed) in parts.items()
+        for name, (first, dicts, mapper, batch, seed) in parts.items()
     }
-    while True:
-        yield {name: next(stream) for name, stream in streams.items()}
+    for index in itertools.count(start_iteration):
+        yield {name: next(stream) for name, (first, stream) in streams.items() if index >= first}

@@ -44,7 +44,7 @@ class PictureHook(HookBase):
 
     def after_step(self) -> None:
         trainer = self.trainer
-        if trainer.iter % self.period:
+        if trainer.iter % self.period and trainer.iter != trainer.cfg.SSL.START:
             return
         taxonomy = trainer.taxonomy
         for name, samples in trainer.batch.items():
@@ -58,7 +58,7 @@ class PictureHook(HookBase):
 class PseudoLabelMonitor(HookBase):
     """Panoptic quality of the teacher's pseudo-labels, for unlabelled images whose annotations exist (on benchmarks the
     "unlabelled" part has them): a diagnosis, nothing that training could learn from. Logged as "pseudo_label/PQ"; at the
-    first step, then every `period` ones."""
+    first step with unlabelled images, then every `period` ones."""
 
     def __init__(self, period: int, images: int) -> None:
         self.period, self.images = period, images
@@ -74,7 +74,8 @@ class PseudoLabelMonitor(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if not (done % self.period == 0 or done in (1, self.trainer.max_iter)):
+        begin = self.trainer.cfg.SSL.START + 1
+        if not (done >= begin and (done % self.period == 0 or done in (begin, self.trainer.max_iter))):
             return
         quality = PanopticQuality(len(self.trainer.taxonomy))
         for d in self.dicts:

@@ -57,13 +57,18 @@ class EMATeacher:
         state = {n: t for n, t in translate_names(state_dict_of(read_file(path), path)).items() if n in own}
         return load_state(self.model, state, path, strict=False)
 
-    @torch.no_grad()
+    def copy(self, student: nn.Module) -> None:
+        """Makes the teacher the student, without counting a step."""
+        self._move(student, 0.0)
+
     def update(self, student: nn.Module) -> None:
         """One step towards the student, with a few multi-tensor kernels."""
         step, self.updates = self.updates, self.updates + 1
-        if step < self.burn_in:
-            return
-        gamma = min(1 - 1 / (step + 1), self.decay)
+        if step >= self.burn_in:
+            self._move(student, min(1 - 1 / (step + 1), self.decay))
+
+    @torch.no_grad()
+    def _move(self, student: nn.Module, gamma: float) -> None:
         averaged: tuple[list, list] = ([], [])
         copied: tuple[list, list] = ([], [])
         theirs = student.state_dict(keep_vars=True)

@@ -176,7 +176,7 @@ class DualStreamTrainer(TrainerBase):
             files += [x["file_name"] for stream in batch.values() for x in stream]
             seeds = np.random.SeedSequence([self.cfg.SEED, comm.get_rank(), self.iter, index])
             torch.manual_seed(int(seeds.generate_state(1)[0]))  # after loading, which may draw numbers itself
-            if self.pseudo_labeler is not None:
+            if "unlabeled" in batch:
                 rng = np.random.default_rng(seeds)
                 with autocast(self.cfg):
                     batch["unlabeled"] = self.pseudo_labeler(batch["unlabeled"], rng)
@@ -219,7 +219,8 @@ class DualStreamTrainer(TrainerBase):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.teacher is not None:
-            self.teacher.update(self.student)
+            follow = self.teacher.copy if self.iter < self.cfg.SSL.START else self.teacher.update
+            follow(self.student)
         reduced = (
             comm.reduce_dict({k: torch.tensor(v) for k, v in losses.items()}) if comm.get_world_size() > 1 else losses
         )

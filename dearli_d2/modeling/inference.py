@@ -70,16 +70,14 @@ def segments_of(regions: Sequence[PanopticRegions], min_area: int = 0) -> list[t
     tables = []
     for region in regions:
         ids, labels = region.segment_id[0], region.label[0]
-        queries = len(ids)
-        areas = torch.zeros(queries + 1, dtype=torch.int64, device=ids.device)
-        areas.scatter_add_(
-            0, region.panoptic.flatten().long(), torch.ones_like(region.panoptic, dtype=torch.int64).flatten()
-        )
-        label_of_id = torch.zeros(queries + 1, dtype=torch.int64, device=ids.device).scatter_(0, ids, labels)
-        tables.append(torch.stack([areas, label_of_id]))
+        panoptic = region.panoptic.flatten().long()
+        table = torch.zeros(2, len(ids) + 1, dtype=torch.int64, device=ids.device)
+        table[0].scatter_add_(0, panoptic, torch.ones_like(panoptic))  # area of each id
+        table[1].scatter_(0, ids, labels)  # its class
+        tables.append(table)
     results = []
-    for region, table in zip(regions, torch.stack(tables).cpu(), strict=True):
-        area, label = table
+    host = torch.cat(tables, 1).cpu().split([t.shape[1] for t in tables], 1)
+    for region, (area, label) in zip(regions, host, strict=True):
         area[0] = 0  # no segment
         kept = (area >= max(min_area, 1)).nonzero()[:, 0]
         device = region.panoptic.device

@@ -127,7 +127,7 @@ def test_training_on_own_data_from_the_command_line(tmp_path, capfd):
     lines = (tmp_path / "mine" / "classes.txt").read_text().splitlines()
     out = tmp_path / "run"
     overrides = [*MINI_OVERRIDES, "DATASETS.TEST", "('custom_val',)", "DATASETS.CUSTOM.ROOT", str(tmp_path / "mine"),
-                 "DATASETS.CUSTOM.CLASSES", str(lines), "OUTPUT_DIR", str(out), "SSL.IMS_PER_BATCH", "2",
+                 "DATASETS.CUSTOM.CLASSES", str(lines), "OUTPUT_DIR", str(out), "SSL.IMS_PER_BATCH", "2", "SSL.START", "0",
                  "SOLVER.MAX_ITER", "2"]  # fmt: skip
     assert main(["--config-file", str(REPO / "configs/custom/small.yaml"), *overrides]) == 0
     log = (out / "log.txt").read_text()

@@ -29,7 +29,7 @@ from dearli_d2.structures import Targets
 from tests.conftest import MINI_OVERRIDES, REPO
 from tests.engine.test_trainer import SCRIPT, losses_of
 
-SSL = ("SSL.IMS_PER_BATCH", "2", "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "0")
+SSL = ("SSL.START", "0", "SSL.IMS_PER_BATCH", "2", "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "0")
 
 
 @pytest.fixture
@@ -258,6 +258,24 @@ def test_teacher_runs_once_per_image_and_cutmix_is_in_the_batch(ssl_config, monk
     assert trainer.teacher.updates == 2
 
 
+def test_labels_only_until_the_start_then_the_teacher_begins_as_the_student(ssl_config, monkeypatch):
+    trainer = DualStreamTrainer(ssl_config("SSL.START", "2", "SOLVER.MAX_ITER", "4"))
+    name, seen = "sem_seg_head.predictor.query_feat.weight", []
+
+    def look():
+        student, teacher = trainer.student.state_dict()[name], trainer.teacher.model.state_dict()[name]
+        seen.append(("unlabeled" in trainer.batch, torch.equal(student, teacher), trainer.teacher.updates))
+
+    step = trainer.run_step
+    monkeypatch.setattr(trainer, "run_step", lambda: (step(), look()))
+    trainer.train()
+    assert seen == [(False, True, 0), (False, True, 0), (True, True, 1), (True, False, 2)]
+    cfg = ssl_config("SSL.START", "2")
+    streams = [build_streams(cfg, start) for start in (0, 3)]
+    late = [next(streams[0]) for _ in range(4)][3]
+    assert [x["file_name"] for x in late["unlabeled"]] == [x["file_name"] for x in next(streams[1])["unlabeled"]]
+
+
 def test_pictures_and_scores_of_pseudo_labels_are_written(ssl_config):
     cfg = ssl_config(
         "SSL.PICTURE_PERIOD", "2", "SSL.MONITOR_PERIOD", "2", "SSL.MONITOR_IMAGES", "3", "SOLVER.MAX_ITER", "3"
@@ -429,6 +447,7 @@ def test_masks_that_are_missing_stop_the_run_before_it_starts(warmup_config, mas
         (("MODEL.CLASSIFIER", "none"), "knows no classes"),
         (("DATASETS.MASKS", "x"), "belong together"),
         (("SSL.EMA_DECAY", "1.0"), "SSL.EMA_DECAY"),
+        (("SSL.START", "5", "SSL.TEACHER_WEIGHTS", "x.pth"), "use one of them"),
         (("SSL.CUTMIX_AREA", "(0.5, 0.1)"), "SSL.CUTMIX_AREA"),
         (("TEST.WEIGHTS", "teacher", "DATASETS.UNLABELED", "()"), "there is no teacher"),
         (("TEST.WEIGHTS", "tutor"), "'student' or 'teacher' or 'both'"),

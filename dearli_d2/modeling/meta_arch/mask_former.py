@@ -288,14 +288,14 @@ class MaskFormer(nn.Module):
         class_logits, mask_logits = self.predict(images.tensor, options.alpha)
         regions, valid = [], []
         for index, sample in enumerate(inputs):  # one image at a time: full-size masks of all queries are large
-            full = resize_logits(mask_logits[index : index + 1], images.tensor.shape[-2:])[..., : size[0], : size[1]]
-            region = panoptic_regions(
-                class_logits[index : index + 1],
-                full,
-                self.taxonomy.thing_ids,
-                options.object_threshold,
-                options.overlap_threshold,
-            )
+            logits, masks = class_logits[index : index + 1], mask_logits[index : index + 1]
+            if self.device.type == "cpu":  # few queries are objects; on a GPU to know them means to wait
+                objects = (logits[0].argmax(-1) < logits.shape[-1] - 1).nonzero()[:, 0]
+                rows = objects if len(objects) else slice(0, 1)
+                logits, masks = logits[:, rows], masks[:, rows]
+            full = resize_logits(masks, images.tensor.shape[-2:])[..., : size[0], : size[1]]
+            thresholds = options.object_threshold, options.overlap_threshold
+            region = panoptic_regions(logits, full, self.taxonomy.thing_ids, *thresholds)
             inside = sample["valid"].to(self.device, non_blocking=True) if "valid" in sample else None
             if inside is not None:
                 region.panoptic.mul_(inside)
