@@ -65,6 +65,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.ENSEMBLE.IN_PSEUDO_LABELS = True
 
     cfg.DATASETS.UNLABELED = ()  # names of data sets or views; their annotations are never read for training
+    cfg.DATASETS.SOURCE = ()  # labelled data of another domain, a stream of its own; classes as those of DATASETS.TRAIN
     cfg.DATASETS.MASKS = ""  # folder of `python -m dearli_d2.masks generate`; targets where MODEL.CLASSIFIER is "none"
 
     cfg.DATASETS.CUSTOM = CfgNode()  # own data: see data/custom.py and docs/custom_data.md; used where ROOT is set
@@ -80,6 +81,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     # semi-supervised training (DEARLi, Sec. 4 and supplement A); used where DATASETS.UNLABELED is set
     cfg.SSL = CfgNode()
     cfg.SSL.IMS_PER_BATCH = 8  # unlabelled images in a step, beside SOLVER.IMS_PER_BATCH labelled ones
+    cfg.SSL.SOURCE_IMS_PER_BATCH = 8  # images of DATASETS.SOURCE in a step
     cfg.SSL.LOSS_WEIGHT = 1.0  # of the losses on pseudo-labels
     cfg.SSL.EMA_DECAY = 0.999  # the decay of step t is min(1 - 1 / (t + 1), EMA_DECAY)
     cfg.SSL.START = (
@@ -245,7 +247,10 @@ def _validate(cfg: CfgNode) -> None:
         (cfg.SOLVER.ACCUMULATION_STEPS >= 1, "SOLVER.ACCUMULATION_STEPS must be positive"),
         (cfg.SOLVER.KEEP_CHECKPOINTS >= 1, "SOLVER.KEEP_CHECKPOINTS must be positive"),
         (cfg.SOLVER.CHECKPOINT_PERIOD >= 1, "SOLVER.CHECKPOINT_PERIOD must be positive"),
-        (cfg.SSL.IMS_PER_BATCH >= 1, "SSL.IMS_PER_BATCH must be positive"),
+        (
+            cfg.SSL.IMS_PER_BATCH >= 1 and cfg.SSL.SOURCE_IMS_PER_BATCH >= 1,
+            "SSL.IMS_PER_BATCH and SSL.SOURCE_IMS_PER_BATCH must be positive",
+        ),
         (0 <= cfg.SSL.EMA_DECAY < 1, "SSL.EMA_DECAY must be in 0..1, below 1"),
         (cfg.SSL.START >= 0 and cfg.SSL.BURN_IN >= 0, "SSL.START and SSL.BURN_IN must be 0 or more"),
         (

@@ -33,6 +33,7 @@ def data_rows(cfg: CfgNode) -> list[list[str]]:
     rows = []
     for role, names in (
         ("labelled", cfg.DATASETS.TRAIN),
+        ("source", cfg.DATASETS.SOURCE),
         ("unlabelled", cfg.DATASETS.UNLABELED),
         ("evaluation", cfg.DATASETS.TEST),
     ):
@@ -97,7 +98,9 @@ def model_rows(cfg: CfgNode) -> list[list[str]]:
     backward pass, extrapolated from two small images: it grows linearly with the number of pixels. Losses, matching,
     workspace and the allocator's reserve come on top.
     """
-    images = cfg.SOLVER.IMS_PER_BATCH + (cfg.SSL.IMS_PER_BATCH if cfg.DATASETS.UNLABELED else 0)
+    images = cfg.SOLVER.IMS_PER_BATCH
+    images += cfg.SSL.IMS_PER_BATCH if cfg.DATASETS.UNLABELED else 0
+    images += cfg.SSL.SOURCE_IMS_PER_BATCH if cfg.DATASETS.SOURCE else 0
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"

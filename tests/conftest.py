@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # one cache for all runs of the suite on this machine, apart from the user's
     os.environ.setdefault("DEARLI_CACHE", str(REPO / ".cache" / "tests"))
     os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
-    torch.set_num_threads(max(1, (os.cpu_count() or 2)))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 2)))
 
 
 @pytest.fixture(autouse=True)

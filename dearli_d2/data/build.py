@@ -16,14 +16,14 @@ from .streams import build_stream
 from .views import ColorAugmentation, StrongPhotometry, WeakGeometry, scale_steps
 
 
-def labeled_dicts(cfg: CfgNode) -> list[dict]:
-    """All images of DATASETS.TRAIN. Raises `DatasetError` if their classes differ."""
+def labeled_dicts(cfg: CfgNode, key: str = "TRAIN") -> list[dict]:
+    """All images of DATASETS.TRAIN or DATASETS.SOURCE. Raises `DatasetError` if the classes of any two sets differ."""
     if cfg.MODEL.CLASSIFIER != "none":
         first = taxonomy_of(cfg.DATASETS.TRAIN[0])
-        for name in cfg.DATASETS.TRAIN[1:]:
+        for name in cfg.DATASETS[key]:
             if taxonomy_of(name).names != first.names:
-                raise DatasetError(f"DATASETS.TRAIN: {name} and {cfg.DATASETS.TRAIN[0]} have different classes")
-    return [d for name in cfg.DATASETS.TRAIN for d in dataset_dicts(name)]
+                raise DatasetError(f"DATASETS.{key}: {name} and {cfg.DATASETS.TRAIN[0]} have different classes")
+    return [d for name in cfg.DATASETS[key] for d in dataset_dicts(name)]
 
 
 def unlabeled_dicts(cfg: CfgNode) -> list[dict]:
@@ -57,14 +57,19 @@ def build_unlabeled_mapper(cfg: CfgNode) -> UnlabeledTrainMapper:
 
 
 def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, list[dict]]]:
-    """Endless batches of this rank: {"labeled": [...]} and, where DATASETS.UNLABELED is set and from step SSL.START on,
-    {"unlabeled": [...]}.
+    """Endless batches of this rank: {"labeled": [...]}, where DATASETS.SOURCE is set {"source": [...]} and, where
+    DATASETS.UNLABELED is set and from step SSL.START on, {"unlabeled": [...]}.
 
     Args:
         start_iteration: forward passes already done.
     """
-    # from which pass on; another seed, or two streams over the same images would draw them in the same order
-    parts = {"labeled": (0, labeled_dicts(cfg), build_labeled_mapper(cfg), cfg.SOLVER.IMS_PER_BATCH, cfg.SEED)}
+    # first the pass from which a stream takes part; each has a seed of its own, or two streams over the same images would
+    # draw them in the same order
+    labeled = build_labeled_mapper(cfg)
+    parts = {"labeled": (0, labeled_dicts(cfg), labeled, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED)}
+    if cfg.DATASETS.SOURCE:
+        source = labeled_dicts(cfg, "SOURCE")
+        parts["source"] = (0, source, labeled, cfg.SSL.SOURCE_IMS_PER_BATCH, cfg.SEED + 0x50CE)
     if cfg.DATASETS.UNLABELED:
         first = cfg.SSL.START * cfg.SOLVER.ACCUMULATION_STEPS
         mapper = build_unlabeled_mapper(cfg)

@@ -42,9 +42,13 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
         ConfigError, DatasetError.
     """
     world_size = comm.get_world_size()
-    for key, batch in (("SOLVER", cfg.SOLVER.IMS_PER_BATCH), ("SSL", cfg.SSL.IMS_PER_BATCH)):
-        if batch % world_size and (key == "SOLVER" or cfg.DATASETS.UNLABELED):
-            raise ConfigError(f"{key}.IMS_PER_BATCH {batch} is no multiple of the {world_size} processes")
+    for key, batch, used in (
+        ("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH, True),
+        ("SSL.IMS_PER_BATCH", cfg.SSL.IMS_PER_BATCH, cfg.DATASETS.UNLABELED),
+        ("SSL.SOURCE_IMS_PER_BATCH", cfg.SSL.SOURCE_IMS_PER_BATCH, cfg.DATASETS.SOURCE),
+    ):
+        if used and batch % world_size:
+            raise ConfigError(f"{key} {batch} is no multiple of the {world_size} processes")
     if not cfg.DATASETS.TRAIN:
         raise DatasetError("DATASETS.TRAIN names no data set")
     check_writable(cfg.OUTPUT_DIR)
@@ -64,7 +68,7 @@ def check_datasets(cfg: CfgNode) -> None:
         ConfigError, DatasetError.
     """
     classes = None if cfg.MODEL.CLASSIFIER == "none" else cfg.MODEL.NUM_CLASSES
-    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE, *cfg.DATASETS.TEST)):
         logger.info("%s", validate_dataset(name, classes))
     for name in cfg.DATASETS.UNLABELED:
         logger.info("%s", validate_dataset(name))

@@ -104,6 +104,18 @@ def test_streams_resume_at_the_same_samples_and_differ_from_each_other(ssl_confi
     assert order["labeled"] != order["unlabeled"]
 
 
+def test_a_source_stream_has_losses_of_its_own(ssl_config):
+    cfg = ssl_config(
+        "DATASETS.SOURCE", "('miniworld_night_train',)", "SSL.SOURCE_IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1"
+    )
+    trainer = DualStreamTrainer(cfg)
+    trainer.train()
+    assert set(trainer.batch) == {"labeled", "source", "unlabeled"}
+    assert all("night" in x["file_name"] and "targets" in x for x in trainer.batch["source"])
+    losses = trainer.student(trainer.batch)
+    assert {"loss_ce", "source_loss_ce", "unlabeled_loss_ce"} <= set(losses)
+
+
 def test_unlabelled_samples_carry_no_annotation(ssl_config):
     batch = next(build_streams(ssl_config("DATASETS.UNLABELED", "('miniworld_train',)")))
     assert set(batch["unlabeled"][0]) == {"image", "strong", "valid", "file_name", "image_id"}

@@ -222,9 +222,9 @@ class MaskFormer(nn.Module):
     def forward(self, batch: list[dict] | dict[str, list[dict]]) -> dict[str, torch.Tensor] | list[dict]:
         """Args:
             batch: one dict an image: "image" (3, H, W) RGB 0..255; for training "targets" (`Targets`, H x W); for
-                inference optionally "height", "width": size of the output. In training also
-                {"labeled": [...], "unlabeled": [...]}, the latter with pseudo-labels as targets: both go through the
-                network together, with losses and normalisers of their own.
+                inference optionally "height", "width": size of the output. In training also several streams by name,
+                {"labeled": [...], "unlabeled": [...]}, the latter with pseudo-labels as targets: all go through the
+                network together, each with losses and normalisers of its own.
 
         Returns:
             Training: weighted losses by name, those of pseudo-labels as "unlabeled_loss_...". Inference: a list of dicts
