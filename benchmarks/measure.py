@@ -47,16 +47,25 @@ def peak_megabytes(build: Callable[..., Task], *args: object) -> float:
         task()
         synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return in_own_process(_growth, build, *args)
+
+
+def in_own_process(function: Callable[..., float], *args: object) -> float:
+    """The result of a function in a fresh process, so that memory is that of its work alone."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=_measure, args=(queue, build, args))
+    process = context.Process(target=_put, args=(queue, function, args))
     process.start()
     result = queue.get()
     process.join()
     return result
 
 
-def _measure(queue: multiprocessing.Queue, build: Callable[..., Task], args: tuple) -> None:
+def _put(queue: multiprocessing.Queue, function: Callable[..., float], args: tuple) -> None:
+    queue.put(function(*args))
+
+
+def _growth(build: Callable[..., Task], *args: object) -> float:
     task = build(*args)
     before = _resident_megabytes()
     peak, done = [before], threading.Event()
@@ -70,7 +79,7 @@ def _measure(queue: multiprocessing.Queue, build: Callable[..., Task], args: tup
     task()
     done.set()
     watcher.join()
-    queue.put(peak[0] - before)
+    return peak[0] - before
 
 
 def _resident_megabytes() -> float:

@@ -1,6 +1,7 @@
 """Weights into models, with one readable report; and a check of name lists against a config's model.
 
 python -m dearli_d2.checkpoint verify --config-file C (--weights W | --names names.json)
+python -m dearli_d2.checkpoint export --weights RUN/model_final.pth --out model.pth [--which teacher]
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from .errors import DearliError, WeightsError
+from .files import write_atomically
 from .weights import read_file, state_dict_of
 
 logger = logging.getLogger(__name__)
@@ -154,8 +156,20 @@ def verify(config_file: str, weights: str | None, names: str | None, overrides: 
     return report
 
 
+def export(weights: str, out: str | Path, which: str) -> int:
+    """Writes what inference needs of a run's checkpoint: weights of student or teacher, classes, config; no optimiser.
+    Returns the number of tensors."""
+    content = read_file(weights)
+    small = {key: content[key] for key in ("taxonomy", "config") if key in content}
+    small["model"] = state_dict_of(content, weights, which)
+    write_atomically(out, lambda temporary: torch.save(small, temporary))
+    return len(small["model"])
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dearli_d2.checkpoint", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m dearli_d2.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("verify", help="exit status 1 unless every name and shape fits")
     check.add_argument("--config-file", required=True)
@@ -163,8 +177,15 @@ def main(argv: list[str] | None = None) -> int:
     source.add_argument("--weights")
     source.add_argument("--names", help="JSON file {name: shape}")
     check.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides")
+    export_command = commands.add_parser("export", help="what inference needs, without the optimiser")
+    export_command.add_argument("--weights", required=True, help="checkpoint of a run")
+    export_command.add_argument("--out", required=True, help=".pth file")
+    export_command.add_argument("--which", choices=("student", "teacher"), default="student")
     args = parser.parse_args(argv)
     try:
+        if args.command == "export":
+            print(f"{args.out}: {export(args.weights, args.out, args.which)} tensors of the {args.which}")
+            return 0
         report = verify(args.config_file, args.weights, args.names, args.opts)
     except DearliError as error:
         print(f"error: {error}", file=sys.stderr)

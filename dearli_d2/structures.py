@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 
@@ -45,3 +46,11 @@ class Targets:
         valid = masks.new_zeros(height, width)
         valid[:h, :w] = True if self.valid is None else self.valid
         return replace(self, masks=masks, valid=valid)
+
+    def panoptic(self) -> tuple[np.ndarray, list[dict]]:
+        """(H, W) int32 map of segment ids 1, 2, ... (0 = none) and segments {"id", "category_id"}; where masks overlap the
+        later one shows."""
+        ids = np.zeros(self.masks.shape[1:], np.int32)
+        for number, mask in enumerate(self.masks.cpu().numpy(), start=1):
+            ids[mask] = number
+        return ids, [{"id": i, "category_id": c} for i, c in enumerate(self.labels.tolist(), start=1)]

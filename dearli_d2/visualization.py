@@ -45,14 +45,7 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict], taxon
 def overlay_targets(image: torch.Tensor, targets: Targets, taxonomy: Taxonomy) -> np.ndarray:
     """Targets over a (3, H, W) uint8 image, pixels without a loss in black: (H, W, 3) uint8. Where masks overlap the later
     one shows."""
-    panoptic = np.zeros(image.shape[1:], np.int32)
-    segments = []
-    for number, (mask, label) in enumerate(
-        zip(targets.masks.cpu().numpy(), targets.labels.tolist(), strict=True), start=1
-    ):
-        panoptic[mask] = number
-        segments.append({"id": number, "category_id": label})
-    picture = overlay(image.cpu().numpy().transpose(1, 2, 0), panoptic, segments, taxonomy)
+    picture = overlay(image.cpu().numpy().transpose(1, 2, 0), *targets.panoptic(), taxonomy)
     if targets.valid is not None:
         picture[~targets.valid.cpu().numpy()] = 0
     return picture

@@ -99,11 +99,4 @@ def add_targets(quality: PanopticQuality, targets: Targets, truth: dict) -> None
     ids = segment_ids(read_panoptic(truth["pan_seg_file_name"]))
     rows = ((np.arange(height) + 0.5) * ids.shape[0] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * ids.shape[1] / width).astype(int)
-    panoptic = np.zeros((height, width), np.int32)
-    segments = []
-    for number, (mask, label) in enumerate(
-        zip(targets.masks.cpu().numpy(), targets.labels.tolist(), strict=True), start=1
-    ):
-        panoptic[mask] = number
-        segments.append({"id": number, "category_id": label})
-    quality.add(panoptic, segments, ids[rows][:, columns], truth["segments_info"])
+    quality.add(*targets.panoptic(), ids[rows][:, columns], truth["segments_info"])

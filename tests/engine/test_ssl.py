@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from dearli_d2.checkpoint import load_weights, main
 from dearli_d2.data.build import build_streams, build_unlabeled_mapper
 from dearli_d2.data.catalog import annotated_dicts, dataset_dicts
 from dearli_d2.data.streams import seeded
@@ -26,8 +22,7 @@ from dearli_d2.masks.generate import generate
 from dearli_d2.masks.storage import MaskFolder
 from dearli_d2.modeling import build_model
 from dearli_d2.structures import Targets
-from tests.conftest import MINI_OVERRIDES, REPO
-from tests.engine.test_trainer import SCRIPT, losses_of
+from tests.engine.test_trainer import kill_once_written, losses_of, start
 
 SSL = ("SSL.START", "0", "SSL.IMS_PER_BATCH", "2", "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "0")
 
@@ -310,13 +305,16 @@ def test_student_teacher_or_both_are_evaluated(ssl_config):
     folder = Path(cfg.OUTPUT_DIR) / "evaluation"
     assert (folder / "miniworld_val@0.02" / "results.json").is_file()
     assert (folder / "teacher" / "miniworld_val@0.02" / "results.json").is_file()
-    from dearli_d2.checkpoint import load_weights
-
     path = Path(cfg.OUTPUT_DIR) / "model_final.pth"
     for which, expected in (("student", trainer.student), ("teacher", trainer.teacher.model)):
         model = build_model(cfg, load_backbone=False)
         load_weights(model, path, which=which)
         assert all(torch.equal(v, expected.state_dict()[k]) for k, v in model.state_dict().items())
+    small = Path(cfg.OUTPUT_DIR) / "teacher.pth"
+    assert main(["export", "--weights", str(path), "--out", str(small), "--which", "teacher"]) == 0
+    exported = torch.load(small, weights_only=True)
+    assert set(exported) == {"model", "taxonomy", "config"}
+    assert all(torch.equal(v, exported["model"][k]) for k, v in trainer.teacher.model.state_dict().items())
     name = "sem_seg_head.predictor.query_feat.weight"
     assert not torch.equal(trainer.student.state_dict()[name], trainer.teacher.model.state_dict()[name])
 
@@ -324,33 +322,22 @@ def test_student_teacher_or_both_are_evaluated(ssl_config):
 def test_a_checkpoint_without_a_teacher_is_refused(mini_config, ssl_config):
     cfg = mini_config("SOLVER.MAX_ITER", "1")
     DualStreamTrainer(cfg).train()
-    from dearli_d2.checkpoint import load_weights
-
     with pytest.raises(WeightsError, match="holds no teacher"):
         load_weights(build_model(cfg), Path(cfg.OUTPUT_DIR) / "model_final.pth", which="teacher")
     with pytest.raises(ConfigError, match="holds a run without a teacher"):
         DualStreamTrainer(ssl_config(), resume=True)
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, "--config-file", "configs/miniworld/dear.yaml", *arguments,
-               *MINI_OVERRIDES, *SSL, "SOLVER.MAX_ITER", "6", "OUTPUT_DIR", str(folder)]  # fmt: skip
-    return subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
 def test_resume_after_kill_9_repeats_losses_student_and_teacher_bit_by_bit(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = start(whole)
+    options = {"config": "dear.yaml", "iterations": 6}
+    process = start(whole, *SSL, **options)
     assert process.wait() == 0, process.stderr.read()
-    process = start(broken)
-    deadline = time.monotonic() + 120
-    while not (broken / "model_0000002.pth").is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() != 0
+    process = start(broken, *SSL, **options)
+    kill_once_written(process, broken / "model_0000002.pth")
     # a kill while a checkpoint is written leaves a temporary file beside the previous one, which stays usable
     (broken / ".model_0000004-half.pth").write_bytes(b"half a file")
-    process = start(broken, "--resume")
+    process = start(broken, "--resume", *SSL, **options)
     assert process.wait() == 0, process.stderr.read()
     expected, resumed = losses_of(whole), losses_of(broken)
     assert sorted(expected) == list(range(6))
@@ -432,11 +419,7 @@ def test_warm_up_carries_over_exactly_the_decoder(warmup_config, ssl_config, tmp
     for model in (trainer.student, trainer.teacher.model):  # both start from it
         state = model.state_dict()
         assert all(torch.equal(state[name], value) for name, value in warm.items())
-    log = (Path(trainer.cfg.OUTPUT_DIR) / "log.txt") if (Path(trainer.cfg.OUTPUT_DIR) / "log.txt").is_file() else None
-    from dearli_d2.checkpoint import load_weights
-
     report = load_weights(build_model(ssl_config()), weights, strict=False).carry_over()
-    assert log is None or "carried over" in log.read_text()
     lines = report.splitlines()
     assert lines[0].startswith("  carried over: ")
     assert "sem_seg_head.pixel_decoder" in lines[0]

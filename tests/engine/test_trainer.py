@@ -59,10 +59,19 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, "--config-file", "configs/miniworld/m2f_lang.yaml", *arguments,
-               *MINI_OVERRIDES, "SOLVER.MAX_ITER", "8", "OUTPUT_DIR", str(folder)]  # fmt: skip
+def start(folder: Path, *arguments: str, config: str = "m2f_lang.yaml", iterations: int = 8) -> subprocess.Popen:
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, "--config-file", f"configs/miniworld/{config}", *arguments,
+               *MINI_OVERRIDES, "SOLVER.MAX_ITER", str(iterations), "OUTPUT_DIR", str(folder)]  # fmt: skip
     return subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def kill_once_written(process: subprocess.Popen, path: Path) -> None:
+    """Kill -9 as soon as `path` is there."""
+    deadline = time.monotonic() + 120
+    while not path.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() != 0
 
 
 def test_resume_after_kill_9_repeats_the_losses_bit_by_bit(tmp_path):
@@ -70,11 +79,7 @@ def test_resume_after_kill_9_repeats_the_losses_bit_by_bit(tmp_path):
     process = start(whole)
     assert process.wait() == 0, process.stderr.read()
     process = start(broken)
-    deadline = time.monotonic() + 120
-    while not (broken / "model_0000004.pth").is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() != 0
+    kill_once_written(process, broken / "model_0000004.pth")
     before = losses_of(broken)
     process = start(broken, "--resume")
     assert process.wait() == 0, process.stderr.read()

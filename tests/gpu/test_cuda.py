@@ -45,6 +45,33 @@ def test_training_steps(mini_config, dtype, file):
     assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_semi_supervised_steps(mini_config, dtype):
+    amp = [] if dtype is None else ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype]
+    options = ["SSL.START", "0", "SSL.IMS_PER_BATCH", "2", "SSL.CUTMIX", "1.0", "SSL.PICTURE_PERIOD", "2"]
+    trainer = DualStreamTrainer(mini_config("MODEL.DEVICE", "cuda", *options, *amp, file="dear.yaml"))
+    trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
+    assert all(s["targets"].masks.is_cuda for s in trainer.batch["unlabeled"])
+
+
+def test_cutmix_equals_the_cpu():
+    import numpy as np
+
+    from dearli_d2.engine.cutmix import CutMix, cutmix_images, cutmix_targets
+    from dearli_d2.structures import Targets
+
+    plan = CutMix(1.0).plan(3, 40, 40, np.random.default_rng(0))
+    images = torch.rand(3, 3, 40, 40)
+    ids = torch.randint(0, 5, (3, 40, 40))
+    targets = [Targets(torch.arange(4), torch.stack([i == n for n in range(1, 5)])) for i in ids]
+    assert torch.equal(cutmix_images(images.cuda(), plan).cpu(), cutmix_images(images, plan))
+    here, there = cutmix_targets(targets, plan, {0, 1}), cutmix_targets([t.to("cuda") for t in targets], plan, {0, 1})
+    for a, b in zip(here, there, strict=True):
+        assert torch.equal(a.labels, b.labels.cpu())
+        assert torch.equal(a.masks, b.masks.cpu())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_inference_under_autocast_agrees_with_fp32(mini_config, dtype):
     model = build_model(mini_config("MODEL.DEVICE", "cuda")).eval()
