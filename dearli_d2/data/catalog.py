@@ -131,7 +131,8 @@ def dataset_dicts(name: str) -> list[dict]:
     if unlabeled:
         dicts = [{k: d[k] for k in ("file_name", "image_id", "height", "width")} for d in dicts]
     if not dicts:
-        raise DatasetError(f"{name} has no image")
+        where = source.image_root if isinstance(source, ImageFolder) else source.panoptic_json
+        raise DatasetError(f"{name}: no image in {where}")
     return dicts
 
 
