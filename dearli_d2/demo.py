@@ -1,6 +1,6 @@
 """The DEARLi ladder on miniworld: labels only, + SSL, + ensembled pseudo-labels (DEAR), + decoder warm-up (DEARLi).
 
-python -m dearli_d2.demo [--out output/demo] [--seeds 1] [--iterations 450] [--warmup 150]
+python -m dearli_d2.demo [--out output/demo] [--seeds 1] [--iterations 600] [--warmup 100]
 
 The first 400 scenes, 5 % of them labelled: 20 scenes for 16 classes, as few an image a class as the paper's smallest splits.
 `make demo` climbs it once, in minutes on two CPU cores; `make ladder` with three seeds. Everything resumes.
@@ -64,7 +64,7 @@ def climb(out: Path, seed: int, iterations: int, warmup: int) -> list[dict[str, 
     generate(files, ClassicalGenerator(), masks, batch_size=8)
     base = ["SEED", str(seed), "TEST.EVAL_PERIOD", "0", "SOLVER.CHECKPOINT_PERIOD", "100", "DATASETS.TEST", "()"]
     train = ["DATASETS.TRAIN", f"('{partition}',)", "SOLVER.MAX_ITER", str(iterations)]
-    unlabeled = ["DATASETS.UNLABELED", f"('{partition}:unlabeled',)", "SSL.START", str(iterations // 3)]
+    unlabeled = ["DATASETS.UNLABELED", f"('{partition}:unlabeled',)", "SSL.START", str(iterations * 3 // 5)]
     warm = out / "warmup"
     overrides = {
         "warmup": [
@@ -164,7 +164,7 @@ def _write_report(out: Path, result: str, seeds: int, iterations: int, warmup: i
     text = f"""# Demo: the DEARLi ladder on 5 % of miniworld's labels
 
 {LABELED} labelled and {SCENES - LABELED} unlabelled scenes of 128 x 128 pixels, {iterations} iterations of 2 labelled (and,
-after the first third, 4 unlabelled) crops, {warmup} iterations of warm-up on class-agnostic masks of all scenes; 100 scenes for evaluation; {seeds} seed(s). This run
+after three fifths of them, 4 unlabelled) crops, {warmup} iterations of warm-up on class-agnostic masks of all scenes; 100 scenes for evaluation; {seeds} seed(s). This run
 took {seconds:.0f} seconds. Figures in percent.
 
 {result}
@@ -188,8 +188,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dearli_d2.demo", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("output/demo"))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--iterations", type=int, default=450)
-    parser.add_argument("--warmup", type=int, default=150)
+    parser.add_argument("--iterations", type=int, default=600)
+    parser.add_argument("--warmup", type=int, default=100)
     args = parser.parse_args(argv)
 
     def command() -> int:

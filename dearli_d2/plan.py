@@ -75,19 +75,21 @@ def schedule_rows(cfg: CfgNode) -> list[list[str]]:
             cfg.MODEL.ENSEMBLE.ALPHA if cfg.MODEL.ENSEMBLE.IN_PSEUDO_LABELS and cfg.MODEL.CLASSIFIER == "text" else 1.0
         )
         rows[1:1] = [
-            ["batch, unlabelled", str(cfg.SSL.IMS_PER_BATCH)],
+            ["batch, unlabelled", f"{cfg.SSL.IMS_PER_BATCH} from iteration {cfg.SSL.START} on"],
             ["teacher", f"EMA {cfg.SSL.EMA_DECAY:g}, pseudo-labels with alpha {alpha:g}"],
         ]
-    for role, names, batch in (
-        ("labelled", cfg.DATASETS.TRAIN, cfg.SOLVER.IMS_PER_BATCH),
-        ("unlabelled", cfg.DATASETS.UNLABELED, cfg.SSL.IMS_PER_BATCH),
+    for role, names, batch, start in (
+        ("labelled", cfg.DATASETS.TRAIN, cfg.SOLVER.IMS_PER_BATCH, 0),
+        ("unlabelled", cfg.DATASETS.UNLABELED, cfg.SSL.IMS_PER_BATCH, cfg.SSL.START),
     ):
         try:
             images = sum(len(dataset_dicts(name)) for name in names)
         except DearliError:
             continue
         if images:
-            rows.append([f"passes over the {role} images", f"{cfg.SOLVER.MAX_ITER * batch / images:.1f}"])
+            rows.append(
+                [f"passes over the {role} images", f"{max(cfg.SOLVER.MAX_ITER - start, 0) * batch / images:.1f}"]
+            )
     return rows
 
 

@@ -22,13 +22,13 @@ def test_plan_of_a_benchmark_that_is_not_here(capsys, monkeypatch, tmp_path):
 
 
 def test_rows_of_miniworld(mini_config):
-    cfg = mini_config("SSL.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "100", file="dear.yaml")
+    cfg = mini_config("SSL.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "100", "SSL.START", "20", file="dear.yaml")
     found = {row[0]: row[2] for row in data_rows(cfg)}
     assert found["labelled"] == "50 images"
     assert found["unlabelled"] == "950 images"
     schedule = dict(schedule_rows(cfg))
     assert schedule["passes over the labelled images"] == "4.0"  # 100 x 2 / 50
-    assert schedule["passes over the unlabelled images"] == "0.4"
+    assert schedule["passes over the unlabelled images"] == "0.3"  # 80 x 4 / 950
     assert "alpha 0.6" in schedule["teacher"]
 
 
