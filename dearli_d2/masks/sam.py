@@ -14,7 +14,6 @@ from segment_anything.utils.amg import (
     batched_mask_to_box,
     build_point_grid,
     calculate_stability_score,
-    is_box_near_crop_edge,
 )
 from segment_anything.utils.transforms import ResizeLongestSide
 from torchvision.ops import batched_nms
@@ -138,7 +137,4 @@ class SamGenerator:
         all_masks, all_stability = torch.cat(masks), torch.cat(stability)
         stable = all_stability >= self.stability
         all_masks, all_stability, scores = all_masks[stable], all_stability[stable], scores[stable]
-        boxes = batched_mask_to_box(all_masks)
-        whole = [0, 0, size[1], size[0]]
-        inside = ~is_box_near_crop_edge(boxes, whole, whole)
-        return all_masks[inside], scores[inside], all_stability[inside], boxes[inside]
+        return all_masks, scores, all_stability, batched_mask_to_box(all_masks)

@@ -120,7 +120,7 @@ def test_unlabelled_samples_carry_no_annotation(ssl_config):
 
 
 def test_pseudo_labels_are_the_read_out_cut_to_valid_pixels(ssl_config):
-    model = build_model(ssl_config()).eval()
+    model = build_model(ssl_config("MODEL.ENSEMBLE.AT_INFERENCE", "False")).eval()  # alpha of inference is another
     valid = torch.zeros(64, 64, dtype=torch.bool)
     valid[:50, :40] = True
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
