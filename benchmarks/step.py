@@ -191,7 +191,7 @@ def profile(options: tuple) -> list[tuple[str, float]]:
         original = getattr(owner, attribute)
 
         def timed_call(*args: object, **kwargs: object) -> object:
-            with timed(name if not torch.is_grad_enabled() or name in ("EMA", "matching") else f"student {name}"):
+            with timed(name):
                 return original(*args, **kwargs)
 
         setattr(owner, attribute, timed_call)
