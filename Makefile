@@ -15,7 +15,7 @@ demo: $(STAMP)  ## the DEARLi ladder on the generated data, minutes on a CPU
 	$(PY) -W ignore -m dearli_d2.demo
 
 ladder: $(STAMP)  ## the same with three seeds, mean and standard deviation
-	$(PY) -W ignore -m dearli_d2.demo --out output/ladder --seeds 3
+	$(PY) -W ignore -m dearli_d2.demo --out output/ladder --seeds 3 --iterations 600
 
 test: $(STAMP)  ## fast tests with a coverage report
 	$(PY) -m pytest --cov --cov-report=term:skip-covered

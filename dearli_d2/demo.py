@@ -1,6 +1,6 @@
 """The DEARLi ladder on miniworld: labels only, + SSL, + ensembled pseudo-labels (DEAR), + decoder warm-up (DEARLi).
 
-python -m dearli_d2.demo [--out output/demo] [--seeds 1] [--iterations 600] [--warmup 100]
+python -m dearli_d2.demo [--out output/demo] [--seeds 1] [--iterations 540] [--warmup 100]
 
 The first 400 scenes, 5 % of them labelled: 20 scenes for 16 classes, as few an image a class as the paper's smallest splits.
 `make demo` climbs it once, in minutes on two CPU cores; `make ladder` with three seeds. Everything resumes.
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dearli_d2.demo", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("output/demo"))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--iterations", type=int, default=600)
+    parser.add_argument("--iterations", type=int, default=540)
     parser.add_argument("--warmup", type=int, default=100)
     args = parser.parse_args(argv)
 
