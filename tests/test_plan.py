@@ -18,6 +18,7 @@ def test_plan_of_a_benchmark_that_is_not_here(capsys, monkeypatch, tmp_path):
     assert text.count("MISSING") == 4  # three data sets, and the warm-up's weights
     assert "run python datasets/prepare_ade20k.py" in text
     assert "20.35 M" in text  # trainable parameters, as published
+    assert "1.05 GiB" in text  # 4 bytes x (5 x 20.35 M + 179.39 M): weight, gradient, two moments, teacher; frozen once
     assert main(["--config-file", "none.yaml"]) == 2
 
 

@@ -178,8 +178,9 @@ def test_a_run_resumes_skips_broken_images_and_lists_them(images, tmp_path):
 
 def test_shards_are_disjoint_and_whole(images, tmp_path, monkeypatch):
     folder = MaskFolder(tmp_path / "out")
-    done = [generate(images, Counting(), folder, shard=(i, 3))["done"] for i in range(3)]
-    assert sum(done) == 7
+    counts = [generate(images, Counting(), folder, shard=(i, 3)) for i in range(3)]
+    assert sum(c["done"] for c in counts) == 7
+    assert all(c["present"] == 0 for c in counts)  # no shard met another's images
     assert len(list((folder.folder / "masks").iterdir())) == 7
     with pytest.raises(ConfigError, match="--shard 3/3"):
         generate(images, Counting(), folder, shard=(3, 3))
