@@ -57,8 +57,8 @@ def _set_up_custom(cfg: CfgNode) -> None:
     custom = cfg.DATASETS.CUSTOM
     if not custom.ROOT:
         return
-    # the others find the converted masks in the cache
-    for turn in (comm.is_main_process(), not comm.is_main_process()):
+    # the others of this machine find the converted masks in the cache
+    for turn in (comm.get_local_rank() == 0, comm.get_local_rank() != 0):
         if turn:
             register_custom(custom)
         comm.synchronize()

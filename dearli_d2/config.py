@@ -208,6 +208,11 @@ def _is_range(pair: Sequence[float], limit: float = float("inf")) -> bool:
     return len(pair) == 2 and 0 < pair[0] <= pair[1] <= limit
 
 
+def _boxes_fit(area: float, aspect: Sequence[float]) -> bool:
+    """Whether boxes of a share `area` of a square and some aspect of the range fit into it, with room to spare."""
+    return area < 1 and max(aspect[0], area) < min(aspect[1], 1 / area)
+
+
 def _validate(cfg: CfgNode) -> None:
     """Raises `ConfigError` for the first rule that does not hold."""
     former, decoder = cfg.MODEL.MASK_FORMER, cfg.MODEL.PIXEL_DECODER
@@ -265,6 +270,10 @@ def _validate(cfg: CfgNode) -> None:
         (_is_range(cfg.SSL.BLUR_SIGMA), "SSL.BLUR_SIGMA must be (low, high) with 0 < low <= high"),
         (_is_range(cfg.SSL.CUTMIX_AREA, 1), "SSL.CUTMIX_AREA must be (low, high) with 0 < low <= high <= 1"),
         (_is_range(cfg.SSL.CUTMIX_ASPECT), "SSL.CUTMIX_ASPECT must be (low, high) with 0 < low <= high"),
+        (
+            _boxes_fit(cfg.SSL.CUTMIX_AREA[0], cfg.SSL.CUTMIX_ASPECT),
+            "SSL.CUTMIX_AREA: boxes of the smallest area do not fit into the crop with any SSL.CUTMIX_ASPECT",
+        ),
         (cfg.SSL.MONITOR_IMAGES >= 1, "SSL.MONITOR_IMAGES must be positive"),
         (
             cfg.MODEL.CLASSIFIER != "none" or not (cfg.DATASETS.UNLABELED or cfg.DATASETS.TEST),

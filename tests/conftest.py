@@ -73,3 +73,12 @@ def mini_config(tmp_path: Path):
         return get_config(path, [*MINI_OVERRIDES, "OUTPUT_DIR", str(tmp_path / "run"), *overrides])
 
     return make
+
+
+SSL = ("SSL.START", "0", "SSL.IMS_PER_BATCH", "2", "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "0")
+
+
+@pytest.fixture
+def ssl_config(mini_config):
+    """As mini_config, semi-supervised from the first step."""
+    return lambda *overrides, file="dear.yaml": mini_config(*SSL, *overrides, file=file)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from benchmarks.text_matters import run_seed
-from dearli_d2.demo import RUNGS, climb
+from dearli_d2.demo import climb
 
 
 @pytest.mark.slow
@@ -19,15 +20,15 @@ def test_text_carries_recognition_and_ensembling_helps_with_few_labels(tmp_path)
 
 @pytest.mark.slow
 def test_each_rung_of_the_ladder_is_above_the_one_before(tmp_path):
-    """One seed of `make ladder` (9 minutes on two cores); three are in docs/results.md."""
-    scores = climb(tmp_path / "seed_0", 0, iterations=600, warmup=100)
-    pq = {
-        rung.config: score["panoptic/PQ"]
-        for rung, score in zip(RUNGS, scores, strict=True)
-        if rung.alpha < 1 or rung.config in ("m2f_lang_5", "ssl")
-    }
-    plain = scores[0]["panoptic/PQ"]
-    assert pq["ssl"] > plain + 2
-    assert pq["dear"] > pq["ssl"] + 2
-    assert pq["dear"] > pq["m2f_lang_5"] + 2  # more than ensembling at inference alone gives
-    assert pq["dearli"] > pq["dear"]
+    """`make ladder`: the mean of three seeds (half an hour on two cores)."""
+    seeds = [climb(tmp_path / f"seed_{seed}", seed, iterations=600, warmup=100) for seed in range(3)]
+    assert_the_ladder_climbs(seeds)
+
+
+def assert_the_ladder_climbs(seeds: list[list[dict[str, float]]]) -> None:
+    """Scores by seed and rung."""
+    plain, ensembled, ssl, dear, dearli = np.mean([[s["panoptic/PQ"] for s in rungs] for rungs in seeds], axis=0)
+    assert ssl > plain + 2
+    assert dear > ssl + 2
+    assert dear > ensembled + 2  # more than ensembling at inference alone gives
+    assert dearli > dear

@@ -62,6 +62,9 @@ def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, 
 
     Args:
         start_iteration: forward passes already done.
+
+    Raises:
+        DatasetError: at once, not at the first batch.
     """
     # first the pass from which a stream takes part; each has a seed of its own, or two streams over the same images would
     # draw them in the same order
@@ -84,5 +87,7 @@ def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, 
         )
         for name, (first, dicts, mapper, batch, seed) in parts.items()
     }
-    for index in itertools.count(start_iteration):
-        yield {name: next(stream) for name, (first, stream) in streams.items() if index >= first}
+    return (
+        {name: next(stream) for name, (first, stream) in streams.items() if index >= first}
+        for index in itertools.count(start_iteration)
+    )

@@ -28,11 +28,16 @@ import numpy as np
 from detectron2.config import CfgNode
 from PIL import Image
 from scipy import ndimage
+from tabulate import tabulate
+from tqdm import tqdm
 
 from ..errors import ConfigError, DatasetError, first_few
-from ..files import cache_dir, write_json
-from .catalog import ImageFolder, PanopticSource, register
+from ..files import cache_dir, write_atomically, write_json
+from ..visualization import annotation_sheet
+from . import miniworld
+from .catalog import ImageFolder, PanopticSource, dataset_dicts, register, taxonomy_of
 from .images import find_images, image_sizes
+from .mappers import read_panoptic, segment_ids
 from .preparation import convert_all, ids_to_rgb, save_png, segment_info
 
 logger = logging.getLogger(__name__)
@@ -245,11 +250,11 @@ def _convert(
         if not here.any():
             continue
         semantic[here] = index
-        regions, count = ndimage.label(here, _NEIGHBOURS) if cls.isthing else (here.astype(np.int32), 1)
-        for region in range(1, count + 1):
+        regions = ndimage.label(here, _NEIGHBOURS)[0] if cls.isthing else here.astype(np.int32)
+        large = np.bincount(regions.ravel()) >= (min_area if cls.isthing else 1)
+        large[0] = False  # what is not of this class
+        for region in np.nonzero(large)[0]:  # a noisy mask has thousands of specks: only what counts is looked at
             mask = regions == region
-            if cls.isthing and mask.sum() < min_area:
-                continue
             identifier = len(segments) + 1
             ids[mask] = identifier
             segments.append(segment_info(identifier, cls.id, mask))
@@ -277,11 +282,6 @@ def read_index_mask(path: str) -> np.ndarray:
 
 def describe(custom: CfgNode) -> str:
     """Counts, sizes and class frequencies of the registered data."""
-    from tabulate import tabulate
-
-    from .catalog import dataset_dicts, taxonomy_of
-    from .mappers import read_panoptic, segment_ids
-
     lines, taxonomy = [], taxonomy_of(TRAIN)
     for name in (TRAIN, VAL, UNLABELED):
         if name == UNLABELED and not (Path(custom.ROOT) / custom.UNLABELED).is_dir():
@@ -294,7 +294,7 @@ def describe(custom: CfgNode) -> str:
         )
     rows = np.zeros((len(taxonomy), 3), dtype=np.int64)  # images, segments, pixels
     pixels = 0
-    for d in dataset_dicts(TRAIN) + dataset_dicts(VAL):
+    for d in tqdm(dataset_dicts(TRAIN) + dataset_dicts(VAL), desc="class frequencies", unit="image", leave=False):
         ids = segment_ids(read_panoptic(d["pan_seg_file_name"]))
         areas = dict(zip(*(x.tolist() for x in np.unique(ids, return_counts=True)), strict=True))
         pixels += ids.size
@@ -318,10 +318,6 @@ def describe(custom: CfgNode) -> str:
 
 def write_contact_sheet(path: Path, rows: int = 6) -> None:
     """Labelled images beside their segments."""
-    from ..files import write_atomically
-    from ..visualization import annotation_sheet
-    from .catalog import dataset_dicts, taxonomy_of
-
     dicts = dataset_dicts(TRAIN)
     chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(rows, len(dicts))).astype(int)]
     sheet = annotation_sheet(chosen, taxonomy_of(TRAIN))
@@ -333,8 +329,6 @@ def write_contact_sheet(path: Path, rows: int = 6) -> None:
 
 def write_example(out: Path, labeled: int = 40, unlabeled: int = 200) -> None:
     """A folder as the module's docstring shows, from miniworld's scenes."""
-    from . import miniworld
-
     root = miniworld.root()
     for name in ("images", "masks", "unlabeled"):
         (out / name).mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ class CutMix:
     def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         if rng.random() >= self.probability:
             return 0, 0, 0, 0
-        while True:  # boxes that do not fit are drawn again; the smallest always fit
+        while True:  # boxes that do not fit are drawn again; the config's check knows that some do
             area = rng.uniform(*self.area) * height * width
             aspect = np.exp(rng.uniform(*np.log(self.aspect)))
             w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))

@@ -36,8 +36,8 @@ class SaveHook(HookBase):
 
 class PictureHook(HookBase):
     """Weak view, teacher's pseudo-label, strong view with CutMix and its targets of the first unlabelled images of a batch,
-    and labelled images with their targets: to `OUTPUT_DIR/batches/` and TensorBoard, in the first step and then every
-    `period` ones."""
+    and labelled images with their targets: to `OUTPUT_DIR/batches/` and TensorBoard, in the first step, the first with
+    unlabelled images, and then every `period` ones."""
 
     def __init__(self, period: int, rows: int = 4) -> None:
         self.period, self.rows = period, rows
@@ -69,6 +69,7 @@ class PseudoLabelMonitor(HookBase):
         if not dicts:
             logger.warning("SSL.MONITOR_PERIOD: no unlabelled image has annotations, pseudo-labels are not scored")
         chosen = np.linspace(0, len(dicts) - 1, min(self.images, len(dicts))).astype(int)
+        self.count = len(chosen)
         self.dicts = [dicts[i] for i in chosen][comm.get_rank() :: comm.get_world_size()]
         self.mapper = TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
@@ -89,7 +90,7 @@ class PseudoLabelMonitor(HookBase):
             get_event_storage().put_scalars(
                 smoothing_hint=False, **{f"pseudo_label/{name}": scores[name] for name in ("PQ", "SQ", "RQ")}
             )
-            logger.info("iteration %d: pseudo-labels of %d images: PQ %.1f", done, self.images, scores["PQ"])
+            logger.info("iteration %d: pseudo-labels of %d images: PQ %.1f", done, self.count, scores["PQ"])
 
 
 def add_targets(quality: PanopticQuality, targets: Targets, truth: dict) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from .. import __version__
@@ -116,9 +117,7 @@ def _read_ahead(files: Sequence[str], batch_size: int) -> Iterator[list[tuple[st
 
 
 def default_device() -> str:
-    """ "cuda:LOCAL_RANK" where there is a GPU, else "cpu"."""
-    import torch
-
+    """The GPU of this process (cuda:LOCAL_RANK), or cpu."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 

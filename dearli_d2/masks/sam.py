@@ -104,20 +104,25 @@ class SamGenerator:
         grid = build_point_grid(self.points_per_side) * np.array(size)[None, ::-1]
         points = torch.from_numpy(self.resize.apply_coords(grid, size)).to(embedding.device)
         found = [self._decode(embedding, part, input_size, size) for part in points.split(self.prompts)]
-        masks, scores, stability, boxes = (torch.cat(parts) for parts in zip(*found, strict=True))
+        logits, scores, stability, boxes = (torch.cat(parts) for parts in zip(*found, strict=True))
         kept = batched_nms(boxes.float(), scores, torch.zeros_like(scores), self.nms)
+        masks = (mask for part in logits[kept].split(64) for mask in self._full_size(part, input_size, size))
         return [
-            annotation(mask, score, stable)
-            for mask, score, stable in zip(
-                masks[kept].cpu().numpy(), scores[kept].tolist(), stability[kept].tolist(), strict=True
-            )
-            if mask.any()
+            annotation((mask > self.sam.mask_threshold).cpu().numpy(), score, stable)
+            for mask, score, stable in zip(masks, scores[kept].tolist(), stability[kept].tolist(), strict=True)
         ]
+
+    def _full_size(self, logits: torch.Tensor, input_size: tuple, size: tuple[int, int]) -> torch.Tensor:
+        """(M, H, W) logits in the size of the image."""
+        return self.sam.postprocess_masks(logits[:, None], input_size, size)[:, 0]
 
     def _decode(
         self, embedding: torch.Tensor, points: torch.Tensor, input_size: tuple, size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(M, H, W) masks, (M,) predicted IoU, (M,) stability, (M, 4) boxes of the good masks of (P, 2) points."""
+        """Of the good masks of (P, 2) points: (M, h, w) logits, (M,) predicted IoU, (M,) stability, (M, 4) boxes.
+
+        The logits stay in the decoder's size: thousands of masks in a photo's own would need gigabytes.
+        """
         sam, labels = self.sam, torch.ones(len(points), 1, dtype=torch.int, device=points.device)
         sparse, dense = sam.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
         logits, quality = sam.mask_decoder(
@@ -128,13 +133,14 @@ class SamGenerator:
             multimask_output=True,
         )
         good = quality > self.predicted_iou
-        scores, small = quality[good], logits[good]  # bringing masks to full size is most of the work
-        masks, stability = [torch.zeros(0, *size, dtype=torch.bool, device=small.device)], [scores[:0]]
-        for part in small.split(64):
-            full = sam.postprocess_masks(part[:, None], input_size, size)[:, 0]
-            stability.append(calculate_stability_score(full, sam.mask_threshold, self.offset))
-            masks.append(full > sam.mask_threshold)
-        all_masks, all_stability = torch.cat(masks), torch.cat(stability)
-        stable = all_stability >= self.stability
-        all_masks, all_stability, scores = all_masks[stable], all_stability[stable], scores[stable]
-        return all_masks, scores, all_stability, batched_mask_to_box(all_masks)
+        logits, scores = logits[good], quality[good]  # bringing masks to full size is most of the work
+        stability, boxes, full = [scores[:0]], [points.new_zeros(0, 4, dtype=torch.long)], [good.new_zeros(0)]
+        for part in logits.split(64):
+            large = self._full_size(part, input_size, size)
+            stability.append(calculate_stability_score(large, sam.mask_threshold, self.offset))
+            mask = large > sam.mask_threshold
+            boxes.append(batched_mask_to_box(mask))
+            full.append(mask.flatten(1).any(1))
+        all_stability = torch.cat(stability)
+        chosen = (all_stability >= self.stability) & torch.cat(full)
+        return logits[chosen], scores[chosen], all_stability[chosen], torch.cat(boxes)[chosen]

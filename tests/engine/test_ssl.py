@@ -1,122 +1,23 @@
-"""Semi-supervised training: views, pseudo-labels, losses of both streams, warm-up and its carry-over, exact resume."""
+"""Semi-supervised training: pseudo-labels, losses of both streams, the trainer, exact resume."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from dearli_d2.checkpoint import load_weights, main
-from dearli_d2.data.build import build_streams, build_unlabeled_mapper
+from dearli_d2.data.build import build_streams
 from dearli_d2.data.catalog import annotated_dicts, dataset_dicts
-from dearli_d2.data.streams import seeded
-from dearli_d2.data.views import StrongPhotometry
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.engine.trainer import DualStreamTrainer
-from dearli_d2.errors import ConfigError, DatasetError, WeightsError
-from dearli_d2.masks.classical import ClassicalGenerator
-from dearli_d2.masks.generate import generate
-from dearli_d2.masks.storage import MaskFolder
+from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.modeling import build_model
 from dearli_d2.structures import Targets
+from tests.conftest import SSL
 from tests.engine.test_trainer import kill_once_written, losses_of, start
-
-SSL = ("SSL.START", "0", "SSL.IMS_PER_BATCH", "2", "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "0")
-
-
-@pytest.fixture
-def ssl_config(mini_config):
-    return lambda *overrides, file="dear.yaml": mini_config(*SSL, *overrides, file=file)
-
-
-# ---------------------------------------------------------------------------------------------- views
-
-
-def test_weak_and_strong_view_are_aligned_pixel_by_pixel(ssl_config, tmp_path, monkeypatch):
-    # every pixel of the image tells where it was; the strong part may change colours but must not move them
-    ramp = np.stack([*np.meshgrid(np.arange(100), np.arange(90)), np.full((90, 100), 7)], -1).astype(np.uint8)
-    mapper = build_unlabeled_mapper(ssl_config("INPUT.SCALE_RANGE", "(0.7, 1.8)", "INPUT.CROP_SIZE", "64"))
-    monkeypatch.setattr("dearli_d2.data.mappers.read_image", lambda _: ramp)
-    monkeypatch.setattr(mapper, "strong", lambda image: 255 - image)
-    sizes = set()
-    for seed in range(12):
-        with seeded(seed):
-            sample = mapper({"file_name": "x", "image_id": 1})
-        valid = sample["valid"]
-        assert torch.equal(sample["strong"][:, valid], 255 - sample["image"][:, valid])
-        assert (sample["image"][:, ~valid] == 128).all()
-        assert (sample["strong"][:, ~valid] == 128).all()
-        sizes.add(int(valid.sum()))
-    assert len(sizes) > 1  # some views are smaller than the crop
-
-
-def test_strong_photometry_moves_nothing_and_changes_much():
-    image = np.zeros((64, 64, 3), np.uint8)
-    image[20:40, 24:50] = (200, 90, 30)
-    inside = np.zeros((64, 64), bool)
-    inside[22:38, 26:48] = True  # away from the border, which blur softens
-    outside = ~inside
-    outside[15:45, 19:55] = False
-    results = []
-    for seed in range(20):
-        with seeded(seed):
-            strong = StrongPhotometry(blur_sigma=(0.1, 0.5))(image)
-        assert strong.shape == image.shape
-        assert strong.dtype == np.uint8
-        assert np.ptp(strong[inside].astype(int), axis=0).max() <= 2  # one colour where there was one
-        assert np.ptp(strong[outside].astype(int), axis=0).max() <= 2
-        results.append(strong)
-    grey = [(np.ptp(r.astype(int), axis=-1) == 0).all() for r in results]
-    assert 0 < sum(grey) < 12
-    assert len({r.tobytes() for r in results}) == 20
-
-
-def test_photometry_repeats_with_its_seed_and_leaves_the_generators():
-    image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    results = []
-    for _ in range(2):
-        with seeded(3, 4):
-            results.append(StrongPhotometry()(image))
-    assert np.array_equal(*results)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_streams_resume_at_the_same_samples_and_differ_from_each_other(ssl_config):
-    cfg = ssl_config("DATASETS.UNLABELED", "('miniworld_train@0.05',)")  # the same images in both streams
-    stream = build_streams(cfg)
-    batches = [next(stream) for _ in range(4)]
-    again = next(build_streams(cfg, start_iteration=3))
-    for name in ("labeled", "unlabeled"):
-        assert [x["file_name"] for x in again[name]] == [x["file_name"] for x in batches[3][name]]
-        assert torch.equal(again[name][0]["image"], batches[3][name][0]["image"])
-    assert torch.equal(again["unlabeled"][0]["strong"], batches[3]["unlabeled"][0]["strong"])
-    order = {name: [x["file_name"] for b in batches for x in b[name]] for name in batches[0]}
-    assert order["labeled"] != order["unlabeled"]
-
-
-def test_a_source_stream_has_losses_of_its_own(ssl_config):
-    cfg = ssl_config(
-        "DATASETS.SOURCE", "('miniworld_night_train',)", "SSL.SOURCE_IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1"
-    )
-    trainer = DualStreamTrainer(cfg)
-    trainer.train()
-    assert set(trainer.batch) == {"labeled", "source", "unlabeled"}
-    assert all("night" in x["file_name"] and "targets" in x for x in trainer.batch["source"])
-    losses = trainer.student(trainer.batch)
-    assert {"loss_ce", "source_loss_ce", "unlabeled_loss_ce"} <= set(losses)
-
-
-def test_unlabelled_samples_carry_no_annotation(ssl_config):
-    batch = next(build_streams(ssl_config("DATASETS.UNLABELED", "('miniworld_train',)")))
-    assert set(batch["unlabeled"][0]) == {"image", "strong", "valid", "file_name", "image_id"}
-
-
-# ---------------------------------------------------------------------------------------------- pseudo-labels
 
 
 def test_pseudo_labels_are_the_read_out_cut_to_valid_pixels(ssl_config):
@@ -350,92 +251,6 @@ def test_resume_after_kill_9_repeats_losses_student_and_teacher_bit_by_bit(tmp_p
     assert all(torch.equal(v, b["teacher"]["model"][k]) for k, v in a["teacher"]["model"].items())
 
 
-# ---------------------------------------------------------------------------------------------- warm-up
-
-
-@pytest.fixture
-def mask_folder(tmp_path):
-    folder = MaskFolder(tmp_path / "masks")
-    files = [d["file_name"] for d in dataset_dicts("miniworld_train@0.01")]
-    generate(files, ClassicalGenerator(), folder)
-    return folder
-
-
-@pytest.fixture
-def warmup_config(mini_config, mask_folder):
-    def make(*overrides: str):
-        return mini_config(
-            "DATASETS.TRAIN", "('miniworld_train@0.01',)", "DATASETS.MASKS", str(mask_folder.folder), *overrides,
-            file="warmup.yaml",
-        )  # fmt: skip
-
-    return make
-
-
-def test_warm_up_has_mask_losses_only_and_no_class_head(warmup_config):
-    trainer = DualStreamTrainer(warmup_config("SOLVER.MAX_ITER", "1"))
-    names = [n for n, _ in trainer.student.named_parameters()]
-    assert not any("class_embed" in n or ("logit_scale" in n and "backbone" not in n) or "void" in n for n in names)
-    batch = next(trainer.stream)
-    losses = trainer.student(batch)
-    assert {n.rpartition("_")[0] if n[-1].isdigit() else n for n in losses} == {"loss_mask", "loss_dice"}
-    sum(losses.values()).backward()
-    for name, parameter in trainer.student.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-    trainer.train()
-
-
-def test_warm_up_targets_are_all_masks_as_class_zero(warmup_config, mask_folder):
-    cfg = warmup_config("INPUT.CROP_SIZE", "128", "INPUT.SCALE_RANGE", "(1.0, 1.0)", "INPUT.RANDOM_FLIP", "none")
-    sample = next(build_streams(cfg))["labeled"][0]
-    masks = mask_folder.read(sample["file_name"])
-    assert len(masks) > 8
-    assert torch.equal(sample["targets"].masks, torch.from_numpy(masks))
-    assert (sample["targets"].labels == 0).all()
-    many = np.random.default_rng(0).random((53, 40, 30)) > 0.5  # more than one label image holds
-    from dearli_d2.data.mappers import _transform_masks
-    from dearli_d2.data.views import WeakGeometry
-
-    with seeded(1):
-        view = WeakGeometry(32, [1.2], 200)(np.zeros((40, 30, 3), np.uint8))
-    expected = np.stack([view.transform.apply_segmentation(m.astype(np.uint8)) for m in many]).astype(bool)
-    assert np.array_equal(_transform_masks(many, view.transform), expected)
-    assert _transform_masks(many[:0], view.transform).shape == (0, *expected.shape[1:])
-
-
-def test_warm_up_carries_over_exactly_the_decoder(warmup_config, ssl_config, tmp_path):
-    cfg = warmup_config("SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(tmp_path / "warm"))
-    DualStreamTrainer(cfg).train()
-    weights = tmp_path / "warm" / "model_final.pth"
-    trainer = DualStreamTrainer(ssl_config("MODEL.WEIGHTS", str(weights)))
-    warm = torch.load(weights, weights_only=True)["model"]
-    fresh = {n for n in trainer.student.state_dict() if n not in warm}
-    assert fresh == {
-        *(f"sem_seg_head.predictor.class_embed.layers.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")),
-        "sem_seg_head.predictor.logit_scale",
-        "void_embedding.weight",
-    }
-    for model in (trainer.student, trainer.teacher.model):  # both start from it
-        state = model.state_dict()
-        assert all(torch.equal(state[name], value) for name, value in warm.items())
-    report = load_weights(build_model(ssl_config()), weights, strict=False).carry_over()
-    lines = report.splitlines()
-    assert lines[0].startswith("  carried over: ")
-    assert "sem_seg_head.pixel_decoder" in lines[0]
-    assert "starts fresh: " in lines[1]
-    assert "class_embed" in lines[1]
-    assert "void_embedding" in lines[1]
-    assert lines[2] == "  not used: nothing"
-
-
-def test_masks_that_are_missing_stop_the_run_before_it_starts(warmup_config, mask_folder):
-    with pytest.raises(DatasetError, match=r"990 of 1000 images have no masks.*python -m dearli_d2.masks generate"):
-        DualStreamTrainer(warmup_config("DATASETS.TRAIN", "('miniworld_train',)"))
-    with pytest.raises(DatasetError, match="holds no manifest.json"):
-        DualStreamTrainer(warmup_config("DATASETS.MASKS", str(mask_folder.folder / "nowhere")))
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -444,6 +259,8 @@ def test_masks_that_are_missing_stop_the_run_before_it_starts(warmup_config, mas
         (("SSL.EMA_DECAY", "1.0"), "SSL.EMA_DECAY"),
         (("SSL.START", "5", "SSL.TEACHER_WEIGHTS", "x.pth"), "use one of them"),
         (("SSL.CUTMIX_AREA", "(0.5, 0.1)"), "SSL.CUTMIX_AREA"),
+        (("SSL.CUTMIX_AREA", "(0.6, 0.9)", "SSL.CUTMIX_ASPECT", "(2.0, 3.0)"), "do not fit into the crop"),
+        (("SSL.CUTMIX_AREA", "(1.0, 1.0)"), "do not fit into the crop"),
         (("TEST.WEIGHTS", "teacher", "DATASETS.UNLABELED", "()"), "there is no teacher"),
         (("TEST.WEIGHTS", "tutor"), "'student' or 'teacher' or 'both'"),
     ],

@@ -60,6 +60,20 @@ def scene(index: int, size: int = 96) -> np.ndarray:
     return miniworld.make_scene(0, index, size=size).image
 
 
+def test_classical_masks_find_most_segments():
+    """What the decoder warm-up learns from where there is no SAM: share of segments with a mask of IoU above 0.5."""
+    found = {True: [], False: []}
+    for scene_index in range(20):
+        made = miniworld.make_scene(0, scene_index)
+        masks = np.stack([rle.decode(m["segmentation"]) for m in ClassicalGenerator()([made.image])[0]]).astype(bool)
+        for index, cls in enumerate(made.classes, 1):
+            truth = made.segments == index
+            iou = (masks & truth).sum((1, 2)) / (masks | truth).sum((1, 2))
+            found[cls.isthing].append(iou.max() > 0.5)
+    assert np.mean(found[True]) > 0.6
+    assert np.mean(found[False]) > 0.8
+
+
 @pytest.mark.parametrize("nms", [0.7, 1.0])
 @pytest.mark.parametrize("shape", [(96, 96), (60, 96), (96, 70)])
 def test_sam_equals_the_automatic_mask_generator(shape, nms):

@@ -1,0 +1,92 @@
+"""Weak and strong views of unlabelled images, and their streams."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dearli_d2.data.build import build_streams, build_unlabeled_mapper
+from dearli_d2.data.streams import seeded
+from dearli_d2.data.views import StrongPhotometry
+from dearli_d2.engine.trainer import DualStreamTrainer
+
+
+def test_weak_and_strong_view_are_aligned_pixel_by_pixel(ssl_config, tmp_path, monkeypatch):
+    # every pixel of the image tells where it was; the strong part may change colours but must not move them
+    ramp = np.stack([*np.meshgrid(np.arange(100), np.arange(90)), np.full((90, 100), 7)], -1).astype(np.uint8)
+    mapper = build_unlabeled_mapper(ssl_config("INPUT.SCALE_RANGE", "(0.7, 1.8)", "INPUT.CROP_SIZE", "64"))
+    monkeypatch.setattr("dearli_d2.data.mappers.read_image", lambda _: ramp)
+    monkeypatch.setattr(mapper, "strong", lambda image: 255 - image)
+    sizes = set()
+    for seed in range(12):
+        with seeded(seed):
+            sample = mapper({"file_name": "x", "image_id": 1})
+        valid = sample["valid"]
+        assert torch.equal(sample["strong"][:, valid], 255 - sample["image"][:, valid])
+        assert (sample["image"][:, ~valid] == 128).all()
+        assert (sample["strong"][:, ~valid] == 128).all()
+        sizes.add(int(valid.sum()))
+    assert len(sizes) > 1  # some views are smaller than the crop
+
+
+def test_strong_photometry_moves_nothing_and_changes_much():
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[20:40, 24:50] = (200, 90, 30)
+    inside = np.zeros((64, 64), bool)
+    inside[22:38, 26:48] = True  # away from the border, which blur softens
+    outside = ~inside
+    outside[15:45, 19:55] = False
+    results = []
+    for seed in range(20):
+        with seeded(seed):
+            strong = StrongPhotometry(blur_sigma=(0.1, 0.5))(image)
+        assert strong.shape == image.shape
+        assert strong.dtype == np.uint8
+        assert np.ptp(strong[inside].astype(int), axis=0).max() <= 2  # one colour where there was one
+        assert np.ptp(strong[outside].astype(int), axis=0).max() <= 2
+        results.append(strong)
+    grey = [(np.ptp(r.astype(int), axis=-1) == 0).all() for r in results]
+    assert 0 < sum(grey) < 12
+    assert len({r.tobytes() for r in results}) == 20
+
+
+def test_photometry_repeats_with_its_seed_and_leaves_the_generators():
+    image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    results = []
+    for _ in range(2):
+        with seeded(3, 4):
+            results.append(StrongPhotometry()(image))
+    assert np.array_equal(*results)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_streams_resume_at_the_same_samples_and_differ_from_each_other(ssl_config):
+    cfg = ssl_config("DATASETS.UNLABELED", "('miniworld_train@0.05',)")  # the same images in both streams
+    stream = build_streams(cfg)
+    batches = [next(stream) for _ in range(4)]
+    again = next(build_streams(cfg, start_iteration=3))
+    for name in ("labeled", "unlabeled"):
+        assert [x["file_name"] for x in again[name]] == [x["file_name"] for x in batches[3][name]]
+        assert torch.equal(again[name][0]["image"], batches[3][name][0]["image"])
+    assert torch.equal(again["unlabeled"][0]["strong"], batches[3]["unlabeled"][0]["strong"])
+    order = {name: [x["file_name"] for b in batches for x in b[name]] for name in batches[0]}
+    assert order["labeled"] != order["unlabeled"]
+
+
+def test_a_source_stream_has_losses_of_its_own(ssl_config):
+    cfg = ssl_config(
+        "DATASETS.SOURCE", "('miniworld_night_train',)", "SSL.SOURCE_IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1"
+    )
+    trainer = DualStreamTrainer(cfg)
+    trainer.train()
+    assert set(trainer.batch) == {"labeled", "source", "unlabeled"}
+    assert all("night" in x["file_name"] and "targets" in x for x in trainer.batch["source"])
+    losses = trainer.student(trainer.batch)
+    assert {"loss_ce", "source_loss_ce", "unlabeled_loss_ce"} <= set(losses)
+
+
+def test_unlabelled_samples_carry_no_annotation(ssl_config):
+    batch = next(build_streams(ssl_config("DATASETS.UNLABELED", "('miniworld_train',)")))
+    assert set(batch["unlabeled"][0]) == {"image", "strong", "valid", "file_name", "image_id"}
