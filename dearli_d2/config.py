@@ -58,11 +58,33 @@ def add_dearli_config(cfg: CfgNode) -> None:
 
     cfg.MODEL.TEXT = CfgNode()
     cfg.MODEL.TEXT.CLASS_NAMES = ""  # file of `id:name,synonym,...`; "" = the names in the data set's JSON file
-    cfg.MODEL.TEXT.TEMPLATES = "imagenet"  # "imagenet" (80), "simple" (7), "name", or a file with one template a line
+    cfg.MODEL.TEXT.TEMPLATES = "imagenet"  # "imagenet" (80), "simple" (7), "photo", "name", or a file of them
+    cfg.MODEL.TEXT.ENCODER = ""  # open_clip model beside a backbone without text (HVL); "" = the backbone's own
+    cfg.MODEL.TEXT.WEIGHTS = ""  # of that model: pretrained tag, "shipped" or a file
     cfg.MODEL.ENSEMBLE = CfgNode()  # geometric ensembling with zero-shot CLIP (DEARLi, eq. 6)
     cfg.MODEL.ENSEMBLE.ALPHA = 0.6  # weight of the learned posterior (DEARLi, Tab. 8)
     cfg.MODEL.ENSEMBLE.AT_INFERENCE = True
     cfg.MODEL.ENSEMBLE.IN_PSEUDO_LABELS = True
+
+    cfg.MODEL.HVL = CfgNode()  # used where MODEL.META_ARCHITECTURE is "HVL"
+    cfg.MODEL.HVL.TEXTUAL_QUERIES = True  # HTQG; False = free queries alone, as in Mask2Former
+    cfg.MODEL.HVL.REFINEMENT = True  # PTRM
+    cfg.MODEL.HVL.JOINT_DECODER = True  # DQTD: textual and free queries attend to each other
+    cfg.MODEL.HVL.PROMPT_TOKENS = 8
+    cfg.MODEL.HVL.PER_CLASS_PROMPTS = False
+    # where there is no ground truth a class is present by CLIP's view of the "image" (the paper), of its "dense" cells, or
+    # always, "all"
+    cfg.MODEL.HVL.PRESENCE = "image"
+    cfg.MODEL.HVL.PRESENCE_THRESHOLD = 0.05  # of the zero-shot posterior, relative to the best class's
+    cfg.MODEL.HVL.INFERENCE = "marginal"  # over queries, or "argmax": the class of the strongest mask (the paper)
+    cfg.MODEL.HVL.DIVERSITY_WEIGHT = 0.1  # L_div; the paper gives no weights for this and the next two
+    cfg.MODEL.HVL.PROMPT_WEIGHT = 0.1  # L_prompt = L_topo + L_anchor
+    cfg.MODEL.HVL.ANCHOR_BETA = 1.0  # of the separating part of L_anchor
+    cfg.MODEL.HVL.VL_WEIGHT = 0.1  # L_vl = ALIGN_WEIGHT L_align + MASK_WEIGHT L_mask
+    cfg.MODEL.HVL.ALIGN_WEIGHT = 1.0
+    cfg.MODEL.HVL.MASK_WEIGHT = 1.0
+    cfg.MODEL.HVL.TEMPERATURE = 0.07  # of L_align
+    cfg.MODEL.HVL.ENTROPY_WEIGHT = 0.01  # of unlabelled images
 
     cfg.DATASETS.UNLABELED = ()  # names of data sets or views; their annotations are never read for training
     cfg.DATASETS.SOURCE = ()  # labelled data of another domain, a stream of its own; classes as those of DATASETS.TRAIN
@@ -92,6 +114,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.SSL.OBJECT_THRESHOLD = 0.0  # of the class posterior of a pseudo-segment
     cfg.SSL.OVERLAP_THRESHOLD = 0.8  # share of its own mask that a pseudo-segment must win
     cfg.SSL.MIN_AREA = 0  # pixels of a pseudo-segment
+    cfg.SSL.CONFIDENCE = 0.95  # semantic pseudo-labels: least probability of a pixel's class, else it carries no loss
     cfg.SSL.JITTER = (0.8, 0.8, 0.8, 0.2)  # strong view: brightness, contrast, saturation, hue
     cfg.SSL.GREYSCALE = 0.2  # probability
     cfg.SSL.BLUR = 0.5  # probability
@@ -114,9 +137,15 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.INPUT.MIN_SIZE_TEST = 640
     cfg.INPUT.MAX_SIZE_TEST = 2560
     cfg.INPUT.COLOR_AUG_SSD = True  # of labelled images
+    cfg.INPUT.TARGETS = "panoptic"  # or "semantic": one segment a class, unannotated pixels carry no loss
     cfg.INPUT.PAD_VALUE = 128  # 0..255; padded pixels carry no loss
 
     cfg.DATALOADER.NUM_WORKERS = 4
+    cfg.DATALOADER.RARE_CLASS_SAMPLING = (
+        False  # of labelled images: first a class, rare ones as often, then an image of it
+    )
+    cfg.DATALOADER.RARE_CLASS_TEMPERATURE = 0.01  # a class is drawn with frequency^-temperature
+    cfg.DATALOADER.RARE_CLASS_AREA = 0.005  # share of an image from which on it counts for a class
 
     cfg.SOLVER.BASE_LR = 1e-4
     cfg.SOLVER.WEIGHT_DECAY = 0.05
@@ -141,6 +170,8 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.TEST.WEIGHTS = (
         "student"  # or "teacher", or "both": whose weights an evaluation uses; the best one is the first's
     )
+    cfg.TEST.WINDOW = 0  # pixels; semantic scores as the mean over sliding windows of this side, 0 = whole images
+    cfg.TEST.WINDOW_STRIDE = 0  # pixels; 0 = two thirds of the window
     cfg.TEST.BEST_METRIC = "panoptic/PQ"  # which checkpoint is `model_best.pth`
     cfg.TEST.PICTURES = 8  # overlays written after an evaluation
 
@@ -213,6 +244,33 @@ def _boxes_fit(area: float, aspect: Sequence[float]) -> bool:
     return area < 1 and max(aspect[0], area) < min(aspect[1], 1 / area)
 
 
+def _hvl_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
+    hvl, former = cfg.MODEL.HVL, cfg.MODEL.MASK_FORMER
+    textual = hvl.TEXTUAL_QUERIES
+    weights = ("DIVERSITY_WEIGHT", "PROMPT_WEIGHT", "VL_WEIGHT", "ALIGN_WEIGHT", "MASK_WEIGHT", "ENTROPY_WEIGHT")
+    return [
+        (
+            cfg.INPUT.TARGETS == "semantic" and not (cfg.TEST.PANOPTIC_ON or cfg.TEST.INSTANCE_ON),
+            "HVL segments semantically: INPUT.TARGETS semantic, TEST.PANOPTIC_ON and TEST.INSTANCE_ON False",
+        ),
+        (cfg.MODEL.CLASSIFIER == "linear", "HVL has a linear classifier: MODEL.CLASSIFIER linear"),
+        *((hvl[key] >= 0, f"MODEL.HVL.{key} must be 0 or more") for key in weights),
+        (hvl.PROMPT_TOKENS >= 1, "MODEL.HVL.PROMPT_TOKENS must be positive"),
+        (0 <= hvl.PRESENCE_THRESHOLD <= 1, "MODEL.HVL.PRESENCE_THRESHOLD must be in 0..1"),
+        (hvl.TEMPERATURE > 0, "MODEL.HVL.TEMPERATURE must be positive"),
+        (textual or former.NUM_QUERIES, "HVL without MODEL.HVL.TEXTUAL_QUERIES needs MODEL.MASK_FORMER.NUM_QUERIES"),
+        (
+            not textual or cfg.MODEL.PIXEL_DECODER.DIM == former.HIDDEN_DIM,
+            "textual queries pass both decoders: MODEL.PIXEL_DECODER.DIM must equal MODEL.MASK_FORMER.HIDDEN_DIM",
+        ),
+        (
+            not (textual and hvl.VL_WEIGHT) or (not cfg.MODEL.BACKBONE.FREEZE and not cfg.MODEL.TEXT.ENCODER),
+            "MODEL.HVL.VL_WEIGHT trains the image tower of CLIP: it needs an OpenCLIP backbone with MODEL.BACKBONE.FREEZE "
+            "False; else set it to 0",
+        ),
+    ]
+
+
 def _validate(cfg: CfgNode) -> None:
     """Raises `ConfigError` for the first rule that does not hold."""
     former, decoder = cfg.MODEL.MASK_FORMER, cfg.MODEL.PIXEL_DECODER
@@ -224,6 +282,9 @@ def _validate(cfg: CfgNode) -> None:
         "SOLVER.AMP.DTYPE": (cfg.SOLVER.AMP.DTYPE, ("bfloat16", "float16")),
         "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": (cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE, ("full_model",)),
         "INPUT.FORMAT": (cfg.INPUT.FORMAT, ("RGB",)),
+        "INPUT.TARGETS": (cfg.INPUT.TARGETS, ("panoptic", "semantic")),
+        "MODEL.HVL.PRESENCE": (cfg.MODEL.HVL.PRESENCE, ("image", "dense", "all")),
+        "MODEL.HVL.INFERENCE": (cfg.MODEL.HVL.INFERENCE, ("marginal", "argmax")),
     }
     for key, (value, allowed) in one_of.items():
         if value not in allowed:
@@ -274,7 +335,25 @@ def _validate(cfg: CfgNode) -> None:
             _boxes_fit(cfg.SSL.CUTMIX_AREA[0], cfg.SSL.CUTMIX_ASPECT),
             "SSL.CUTMIX_AREA: boxes of the smallest area do not fit into the crop with any SSL.CUTMIX_ASPECT",
         ),
+        (0 <= cfg.SSL.CONFIDENCE <= 1, "SSL.CONFIDENCE must be in 0..1"),
+        (0 <= cfg.DATALOADER.RARE_CLASS_AREA < 1, "DATALOADER.RARE_CLASS_AREA must be in 0..1"),
+        (
+            cfg.TEST.WINDOW >= 0 and 0 <= cfg.TEST.WINDOW_STRIDE <= cfg.TEST.WINDOW,
+            "TEST.WINDOW must be 0 or more, TEST.WINDOW_STRIDE at most TEST.WINDOW",
+        ),
+        (
+            not cfg.TEST.WINDOW or not (cfg.TEST.PANOPTIC_ON or cfg.TEST.INSTANCE_ON),
+            "TEST.WINDOW gives semantic scores only: TEST.PANOPTIC_ON and TEST.INSTANCE_ON must be off",
+        ),
+        *(_hvl_rules(cfg) if cfg.MODEL.META_ARCHITECTURE == "HVL" else []),
         (cfg.SSL.MONITOR_IMAGES >= 1, "SSL.MONITOR_IMAGES must be positive"),
+        (
+            cfg.INPUT.TARGETS == "panoptic"
+            or cfg.MODEL.META_ARCHITECTURE != "MaskFormer"
+            or not cfg.DATASETS.UNLABELED,
+            "MODEL.META_ARCHITECTURE MaskFormer makes panoptic pseudo-labels: INPUT.TARGETS must be panoptic; HVL with "
+            "MODEL.HVL.TEXTUAL_QUERIES False is its semantic counterpart",
+        ),
         (
             cfg.MODEL.CLASSIFIER != "none" or not (cfg.DATASETS.UNLABELED or cfg.DATASETS.TEST),
             'MODEL.CLASSIFIER "none" knows no classes: DATASETS.UNLABELED and DATASETS.TEST must be empty',

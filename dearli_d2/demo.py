@@ -58,7 +58,7 @@ RUNGS = (
 
 def climb(out: Path, seed: int, iterations: int, warmup: int) -> list[dict[str, float]]:
     """Trains (or resumes) every rung of one seed; scores by rung. Finished rungs are read from their results."""
-    partition = _write_partition(out / "lists", seed)
+    partition = write_partition(out / "lists", seed)
     masks = MaskFolder(out.parent / "masks")
     files = [d["file_name"] for name in (partition, f"{partition}:unlabeled") for d in dataset_dicts(name)]
     generate(files, ClassicalGenerator(), masks, batch_size=8)
@@ -84,7 +84,7 @@ def climb(out: Path, seed: int, iterations: int, warmup: int) -> list[dict[str, 
     return [_score(out, rung, base + overrides[rung.config]) for rung in RUNGS]
 
 
-def _write_partition(folder: Path, seed: int) -> str:
+def write_partition(folder: Path, seed: int) -> str:
     """The seed's `labeled.txt` and `unlabeled.txt`; returns the name of the labelled view."""
     stems = [Path(d["file_name"]).stem for d in dataset_dicts("miniworld_train")[:SCENES]]
     order = np.random.default_rng(seed).permutation(len(stems))

@@ -11,8 +11,14 @@ from detectron2.utils import comm
 from ..errors import DatasetError
 from ..masks.storage import MaskFolder
 from .catalog import dataset_dicts, taxonomy_of
-from .mappers import MaskTrainMapper, PanopticTrainMapper, UnlabeledTrainMapper
-from .streams import build_stream
+from .mappers import (
+    MaskTrainMapper,
+    PanopticTrainMapper,
+    UnlabeledTrainMapper,
+    panoptic_targets,
+    semantic_targets,
+)
+from .streams import RareClassOrder, build_stream
 from .views import ColorAugmentation, StrongPhotometry, WeakGeometry, scale_steps
 
 
@@ -47,7 +53,16 @@ def build_labeled_mapper(cfg: CfgNode) -> Callable[[dict], dict]:
     options = _geometry(cfg), color, cfg.INPUT.CROP_SIZE, cfg.INPUT.PAD_VALUE
     if cfg.MODEL.CLASSIFIER == "none":
         return MaskTrainMapper(MaskFolder(cfg.DATASETS.MASKS), *options)
-    return PanopticTrainMapper(*options)
+    return PanopticTrainMapper(
+        *options, targets=semantic_targets if cfg.INPUT.TARGETS == "semantic" else panoptic_targets
+    )
+
+
+def _labeled_order(cfg: CfgNode, dicts: list[dict], seed: int) -> RareClassOrder | None:
+    loader = cfg.DATALOADER
+    if not loader.RARE_CLASS_SAMPLING:
+        return None
+    return RareClassOrder(dicts, cfg.MODEL.NUM_CLASSES, loader.RARE_CLASS_TEMPERATURE, loader.RARE_CLASS_AREA, seed)
 
 
 def build_unlabeled_mapper(cfg: CfgNode) -> UnlabeledTrainMapper:
@@ -82,7 +97,15 @@ def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, 
         name: (
             first,
             build_stream(
-                dicts, mapper, batch // world_size, seed, max(start_iteration - first, 0), rank, world_size, workers
+                dicts,
+                mapper,
+                batch // world_size,
+                seed,
+                max(start_iteration - first, 0),
+                rank,
+                world_size,
+                workers,
+                None if name == "unlabeled" else _labeled_order(cfg, dicts, seed),
             ),
         )
         for name, (first, dicts, mapper, batch, seed) in parts.items()

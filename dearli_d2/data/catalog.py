@@ -118,7 +118,7 @@ def dataset_dicts(name: str) -> list[dict]:
     """The images of a data set or view, as detectron2 dicts.
 
     Each has "file_name", "image_id", "height", "width" and, unless unlabelled, "pan_seg_file_name", "segments_info"
-    ("id", contiguous "category_id", "iscrowd") and perhaps "sem_seg_file_name".
+    ("id", contiguous "category_id", "iscrowd", "area" in pixels or None) and perhaps "sem_seg_file_name".
 
     Raises:
         DatasetError: see `validation` for what is checked beyond the JSON file.
@@ -209,7 +209,12 @@ def _read_json(path: Path, stamp: float, name: str) -> tuple[list[dict], Taxonom
             "image": by_id[a["image_id"]],
             "png": a["file_name"],
             "segments": [
-                {"id": s["id"], "category_id": contiguous[s["category_id"]], "iscrowd": s.get("iscrowd", 0)}
+                {
+                    "id": s["id"],
+                    "category_id": contiguous[s["category_id"]],
+                    "iscrowd": s.get("iscrowd", 0),
+                    "area": s.get("area"),
+                }
                 for s in a["segments_info"]
             ],
         }
@@ -352,6 +357,22 @@ def _coco(split: str, kind: str, script: str) -> PanopticSource:
     )  # fmt: skip
 
 
+def _pascal_voc(split: str) -> PanopticSource:
+    root = datasets_root() / "VOCdevkit" / "VOC2012"
+    return PanopticSource(
+        root / "JPEGImages", root / f"semantic_{split}.json", root / f"semantic_{split}", None,
+        datasets_root() / "partitions" / "pascal", hint="run python datasets/prepare_pascal_voc.py",
+    )  # fmt: skip
+
+
+def _cityscapes(split: str) -> PanopticSource:
+    root = datasets_root() / "cityscapes"
+    return PanopticSource(
+        root / "leftImg8bit" / split, root / f"semantic_{split}.json", root / f"semantic_{split}", None,
+        datasets_root() / "partitions" / "cityscapes", hint="run python datasets/prepare_cityscapes.py",
+    )  # fmt: skip
+
+
 for _split in ("train", "val"):
     register(f"miniworld_{_split}", lambda split=_split: _miniworld("day", split))
     register(f"miniworld_night_{_split}", lambda split=_split: _miniworld("night", split))
@@ -359,3 +380,5 @@ for _split in ("train", "val"):
     register(f"ade20k_panoptic_{_split}", lambda split=_split: _ade20k(split))
     register(f"coco_panoptic_{_split}", lambda split=_split: _coco(split, "panoptic", "prepare_coco.py"))
     register(f"coco_objects_{_split}", lambda split=_split: _coco(split, "panoptic_objects", "prepare_coco_objects.py"))
+    register(f"pascal_voc_{_split}", lambda split=_split: _pascal_voc(split))
+    register(f"cityscapes_{_split}", lambda split=_split: _cityscapes(split))

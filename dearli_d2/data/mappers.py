@@ -48,6 +48,17 @@ def panoptic_targets(ids: np.ndarray, segments_info: list[dict]) -> Targets:
     return Targets(labels[visible], masks[visible])
 
 
+def semantic_targets(ids: np.ndarray, segments_info: list[dict]) -> Targets:
+    """One mask a class that is visible in `ids` (H, W); pixels of no segment, and of crowds, are not valid."""
+    class_of = {s["id"]: s["category_id"] for s in segments_info if not s["iscrowd"]}
+    values, inverse = np.unique(ids, return_inverse=True)
+    classes = np.array([class_of.get(v, -1) for v in values.tolist()], dtype=np.int64)
+    semantic = torch.from_numpy(classes[inverse.reshape(ids.shape)])
+    labels = semantic.unique()
+    labels = labels[labels >= 0]
+    return Targets(labels, semantic == labels[:, None, None], semantic >= 0)
+
+
 class PanopticTrainMapper:
     """Labelled training images.
 
@@ -56,6 +67,7 @@ class PanopticTrainMapper:
         color: photometric augmentation of the view's image, or None.
         pad_to: side in pixels to which the view is padded on the right and at the bottom, without a loss there.
         pad_value: 0..255.
+        targets: `panoptic_targets` or `semantic_targets`.
     """
 
     def __init__(
@@ -64,8 +76,10 @@ class PanopticTrainMapper:
         color: Callable[[np.ndarray], np.ndarray] | None,
         pad_to: int,
         pad_value: int = 128,
+        targets: Callable[[np.ndarray, list[dict]], Targets] = panoptic_targets,
     ) -> None:
         self.geometry, self.color, self.pad_to, self.pad_value = geometry, color, pad_to, pad_value
+        self.targets = targets
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Returns "image" (3, S, S) uint8, "targets" (S x S), "file_name", "image_id"."""
@@ -77,7 +91,7 @@ class PanopticTrainMapper:
             )
         view = self.geometry(image)
         ids = segment_ids(view.transform.apply_segmentation(rgb))
-        targets = panoptic_targets(ids, dataset_dict["segments_info"]).padded(self.pad_to, self.pad_to)
+        targets = self.targets(ids, dataset_dict["segments_info"]).padded(self.pad_to, self.pad_to)
         pixels = view.image if self.color is None else self.color(view.image)
         return {
             "image": pad_image(pixels, self.pad_to, self.pad_value),

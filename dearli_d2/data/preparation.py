@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..errors import DatasetError, first_few
 from ..files import write_atomically, write_json
+from .taxonomy import spread_colors
 
 
 def save_png(path: Path, array: np.ndarray) -> None:
@@ -30,6 +31,30 @@ def segment_info(identifier: int, category_id: int, mask: np.ndarray) -> dict:
     rows, columns = np.nonzero(mask)
     box = [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
     return {"id": identifier, "category_id": category_id, "area": len(rows), "bbox": box, "iscrowd": 0}
+
+
+def semantic_segments(semantic: np.ndarray, num_classes: int, file: Path) -> tuple[np.ndarray, list[dict]]:
+    """One segment a class of a (H, W) map of contiguous class ids, 255 = ignore: (H, W) segment ids and their infos.
+
+    Raises:
+        DatasetError: an id outside the table, with the name of the file.
+    """
+    values = np.unique(semantic)
+    wrong = values[(values >= num_classes) & (values != 255)]
+    if len(wrong):
+        raise DatasetError(f"{file}: class id {int(wrong[0])} is not in 0..{num_classes - 1}, and not 255 (ignore)")
+    ids = np.where(semantic == 255, 0, semantic.astype(np.int64) + 1)
+    return ids, [segment_info(int(v) + 1, int(v), semantic == v) for v in values if v != 255]
+
+
+def categories_of(classes: Sequence[str], colors: Sequence[Sequence[int]] | None = None) -> list[dict]:
+    """COCO categories 0, 1, ... without instances, from lines "name, synonym, ..."."""
+    colors = colors or spread_colors(len(classes))
+    categories = []
+    for number, (line, color) in enumerate(zip(classes, colors, strict=True)):
+        name, *synonyms = (part.strip() for part in line.split(","))
+        categories.append({"id": number, "name": name, "synonyms": synonyms, "isthing": 0, "color": list(color)})
+    return categories
 
 
 def convert_all(
@@ -101,12 +126,18 @@ def check_pairs(images: Path, labels: Sequence[Path], split: str, expected: int 
 
 
 def write_panoptic_json(path: Path, records: list[dict], categories: list[dict]) -> None:
-    """COCO-panoptic JSON from records {"stem", "height", "width", "segments_info"}."""
+    """COCO-panoptic JSON from records {"stem", "height", "width", "segments_info"} and perhaps "image", the file below the
+    image folder where it is not stem.jpg."""
     write_json(
         path,
         {
             "images": [
-                {"id": r["stem"], "file_name": f"{r['stem']}.jpg", "height": r["height"], "width": r["width"]}
+                {
+                    "id": r["stem"],
+                    "file_name": r.get("image", f"{r['stem']}.jpg"),
+                    "height": r["height"],
+                    "width": r["width"],
+                }
                 for r in records
             ],
             "annotations": [

@@ -10,24 +10,78 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import DatasetError
 
-class PositionDataset(Dataset):
-    """Endless shuffled passes over `dicts`, addressed by position.
 
-    Position p is element p mod n of a permutation seeded by (seed, p div n); its augmentation is seeded by (seed, p).
-    """
+class ShuffledOrder:
+    """Endless shuffled passes over `count` images: position p is element p mod n of a permutation seeded by
+    (seed, p div n)."""
 
-    def __init__(self, dicts: list[dict], mapper: Callable[[dict], dict], seed: int) -> None:
-        self.dicts, self.mapper, self.seed = dicts, mapper, seed
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
         self._pass, self._order = -1, np.empty(0, dtype=np.int64)
 
-    def __getitem__(self, position: int) -> dict:
-        which, offset = divmod(position, len(self.dicts))
+    def __call__(self, position: int) -> int:
+        which, offset = divmod(position, self.count)
         if which != self._pass:
             self._pass = which
-            self._order = np.random.default_rng([self.seed, which]).permutation(len(self.dicts))
+            self._order = np.random.default_rng([self.seed, which]).permutation(self.count)
+        return int(self._order[offset])
+
+
+class RareClassOrder:
+    """Each position draws a class with probability proportional to its frequency^-temperature, then an image that has it;
+    seeded by (seed, p). At temperature 0 all classes are as likely.
+
+    Args:
+        dicts: with "area" of segments. num_classes: K. area: share of an image from which on it counts for a class.
+
+    Raises:
+        DatasetError: annotations without areas, or no image that counts for any class.
+    """
+
+    def __init__(self, dicts: list[dict], num_classes: int, temperature: float, area: float, seed: int) -> None:
+        self.seed = seed
+        shares = np.zeros((len(dicts), num_classes))
+        for row, d in zip(shares, dicts, strict=True):
+            for segment in d["segments_info"]:
+                if segment["area"] is None:
+                    raise DatasetError(
+                        f"{d['pan_seg_file_name']}: its segments have no 'area' in the JSON file, which "
+                        "DATALOADER.RARE_CLASS_SAMPLING needs"
+                    )
+                if not segment["iscrowd"]:
+                    row[segment["category_id"]] += segment["area"] / (d["height"] * d["width"])
+        members = [np.nonzero(column >= area)[0] if area else np.nonzero(column)[0] for column in shares.T]
+        self.classes = [c for c, images in enumerate(members) if len(images)]
+        if not self.classes:
+            raise DatasetError(f"DATALOADER.RARE_CLASS_AREA {area}: no class covers as much of any image")
+        self.images = [members[c] for c in self.classes]
+        weight = shares.mean(0)[self.classes] ** -temperature
+        self.probability = weight / weight.sum()
+
+    def __call__(self, position: int) -> int:
+        rng = np.random.default_rng([self.seed, position])
+        return int(rng.choice(self.images[rng.choice(len(self.classes), p=self.probability)]))
+
+
+class PositionDataset(Dataset):
+    """Images addressed by position in an endless order; the augmentation of position p is seeded by (seed, p)."""
+
+    def __init__(
+        self,
+        dicts: list[dict],
+        mapper: Callable[[dict], dict],
+        seed: int,
+        order: Callable[[int], int] | None = None,
+    ) -> None:
+        self.dicts, self.mapper, self.seed = dicts, mapper, seed
+        self.order = order or ShuffledOrder(len(dicts), seed)
+
+    def __getitem__(self, position: int) -> dict:
+        chosen = self.dicts[self.order(position)]
         with seeded(self.seed, position):
-            return self.mapper(self.dicts[self._order[offset]])
+            return self.mapper(chosen)
 
 
 @contextmanager
@@ -69,15 +123,17 @@ def build_stream(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    order: Callable[[int], int] | None = None,
 ) -> Iterator[list[dict]]:
     """Endless batches (lists of mapped dicts).
 
     Args:
+        order: which image a position is; None = `ShuffledOrder`.
         batch_size: images of this rank in a step. start_iteration: steps already done.
     """
     return iter(
         DataLoader(
-            PositionDataset(dicts, mapper, seed),
+            PositionDataset(dicts, mapper, seed, order),
             batch_sampler=_Positions(start_iteration, batch_size, rank, world_size),
             num_workers=num_workers,
             collate_fn=list,

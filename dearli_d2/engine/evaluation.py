@@ -74,7 +74,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def write_pictures(cfg: CfgNode, model: nn.Module, dicts: list[dict], folder: Path) -> None:
     """Image, prediction and ground truth side by side for TEST.PICTURES images, evenly spread."""
-    if not (cfg.TEST.PICTURES and cfg.TEST.PANOPTIC_ON):
+    if not (cfg.TEST.PICTURES and (cfg.TEST.PANOPTIC_ON or cfg.TEST.SEMANTIC_ON)):
         return
     model = unwrap(model)
     training, mapper = model.training, TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
@@ -82,9 +82,16 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dicts: list[dict], folder: Pa
     for index in np.linspace(0, len(dicts) - 1, min(cfg.TEST.PICTURES, len(dicts))).astype(int):
         d = dicts[index]
         with autocast(cfg):
-            panoptic, segments = model([mapper(d)])[0]["panoptic_seg"]
+            output = model([mapper(d)])[0]
+        panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else _one_segment_a_class(output)
         path = folder / "pictures" / f"{Path(d['file_name']).stem}.png"
         save_prediction_picture(
             path, read_image(d["file_name"]), panoptic.cpu().numpy(), segments, model.taxonomy, truth=d
         )
     model.train(training)
+
+
+def _one_segment_a_class(output: dict) -> tuple[torch.Tensor, list[dict]]:
+    """A semantic prediction in the form of a panoptic one."""
+    best = output["sem_seg"].argmax(0)
+    return best + 1, [{"id": c + 1, "category_id": c} for c in best.unique().tolist()]

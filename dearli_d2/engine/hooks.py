@@ -11,10 +11,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
 from ..data.catalog import annotated_dicts
-from ..data.mappers import TestMapper, read_panoptic, segment_ids
-from ..evaluation import PanopticQuality
+from ..data.mappers import TestMapper
+from ..evaluation.label_quality import PanopticLabelQuality, SemanticLabelQuality
 from ..files import write_atomically
-from ..structures import Targets
 from ..visualization import sample_sheet
 from .optimizer import autocast
 
@@ -56,9 +55,10 @@ class PictureHook(HookBase):
 
 
 class PseudoLabelMonitor(HookBase):
-    """Panoptic quality of the teacher's pseudo-labels, for unlabelled images whose annotations exist (on benchmarks the
-    "unlabelled" part has them): a diagnosis, nothing that training could learn from. Logged as "pseudo_label/PQ"; at the
-    first step with unlabelled images, then every `period` ones."""
+    """Quality of the teacher's pseudo-labels, for unlabelled images whose annotations exist (on benchmarks the "unlabelled"
+    part has them): a diagnosis, nothing that training could learn from. Logged as "pseudo_label/PQ", of semantic ones as
+    "pseudo_label/mIoU" of the pixels that carry a loss and "pseudo_label/coverage", their share in percent; at the first
+    step with unlabelled images, then every `period` ones."""
 
     def __init__(self, period: int, images: int) -> None:
         self.period, self.images = period, images
@@ -78,26 +78,18 @@ class PseudoLabelMonitor(HookBase):
         begin = self.trainer.cfg.SSL.START + 1
         if not (done >= begin and (done % self.period == 0 or done in (begin, self.trainer.max_iter))):
             return
-        quality = PanopticQuality(len(self.trainer.taxonomy))
+        semantic = self.trainer.cfg.INPUT.TARGETS == "semantic"
+        quality = (SemanticLabelQuality if semantic else PanopticLabelQuality)(self.trainer.taxonomy)
         for d in self.dicts:
             with autocast(self.trainer.cfg):
                 targets = self.trainer.teacher.pseudo_label([{"image": self.mapper(d)["image"]}])[0]
-            add_targets(quality, targets, d)
+            quality.add(targets, d)
         for part in comm.gather(quality)[1:]:  # on the main process the others' counts, else nothing
             quality.merge(part)
         if comm.is_main_process() and self.dicts:
-            scores = quality.summary(self.trainer.taxonomy.thing_ids)
+            scores = quality.scores()
             get_event_storage().put_scalars(
-                smoothing_hint=False, **{f"pseudo_label/{name}": scores[name] for name in ("PQ", "SQ", "RQ")}
+                smoothing_hint=False, **{f"pseudo_label/{name}": value for name, value in scores.items()}
             )
-            logger.info("iteration %d: pseudo-labels of %d images: PQ %.1f", done, self.count, scores["PQ"])
-
-
-def add_targets(quality: PanopticQuality, targets: Targets, truth: dict) -> None:
-    """Counts targets that do not overlap (at the size of the network's input) against the annotation of a data-set dict,
-    which is brought to their size."""
-    height, width = targets.masks.shape[1:]
-    ids = segment_ids(read_panoptic(truth["pan_seg_file_name"]))
-    rows = ((np.arange(height) + 0.5) * ids.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * ids.shape[1] / width).astype(int)
-    quality.add(*targets.panoptic(), ids[rows][:, columns], truth["segments_info"])
+            shown = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
+            logger.info("iteration %d: pseudo-labels of %d images: %s", done, self.count, shown)

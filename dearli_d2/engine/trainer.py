@@ -142,7 +142,8 @@ class DualStreamTrainer(TrainerBase):
             return None
         ssl = self.cfg.SSL
         cutmix = CutMix(ssl.CUTMIX, ssl.CUTMIX_AREA, ssl.CUTMIX_ASPECT) if ssl.CUTMIX else None
-        return PseudoLabeler(self.teacher, cutmix, self.taxonomy.thing_ids, self.student.device)
+        things = self.taxonomy.thing_ids if self.cfg.INPUT.TARGETS == "panoptic" else ()
+        return PseudoLabeler(self.teacher, cutmix, things, self.student.device)
 
     def _build_hooks(self) -> list[hooks.HookBase]:
         cfg = self.cfg

@@ -11,6 +11,7 @@ from ..data.taxonomy import Taxonomy
 from ..errors import ConfigError, DatasetError
 from .backbone import open_clip as _open_clip  # noqa: F401  registration
 from .backbone import timm as _timm  # noqa: F401  registration
+from .meta_arch import hvl as _hvl  # noqa: F401  registration
 from .meta_arch import mask_former as _mask_former  # noqa: F401  registration
 
 

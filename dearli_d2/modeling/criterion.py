@@ -83,7 +83,7 @@ class SetCriterion(nn.Module):
     ) -> dict[str, torch.Tensor]:
         losses = {}
         if self.class_weight:
-            losses["loss_ce"] = self.class_weight * self._class_losses(class_logits, targets, matches)
+            losses["loss_ce"] = self.class_weight * self._class_losses(class_logits, targets, matches, output.absent)
         bce, dice = self._mask_losses(output, targets, matches)
         losses["loss_mask"], losses["loss_dice"] = self.mask_weight * bce, self.dice_weight * dice
         last = len(class_logits) - 1
@@ -93,36 +93,40 @@ class SetCriterion(nn.Module):
             for index, loss in enumerate(per_prediction.unbind())
         }
 
-    def _class_losses(self, class_logits: torch.Tensor, targets: Sequence[Targets], matches: Matches) -> torch.Tensor:
-        """(R,): cross-entropy over all queries, unmatched ones as no-object."""
+    def _class_losses(
+        self, class_logits: torch.Tensor, targets: Sequence[Targets], matches: Matches, absent: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(R,): cross-entropy over all queries that are not absent, unmatched ones as no-object."""
         logits = class_logits.float()
         no_object = logits.shape[-1] - 1
         classes = torch.full(logits.shape[:3], no_object, device=logits.device)
         labels = torch.cat([t.labels for t in targets])
-        prediction = torch.arange(len(logits), device=logits.device)[:, None].expand_as(matches.query)
+        prediction = torch.arange(len(logits), device=logits.device)[:, None, None].expand_as(matches.query)
         # a segment without a query writes into a spare column, which is cut off
         column = torch.where(matches.matched > 0, matches.query, logits.shape[2])
         classes = F.pad(classes, (0, 1), value=no_object)
-        classes[prediction, matches.image.expand_as(column), column] = labels.expand_as(column)
+        classes[prediction, matches.image[:, None].expand_as(column), column] = labels[:, None].expand_as(column)
         classes = classes[..., :-1]
         loss = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), self.empty_weight, reduction="none")
-        total = self.empty_weight[classes].flatten(1).sum(-1)
-        return loss.view(len(logits), -1).sum(-1) / total
+        loss, weight = loss.view_as(classes), self.empty_weight[classes]
+        if absent is not None:
+            loss, weight = loss.masked_fill(absent, 0), weight.masked_fill(absent, 0)
+        return loss.flatten(1).sum(-1) / weight.flatten(1).sum(-1)
 
     def _mask_losses(
         self, output: DecoderOutput, targets: Sequence[Targets], matches: Matches
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(R,) binary cross-entropy and (R,) dice, each summed over masks and divided by the mean number of masks of
-        all ranks."""
-        predictions, total = matches.query.shape
+        """(R,) binary cross-entropy and (R,) dice, each averaged over a segment's queries, summed over segments and divided
+        by the mean number of segments of all ranks."""
+        predictions, total, group = matches.query.shape
         num_masks = self._mean_number_of_masks(targets, output.mask_features.device)
         if not total:  # the loss must still be connected to every parameter (data-parallel training)
             nothing = 0 * (output.mask_features.float().sum() + output.mask_embeddings.float().sum())
             return nothing.expand(predictions), nothing.expand(predictions)
         # dice sums thousands of points: fp32
         with torch.autocast(output.mask_features.device.type, enabled=False):
-            logits = _matched_logits(output, matches, [len(t) for t in targets])  # (T, R, h, w)
-            points = self._choose_points(logits.flatten(0, 1)[:, None])  # (T R, P, 2)
+            logits = _matched_logits(output, matches, [len(t) for t in targets])  # (T, R G, h, w)
+            points = self._choose_points(logits.flatten(0, 1)[:, None])  # (T R G, P, 2)
             sampled = sample_points(logits.flatten(0, 1)[:, None], points)[:, 0]
             per_target = points.view(total, -1, 2)
             masks = torch.cat([t.masks for t in targets])[:, None].float()
@@ -130,9 +134,9 @@ class SetCriterion(nn.Module):
             by_image = [p.flatten(0, 1) for p in per_target.split([len(t) for t in targets])]
             validity = sample_validity(targets, by_image)
             valid = None if validity is None else torch.cat(validity).view_as(sampled)
-            weight = matches.matched.T / num_masks  # (T, R)
-            bce = (mask_bce(sampled, labels, valid).view(total, -1) * weight).sum(0)
-            dice = (mask_dice(sampled, labels, valid).view(total, -1) * weight).sum(0)
+            weight = matches.matched / (num_masks * group)
+            bce = (_by_match(mask_bce(sampled, labels, valid), matches) * weight).sum((1, 2))
+            dice = (_by_match(mask_dice(sampled, labels, valid), matches) * weight).sum((1, 2))
         return bce, dice
 
     @torch.no_grad()
@@ -159,11 +163,18 @@ class SetCriterion(nn.Module):
         return max(count, 1.0)
 
 
+def _by_match(losses: torch.Tensor, matches: Matches) -> torch.Tensor:
+    """(T R G,) to (R, T, G)."""
+    predictions, total, group = matches.query.shape
+    return losses.view(total, predictions, group).transpose(0, 1)
+
+
 def _matched_logits(output: DecoderOutput, matches: Matches, counts: list[int]) -> torch.Tensor:
-    """(T, R, h, w) mask logits of the matched queries only, in fp32."""
+    """(T, R G, h, w) mask logits of the matched queries only, in fp32."""
     embeddings = output.mask_embeddings.float()
-    prediction = torch.arange(len(embeddings), device=embeddings.device)[:, None]
-    chosen = embeddings[prediction, matches.image, matches.query].transpose(0, 1)  # (T, R, C)
+    prediction = torch.arange(len(embeddings), device=embeddings.device)[:, None, None]
+    chosen = embeddings[prediction, matches.image[:, None], matches.query]  # (R, T, G, C)
+    chosen = chosen.transpose(0, 1).flatten(1, 2)
     features = output.mask_features.float()
     maps = [e @ f for e, f in zip(chosen.split(counts), features.flatten(2), strict=True)]
     return torch.cat(maps).unflatten(-1, features.shape[-2:])

@@ -15,11 +15,11 @@ from .transformer_decoder import DecoderOutput
 
 @dataclass
 class Matches:
-    """Which query answers for which segment.
+    """Which queries answer for which segment.
 
-    `image` (T,) int64: image of each segment of the batch, one image after another. `query` (R, T) int64: its query in
-    each of the R predictions. `matched` (R, T) fp32: 0 where there were more segments than queries and this one got
-    none (its `query` is then 0), else 1. All on the device.
+    `image` (T,) int64: image of each segment of the batch, one image after another. `query` (R, T, G) int64: its G
+    queries in each of the R predictions (Hungarian matching: G = 1). `matched` (R, T, G) fp32: 0 where there is none,
+    as when there are more segments than queries (`query` is then 0), else 1. All on the device.
     """
 
     image: torch.Tensor
@@ -51,16 +51,16 @@ class HungarianMatcher:
         """
         device, counts = class_logits.device, [len(t) for t in targets]
         predictions, total = len(class_logits), sum(counts)
-        query = torch.zeros(predictions, total, dtype=torch.int64)
-        matched = torch.zeros(predictions, total)
+        query = torch.zeros(predictions, total, 1, dtype=torch.int64)
+        matched = torch.zeros(predictions, total, 1)
         if total:
             costs = self.costs(class_logits, output, targets).cpu().numpy()  # the one transfer of the step
             for r in range(predictions):
                 start = 0
                 for b, count in enumerate(counts):
                     queries, segments = linear_sum_assignment(costs[r, b, :, :count])
-                    query[r, start + segments] = torch.from_numpy(queries)
-                    matched[r, start + segments] = 1
+                    query[r, start + segments, 0] = torch.from_numpy(queries)
+                    matched[r, start + segments, 0] = 1
                     start += count
         image = image_of_target(targets)
         return Matches(*(x.to(device, non_blocking=True) for x in (image, query, matched)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from torch import nn
 
 from .deformable_attention import MSDeformAttn, Shapes
 from .position import sine_position
+
+# (index of the layer, (B, N, C) tokens, shapes of the levels that make up the N) to (B, N, C) tokens
+Refinement = Callable[[int, torch.Tensor, Shapes], torch.Tensor]
 
 
 @dataclass
@@ -123,8 +127,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.adapter_1 = _ConvNorm(in_channels[self.fine], dim, 1)
         self.layer_1 = _ConvNorm(dim, dim, 3)
 
-    def forward(self, features: dict[str, torch.Tensor]) -> PixelFeatures:
-        """`features`: name to (B, C_in, H, W) as in `in_channels`."""
+    def forward(self, features: dict[str, torch.Tensor], refine: Refinement | None = None) -> PixelFeatures:
+        """Args:
+        features: name to (B, C_in, H, W) as in `in_channels`.
+        refine: called after each layer of the encoder.
+        """
         maps = [proj(features[name]) for name, proj in zip(self.levels, self.input_proj, strict=True)]
         shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
         position = torch.cat(
@@ -135,8 +142,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
         )
         reference_points = torch.cat([_cell_centres(h, w, maps[0].device) for h, w in shapes])
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
-        for layer in self.transformer.encoder.layers:
+        for index, layer in enumerate(self.transformer.encoder.layers):
             tokens = layer(tokens, position, reference_points, shapes)
+            if refine is not None:
+                tokens = refine(index, tokens, shapes)
         maps = [
             level.transpose(1, 2).unflatten(2, shape)
             for level, shape in zip(tokens.split([h * w for h, w in shapes], 1), shapes, strict=True)

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..files import cache_dir, write_atomically
+from .prompts import text_tower_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,12 @@ Names = Sequence[Sequence[str]]
 
 
 def read_templates(source: str) -> list[str]:
-    """Prompt templates with one `{}`: "imagenet" (OpenAI's 80), "simple" (7 of them), "name" (the bare name), or the
-    path of a text file with one template a line."""
+    """Prompt templates with one `{}`: "imagenet" (OpenAI's 80), "simple" (7 of them), "photo" ("a photo of a {}"),
+    "name" (the bare name), or the path of a text file with one template a line."""
     lists = {
         "imagenet": lambda: [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES],
         "simple": lambda: [template("{}") for template in open_clip.SIMPLE_IMAGENET_TEMPLATES],
+        "photo": lambda: ["a photo of a {}"],
         "name": lambda: ["{}"],
     }
     if source in lists:
@@ -126,9 +128,12 @@ def _check_tokens(tokenizer, synonyms: Sequence[str], templates: Sequence[str]) 
 
 def _fingerprint(clip_model: nn.Module, model_name: str, synonyms: Sequence[str], templates: Sequence[str]) -> str:
     digest = hashlib.sha256(json.dumps([model_name, list(synonyms), list(templates)]).encode())
-    for name in ("text_projection", "ln_final.weight", "positional_embedding", "token_embedding.weight"):
-        weight = clip_model.get_parameter(name).detach().float()
+    tower = text_tower_of(clip_model)
+    names = ("ln_final.weight", "positional_embedding", "token_embedding.weight")
+    projection = [p for n, p in tower.named_parameters() if n.startswith("text_projection")]
+    for weight in (*projection, *map(tower.get_parameter, names)):
+        weight = weight.detach().float()
         digest.update(weight.double().sum().cpu().numpy().tobytes() + weight.flatten()[:4096].cpu().numpy().tobytes())
-    last_block = clip_model.transformer.resblocks[-1].mlp.c_proj.weight.detach().float()
+    last_block = tower.transformer.resblocks[-1].mlp.c_proj.weight.detach().float()
     digest.update(last_block.flatten()[:4096].cpu().numpy().tobytes())
     return digest.hexdigest()[:32]

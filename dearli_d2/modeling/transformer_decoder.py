@@ -24,12 +24,14 @@ class DecoderOutput:
 
     `class_outputs`: (R, B, Q, K + 1) class logits; (R, B, Q, E) embeddings when a text classifier follows; (R, B, Q, 0) of a
     class-agnostic decoder.
-    `mask_embeddings`: (R, B, Q, C). `mask_features`: (B, C, H/4, W/4).
+    `mask_embeddings`: (R, B, Q, C). `mask_features`: (B, C, H/4, W/4). `absent`: (B, Q) bool, queries that take no part in
+    an image and carry no loss there; None = all take part.
     """
 
     class_outputs: torch.Tensor
     mask_embeddings: torch.Tensor
     mask_features: torch.Tensor
+    absent: torch.Tensor | None = None
 
     def mask_logits(self, index: int = -1) -> torch.Tensor:
         """(B, Q, H/4, W/4), before the sigmoid."""
@@ -38,8 +40,25 @@ class DecoderOutput:
     def images(self, start: int, stop: int) -> DecoderOutput:
         """The predictions for images `start` to `stop` (excluded) of the batch."""
         return DecoderOutput(
-            self.class_outputs[:, start:stop], self.mask_embeddings[:, start:stop], self.mask_features[start:stop]
+            self.class_outputs[:, start:stop],
+            self.mask_embeddings[:, start:stop],
+            self.mask_features[start:stop],
+            None if self.absent is None else self.absent[start:stop],
         )
+
+
+@dataclass
+class GivenQueries:
+    """Queries that come with the image, before the decoder's own learned ones.
+
+    `content`, `position`: (B, N, C). `absent`: (B, N) bool, True = nobody may attend to it. `joint`: False keeps given
+    and learned queries from attending to each other.
+    """
+
+    content: torch.Tensor
+    position: torch.Tensor
+    absent: torch.Tensor
+    joint: bool = True
 
 
 class MLP(nn.Module):
@@ -83,16 +102,16 @@ def attend(
 
 
 class SelfAttentionLayer(nn.Module):
-    """Self-attention among the queries, post-norm."""
+    """Self-attention among the queries, post-norm. `mask`: (B or 1, Q, Q) bool, True = may attend."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.self_attn = nn.MultiheadAttention(dim, heads, batch_first=True)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, queries: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    def forward(self, queries: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         placed = queries + position
-        return self.norm(queries + attend(self.self_attn, placed, placed, queries))
+        return self.norm(queries + attend(self.self_attn, placed, placed, queries, mask))
 
 
 class CrossAttentionLayer(nn.Module):
@@ -171,8 +190,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         if logit_scale:
             self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
-    def forward(self, pixels: PixelFeatures) -> DecoderOutput:
-        """See `DecoderOutput`."""
+    def forward(self, pixels: PixelFeatures, given: GivenQueries | None = None) -> DecoderOutput:
+        """See `DecoderOutput`; `given` queries come first."""
         tokens, positions, small_features = [], [], []
         for level, feature in enumerate(pixels.multi_scale):
             height, width = feature.shape[-2:]
@@ -184,6 +203,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         batch = tokens[0].shape[0]
         position = self.query_embed.weight
         queries = self.query_feat.weight.expand(batch, -1, -1)
+        absent = may_attend = None
+        if given is not None:
+            learned = queries.shape[1]
+            queries = torch.cat([given.content, queries], 1)
+            position = torch.cat([given.position, position.expand(batch, -1, -1)], 1)
+            absent = F.pad(given.absent, (0, learned))
+            may_attend = _may_attend(given, learned)
         class_outputs, mask_embeddings = [], []
 
         def predict() -> None:
@@ -202,9 +228,20 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             level = index % self.num_levels
             mask = attention_mask(mask_embeddings[-1].detach(), small_features[level])
             queries = cross_attention(queries, position, tokens[level], positions[level], mask)
-            queries = ffn(self_attention(queries, position))
+            queries = ffn(self_attention(queries, position, may_attend))
             predict()
-        return DecoderOutput(torch.stack(class_outputs), torch.stack(mask_embeddings), pixels.mask_features)
+        return DecoderOutput(torch.stack(class_outputs), torch.stack(mask_embeddings), pixels.mask_features, absent)
+
+
+def _may_attend(given: GivenQueries, learned: int) -> torch.Tensor:
+    """(B, Q, Q) bool: which query may attend to which. Absent queries attend to themselves too, so that no row is empty."""
+    absent = F.pad(given.absent, (0, learned))
+    own = torch.eye(absent.shape[1], dtype=torch.bool, device=absent.device)
+    mask = ~absent[:, None] | own
+    if not given.joint:
+        is_given = torch.arange(absent.shape[1], device=absent.device) < given.absent.shape[1]
+        mask = mask & (is_given[:, None] == is_given[None])
+    return mask
 
 
 def attention_mask(mask_embeddings: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -10,11 +10,13 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
 from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.data.preparation import convert_all
 from dearli_d2.data.validation import validate_dataset
+from dearli_d2.errors import DatasetError
 from dearli_d2.evaluation.semantic import read_semantic
 from tests.conftest import REPO
 
@@ -237,3 +239,73 @@ def test_coco_objects_has_eighty_things_and_one_background(made_up_coco, capsys)
     (made_up_coco / "panoptic_val2017" / "1.png").unlink()
     assert module.main(["--workers", "1", "--splits", "val"]) == 2
     assert "1 of 2 label files are missing" in capsys.readouterr().err
+
+
+@pytest.fixture
+def voc(tmp_path, monkeypatch):
+    """VOC: one training image and one for validation; SBD: the same training image with another label, one of its own, and
+    VOC's validation image."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    root, sbd = tmp_path / "VOCdevkit" / "VOC2012", tmp_path / "benchmark_RELEASE" / "dataset"
+    lists = root / "ImageSets" / "Segmentation"
+    for folder in (lists, root / "JPEGImages", root / "SegmentationClass", sbd / "cls"):
+        folder.mkdir(parents=True)
+    (lists / "train.txt").write_text("a\n")
+    (lists / "val.txt").write_text("v\n")
+    (sbd / "train.txt").write_text("a\nb\n")
+    (sbd / "val.txt").write_text("v\n")
+    for stem in "abv":
+        Image.new("RGB", (8, 6)).save(root / "JPEGImages" / f"{stem}.jpg")
+        savemat(sbd / "cls" / f"{stem}.mat", {"GTcls": {"Segmentation": np.full((6, 8), 15, np.uint8)}})
+    for stem in "av":
+        label = np.zeros((6, 8), np.uint8)
+        label[2:4], label[4, 0] = 20, 255
+        picture = Image.fromarray(label, mode="P")
+        picture.putpalette([i for c in range(256) for i in (c, 255 - c, 7)])
+        picture.save(root / "SegmentationClass" / f"{stem}.png")
+    return root
+
+
+def test_pascal_voc_joins_sbd_without_the_validation_images(voc):
+    assert script("prepare_pascal_voc").main(["--workers", "1"]) == 0
+    assert str(validate_dataset("pascal_voc_train", 21)).startswith("pascal_voc_train: 2 images, 3 of 21")
+    train = {d["image_id"]: read_semantic(d) for d in dataset_dicts("pascal_voc_train")}
+    assert sorted(train) == ["a", "b"]
+    assert (train["b"] == 15).all()
+    assert np.unique(train["a"]).tolist() == [0, 20, 255]  # VOC's label, not SBD's
+    assert train["a"][4, 0] == 255
+    assert [d["image_id"] for d in dataset_dicts("pascal_voc_val")] == ["v"]
+    assert taxonomy_of("pascal_voc_val").names[1] == ("aeroplane", "airplane", "plane")
+    (voc / "JPEGImages" / "b.jpg").unlink()
+    assert script("prepare_pascal_voc").main(["--workers", "1"]) == 2
+
+
+@pytest.fixture
+def cityscapes(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    root = tmp_path / "cityscapes"
+    for split in ("train", "val"):
+        for folder in ("leftImg8bit", "gtFine"):
+            (root / folder / split / "jena").mkdir(parents=True)
+        Image.new("RGB", (12, 6)).save(root / "leftImg8bit" / split / "jena" / "jena_1_leftImg8bit.png")
+        label = np.full((6, 12), 7, np.uint8)
+        label[0], label[1], label[2] = 33, 9, 26  # bicycle, parking (ignored), car
+        Image.fromarray(label).save(root / "gtFine" / split / "jena" / "jena_1_gtFine_labelIds.png")
+    return root
+
+
+def test_cityscapes_has_the_19_classes_and_reads_the_published_lists(cityscapes, tmp_path):
+    module = script("prepare_cityscapes")
+    assert module.main(["--workers", "1"]) == 0
+    assert str(validate_dataset("cityscapes_train", 19)).startswith("cityscapes_train: 1 images, 3 of 19")
+    semantic = read_semantic(dataset_dicts("cityscapes_val")[0])
+    assert [int(semantic[row, 0]) for row in range(4)] == [18, 255, 13, 0]
+    lists = tmp_path / "partitions" / "cityscapes" / "1_8"
+    lists.mkdir(parents=True)
+    line = "leftImg8bit/train/jena/jena_1_leftImg8bit.png gtFine/train/jena/jena_1_gtFine_labelTrainIds.png"
+    (lists / "labeled.txt").write_text(line + "\n")
+    assert len(dataset_dicts("cityscapes_train@1_8")) == 1
+    path = cityscapes / "gtFine" / "train" / "jena" / "jena_1_gtFine_labelIds.png"
+    Image.fromarray(np.full((6, 12), 40, np.uint8)).save(path)
+    with pytest.raises(DatasetError, match="jena_1_gtFine_labelIds.png: class id 254 is not in 0..18"):
+        module.convert(cityscapes, "train", "jena/jena_1")

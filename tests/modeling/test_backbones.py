@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models import register_model
+from timm.models.eva import Eva
 
 from dearli_d2.errors import ConfigError, WeightsError
-from dearli_d2.modeling.backbone.open_clip import OpenCLIPConvNeXt, OpenCLIPViT, build_clip
+from dearli_d2.modeling.backbone.open_clip import (
+    OpenCLIPConvNeXt,
+    OpenCLIPEVA,
+    OpenCLIPViT,
+    build_clip,
+    build_frozen_clip,
+)
 from dearli_d2.modeling.backbone.timm import TimmBackbone
 
 TINY_VIT = """{"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": 2, "width": 48, "head_width": 16, "patch_size": 16},
@@ -104,14 +115,94 @@ def test_vit_tokens_equal_open_clips(vit):
     images = torch.randn(2, 3, 64, 64)
     vit.eval()
     with torch.no_grad():
-        tokens, dense, grid = vit._tokens(images)
+        encoded = vit.encode(images)
         visual = vit.clip_model.visual
         theirs = visual.forward_intermediates(images, indices=[1], normalize_intermediates=False)[
             "image_intermediates"
         ][0]
-    assert grid == (4, 4)
-    assert torch.allclose(tokens.transpose(1, 2).unflatten(2, grid), theirs, atol=1e-5)
-    assert dense.shape == (2, 16, 32)
+        whole = F.normalize(visual(images), dim=-1)
+    assert torch.allclose(encoded["tokens"], theirs, atol=1e-5)
+    assert encoded["clip_vis_dense"].shape == (2, 32, 4, 4)
+    assert torch.allclose(vit.embed_image(encoded), whole, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def eva(tmp_path_factory):
+    """EVA02's architecture with two narrow blocks."""
+
+    @register_model
+    def eva02_for_tests(pretrained: bool = False, **kwargs) -> Eva:
+        for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+            kwargs.pop(name, None)
+        return Eva(
+            img_size=56, patch_size=14, embed_dim=48, depth=2, num_heads=4, qkv_fused=False, mlp_ratio=2, swiglu_mlp=True,
+            scale_mlp=True, scale_attn_inner=True, use_rot_pos_emb=True, ref_feat_shape=(4, 4), **kwargs,
+        )  # fmt: skip
+
+    path = tmp_path_factory.mktemp("eva") / "eva-for-tests.json"
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 56, "timm_model_name": "eva02_for_tests", "timm_pool": "token", "timm_proj": None},
+        "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+        "custom_text": True,
+    }
+    path.write_text(json.dumps(config))
+    return OpenCLIPEVA(str(path), "", frozen=False, pyramid_dim=24).eval()
+
+
+def test_eva_tokens_equal_open_clips(eva):
+    images, visual = torch.randn(2, 3, 56, 56), eva.clip_model.visual
+    with torch.no_grad():
+        encoded = eva.encode(images)
+        whole = F.normalize(visual(images), dim=-1)
+        theirs = visual.trunk.forward_intermediates(images, indices=[1], norm=False, intermediates_only=True)[0]
+    assert torch.allclose(eva.embed_image(encoded), whole, atol=1e-5)
+    assert torch.allclose(encoded["tokens"], theirs, atol=1e-5)
+    assert encoded["clip_vis_dense"].shape == (2, 32, 4, 4)
+
+
+def test_eva_takes_other_sizes_and_learns(eva):
+    features = eva(torch.randn(1, 3, 112, 84))
+    assert features["clip_vis_dense"].shape == (1, 32, 8, 6)
+    assert features["res3"].shape == (1, 24, 16, 12)
+    assert eva.size_divisibility == 28
+    (features["res5"].sum() + features["clip_vis_dense"].sum()).backward()
+    used = [p.grad is not None for n, p in eva.clip_model.visual.named_parameters() if "k_proj" not in n]
+    assert all(used)
+    assert eva.embedding_dim == 32
+
+
+def test_dense_embeddings_are_those_of_the_cells():
+    backbone = OpenCLIPConvNeXt("miniworld-convnext", "shipped").eval()
+    features = backbone(torch.randn(2, 3, 64, 64))
+    dense = backbone.embed_dense(features)
+    one = backbone.embed_pooled(features["clip_vis_dense"][:, :, 3, 5][:, None])[:, 0]
+    assert torch.allclose(dense[:, :, 3, 5], one, atol=1e-6)
+    assert torch.allclose(dense.norm(dim=1), torch.ones(2, *dense.shape[2:]), atol=1e-5)
+
+
+def test_a_frozen_copy_of_the_tower_stands_for_the_start_weights():
+    backbone = OpenCLIPConvNeXt("miniworld-convnext", "shipped", frozen=False).eval()
+    copy, images = deepcopy(backbone.clip_model.visual), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = backbone.embed_image(backbone.encode(images))
+        for parameter in backbone.clip_model.visual.parameters():
+            parameter.mul_(1.1)
+        assert torch.equal(backbone.embed_image(backbone.encode(images, copy), copy), before)
+        assert not torch.allclose(backbone.embed_image(backbone.encode(images)), before, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind"), [("RN50", None), ("ViT-B-32", OpenCLIPViT), ("miniworld-convnext", OpenCLIPConvNeXt)]
+)
+def test_frozen_clip_beside_a_backbone_is_of_the_right_kind(arch, kind):
+    if kind is None:
+        with pytest.raises(ConfigError):
+            build_frozen_clip(arch, "")
+        return
+    model = build_frozen_clip(arch, "")
+    assert isinstance(model, kind)
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 def test_vit_value_path_lets_no_token_see_another(vit):

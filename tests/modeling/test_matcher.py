@@ -32,7 +32,7 @@ def test_total_cost_is_the_minimum_over_all_assignments(counts, make_targets):
     for layer in range(3):
         start = 0
         for image, count in enumerate(counts):
-            chosen = matches.query[layer, start : start + count]
+            chosen = matches.query[layer, start : start + count, 0]
             assert len(set(chosen.tolist())) == count
             total = sum(float(costs[layer, image, q, t]) for t, q in enumerate(chosen.tolist()))
             best = min(
@@ -89,7 +89,7 @@ def test_one_transfer_to_the_host_for_all_layers_and_images(make_targets, monkey
 def test_more_segments_than_queries_leaves_the_rest_unmatched(make_targets):
     class_logits, output = predictions(queries=2, batch=1)
     matches = HungarianMatcher(num_points=32)(class_logits, output, [make_targets(5, classes=4)])
-    assert matches.matched.sum(-1).tolist() == [2, 2, 2]
+    assert matches.matched.sum((1, 2)).tolist() == [2, 2, 2]
 
 
 def test_class_weight_zero_ignores_classes(make_targets):

@@ -6,16 +6,19 @@ import logging
 from pathlib import Path
 
 import open_clip
+import timm
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from timm.models.eva import Eva
 from torch import nn
 
 from ...errors import ConfigError, WeightsError
 from ...weights import read_state_dict
 from ..ensembling import clip_head
+from ..prompts import text_tower_of
 from . import tiny_clip  # makes the shipped model known to open_clip
 from .pyramid import SimpleFeaturePyramid
 
@@ -74,11 +77,12 @@ def _create_random(arch: str) -> nn.Module:
         logging.disable(logging.NOTSET)
 
 
-class _OpenCLIPBackbone(Backbone):
-    """What both towers share: freezing, and the text side of the model.
+class OpenCLIPBackbone(Backbone):
+    """What the towers share: freezing, the text side of the model, and embeddings in the joint space.
 
     The text tower is always frozen. `frozen` also freezes the image tower: eval mode whatever `train()` says, no
-    gradient, no graph.
+    gradient, no graph. Methods that take a `tower` work with another image tower of the same architecture, such as a
+    frozen copy of the start weights; None is the backbone's own.
     """
 
     def __init__(self, arch: str, weights: str, frozen: bool) -> None:
@@ -98,7 +102,7 @@ class _OpenCLIPBackbone(Backbone):
             "frozen": cfg.MODEL.BACKBONE.FREEZE,
         }
 
-    def train(self, mode: bool = True) -> _OpenCLIPBackbone:
+    def train(self, mode: bool = True) -> OpenCLIPBackbone:
         super().train(mode)
         self.clip_model.eval()
         if not self.frozen:
@@ -108,15 +112,34 @@ class _OpenCLIPBackbone(Backbone):
     @property
     def embedding_dim(self) -> int:
         """Width E of the joint space."""
-        return self.clip_model.text_projection.shape[-1]
+        projection = text_tower_of(self.clip_model).text_projection
+        return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[-1]
 
     def logit_scale(self) -> torch.Tensor:
         """CLIP's own temperature, at most 100."""
         return self.clip_model.logit_scale.exp().clamp(max=100)
 
+    def encode(self, images: torch.Tensor, tower: nn.Module | None = None) -> dict[str, torch.Tensor]:
+        """What the image tower alone gives for (B, 3, H, W) normalised images: "clip_vis_dense" and "clip_pooled", the
+        input of `embed_pooled` for the whole image, (B, 1, D); and stages where the tower has them."""
+        raise NotImplementedError
+
+    def embed_pooled(self, pooled: torch.Tensor, tower: nn.Module | None = None) -> torch.Tensor:
+        """(B, Q, D) pooled `clip_vis_dense` to (B, Q, E) unit-norm embeddings in the joint space."""
+        raise NotImplementedError
+
+    def embed_dense(self, features: dict[str, torch.Tensor], tower: nn.Module | None = None) -> torch.Tensor:
+        """(B, E, h, w) unit-norm embeddings of every cell of `clip_vis_dense`."""
+        dense = features["clip_vis_dense"]
+        return self.embed_pooled(dense.flatten(2).transpose(1, 2), tower).transpose(1, 2).unflatten(2, dense.shape[2:])
+
+    def embed_image(self, features: dict[str, torch.Tensor], tower: nn.Module | None = None) -> torch.Tensor:
+        """(B, E) unit-norm embeddings of the whole images."""
+        return self.embed_pooled(features["clip_pooled"], tower)[:, 0]
+
 
 @BACKBONE_REGISTRY.register()
-class OpenCLIPConvNeXt(_OpenCLIPBackbone):
+class OpenCLIPConvNeXt(OpenCLIPBackbone):
     """ConvNeXt tower: `res2`..`res5` and `clip_vis_dense`, the last stage before the head, (B, D, h, w)."""
 
     @configurable
@@ -134,23 +157,26 @@ class OpenCLIPConvNeXt(_OpenCLIPBackbone):
     def output_shape(self) -> dict[str, ShapeSpec]:
         return self._shapes
 
+    def encode(self, images: torch.Tensor, tower: nn.Module | None = None) -> dict[str, torch.Tensor]:
+        trunk = (tower or self.clip_model.visual).trunk
+        x, features = trunk.stem(images), {}
+        for index, stage in enumerate(trunk.stages, start=2):
+            x = features[f"res{index}"] = stage(x)
+        features["clip_vis_dense"] = trunk.norm_pre(x)
+        features["clip_pooled"] = features["clip_vis_dense"].mean((2, 3))[:, None]
+        return features
+
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, H, W) normalised images; see the class."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            trunk = self.clip_model.visual.trunk
-            x, features = trunk.stem(images), {}
-            for index, stage in enumerate(trunk.stages, start=2):
-                x = features[f"res{index}"] = stage(x)
-            features["clip_vis_dense"] = trunk.norm_pre(x)
-        return features
+            return self.encode(images)
 
-    def embed_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(B, Q, D) pooled `clip_vis_dense` to (B, Q, E) unit-norm embeddings in the joint space."""
-        return clip_head(self.clip_model.visual, pooled)
+    def embed_pooled(self, pooled: torch.Tensor, tower: nn.Module | None = None) -> torch.Tensor:
+        return clip_head(tower or self.clip_model.visual, pooled)
 
 
 @BACKBONE_REGISTRY.register()
-class OpenCLIPViT(_OpenCLIPBackbone):
+class OpenCLIPViT(OpenCLIPBackbone):
     """ViT tower: a simple feature pyramid on the last block's tokens, and `clip_vis_dense`, here (B, E, h, w): tokens
     through the value path of the last attention (MaskCLIP), already in the joint space. Any input size: position
     embeddings are interpolated."""
@@ -158,59 +184,114 @@ class OpenCLIPViT(_OpenCLIPBackbone):
     @configurable
     def __init__(self, arch: str, weights: str, frozen: bool = True, pyramid_dim: int = 256) -> None:
         super().__init__(arch, weights, frozen)
-        visual = self.clip_model.visual
-        if not hasattr(visual, "conv1") or not hasattr(visual, "transformer"):
-            raise ConfigError(f"MODEL.BACKBONE.ARCH: {arch} has no OpenCLIP ViT tower")
-        patch = visual.conv1.stride[0]
-        self.pyramid = SimpleFeaturePyramid(visual.conv1.out_channels, pyramid_dim, patch)
+        width, self.patch = self._prepare_tower()
+        self.pyramid = SimpleFeaturePyramid(width, pyramid_dim, self.patch)
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
         return {**super().from_config(cfg, input_shape), "pyramid_dim": cfg.MODEL.BACKBONE.PYRAMID_DIM}
 
+    def _prepare_tower(self) -> tuple[int, int]:
+        """Channels and patch size."""
+        visual = self.clip_model.visual
+        if not hasattr(visual, "conv1") or not hasattr(visual, "transformer"):
+            raise ConfigError(f"MODEL.BACKBONE.ARCH: {self.arch} has no OpenCLIP ViT tower")
+        return visual.conv1.out_channels, visual.conv1.stride[0]
+
     @property
     def size_divisibility(self) -> int:
-        return self.clip_model.visual.conv1.stride[0] * 2
+        return self.patch * 2
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return self.pyramid.output_shape()
 
+    def encode(self, images: torch.Tensor, tower: nn.Module | None = None) -> dict[str, torch.Tensor]:
+        """Also "tokens", (B, C, h, w) of the last block."""
+        height, width = (side // self.patch for side in images.shape[-2:])
+        tokens, dense, whole = self._tokens(tower or self.clip_model.visual, images)
+        grid = (2, (height, width))
+        return {
+            "tokens": tokens.transpose(1, 2).unflatten(*grid),
+            "clip_vis_dense": dense.transpose(1, 2).unflatten(*grid),
+            "clip_pooled": whole,
+        }
+
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, H, W) normalised images, H and W multiples of the patch size."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            tokens, dense, (height, width) = self._tokens(images)
-        maps = tokens.transpose(1, 2).unflatten(2, (height, width))
-        features = self.pyramid(maps)
-        features["clip_vis_dense"] = dense.transpose(1, 2).unflatten(2, (height, width))
-        return features
+            encoded = self.encode(images)
+        return {**self.pyramid(encoded.pop("tokens")), **encoded}
 
-    def _tokens(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-        """Patch tokens of the last block (B, N, C), dense embeddings (B, N, E), and the grid."""
-        visual = self.clip_model.visual
+    def _tokens(self, visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Patch tokens of the last block (B, N, C); embeddings of patches (B, N, E) and of the image (B, 1, E)."""
         patches = visual.conv1(images)
-        grid = patches.shape[-2:]
         x = patches.flatten(2).transpose(1, 2)
         x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
-        x = visual.ln_pre(x + self._position(grid).to(x.dtype))
+        x = visual.ln_pre(x + _position(visual, patches.shape[-2:]).to(x.dtype))
         *blocks, last = visual.transformer.resblocks
         for block in blocks:
             x = block(x)
         dense = visual.ln_post(x + last.ls_1(_value_path(last.attn, last.ln_1(x))))[:, 1:] @ visual.proj
-        return last(x)[:, 1:], dense, (grid[0], grid[1])
+        x = last(x)
+        return x[:, 1:], dense, visual.ln_post(x[:, :1]) @ visual.proj
 
-    def _position(self, grid: torch.Size) -> torch.Tensor:
-        """(1 + N, C): the learned position embeddings resized to the grid (bicubic)."""
-        position = self.clip_model.visual.positional_embedding
-        native = self.clip_model.visual.grid_size
-        if tuple(grid) == tuple(native):
-            return position
-        patches = position[1:].T.unflatten(1, native)[None].float()
-        resized = F.interpolate(patches, size=tuple(grid), mode="bicubic", align_corners=False)
-        return torch.cat([position[:1], resized[0].flatten(1).T.to(position.dtype)])
-
-    def embed_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
+    def embed_pooled(self, pooled: torch.Tensor, tower: nn.Module | None = None) -> torch.Tensor:
         """(B, Q, E) pooled `clip_vis_dense` to unit norm."""
         return F.normalize(pooled.float(), dim=-1)
+
+
+@BACKBONE_REGISTRY.register()
+class OpenCLIPEVA(OpenCLIPViT):
+    """As `OpenCLIPViT`, for EVA02-CLIP towers (`EVA02-L-14`, ...), which are timm models with rotary positions."""
+
+    def _prepare_tower(self) -> tuple[int, int]:
+        visual = self.clip_model.visual
+        trunk = getattr(visual, "trunk", None)
+        if not isinstance(trunk, Eva):
+            raise ConfigError(
+                f"MODEL.BACKBONE.ARCH: {self.arch} has no EVA02 tower; use OpenCLIPViT or OpenCLIPConvNeXt"
+            )
+        # the same network for any image size
+        name = open_clip.get_model_config(self.arch)["vision_cfg"]["timm_model_name"]
+        visual.trunk = timm.create_model(
+            name, num_classes=self.embedding_dim, global_pool="token", dynamic_img_size=True
+        )
+        visual.trunk.load_state_dict(trunk.state_dict())
+        visual.trunk.requires_grad_(not self.frozen)
+        return trunk.embed_dim, trunk.patch_embed.patch_size[0]
+
+    def _tokens(self, visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        trunk = visual.trunk
+        x, rope = trunk._pos_embed(trunk.patch_embed(images))
+        x = trunk.norm_pre(x)
+        *blocks, last = trunk.blocks
+        for block in blocks:
+            x = block(x, rope=rope)
+        scale = 1 if last.gamma_1 is None else last.gamma_1
+        dense = trunk.norm(x + scale * _eva_value_path(last.attn, last.norm1(x)))
+        x = last(x, rope=rope)
+        embed = lambda tokens: trunk.head(trunk.fc_norm(tokens))  # noqa: E731
+        first = trunk.num_prefix_tokens
+        return x[:, first:], embed(dense[:, first:]), embed(trunk.norm(x[:, :1]))
+
+
+def _eva_value_path(attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """See `_value_path`."""
+    if attention.qkv is None:
+        value = attention.v_proj(x)
+    else:
+        value = F.linear(x, attention.qkv.weight.chunk(3)[2], attention.v_bias)
+    return attention.proj(attention.norm(value))
+
+
+def _position(visual: nn.Module, grid: torch.Size) -> torch.Tensor:
+    """(1 + N, C): the learned position embeddings resized to the grid (bicubic)."""
+    position, native = visual.positional_embedding, visual.grid_size
+    if tuple(grid) == tuple(native):
+        return position
+    patches = position[1:].T.unflatten(1, native)[None].float()
+    resized = F.interpolate(patches, size=tuple(grid), mode="bicubic", align_corners=False)
+    return torch.cat([position[:1], resized[0].flatten(1).T.to(position.dtype)])
 
 
 def _value_path(attention: nn.MultiheadAttention, x: torch.Tensor) -> torch.Tensor:
@@ -218,3 +299,17 @@ def _value_path(attention: nn.MultiheadAttention, x: torch.Tensor) -> torch.Tens
     dim = attention.embed_dim
     value = F.linear(x, attention.in_proj_weight[2 * dim :], attention.in_proj_bias[2 * dim :])
     return attention.out_proj(value)
+
+
+def build_frozen_clip(arch: str, weights: str) -> OpenCLIPBackbone:
+    """A frozen CLIP model beside another backbone, for its text and its zero-shot recognition.
+
+    Raises:
+        ConfigError: an architecture that no backbone here fits. WeightsError: see `build_clip`.
+    """
+    vision = (open_clip.get_model_config(arch) or {}).get("vision_cfg")
+    if vision is None:
+        raise ConfigError(f"MODEL.TEXT.ENCODER: open_clip has no model {arch!r}")
+    tower = vision.get("timm_model_name", "")
+    kind = OpenCLIPEVA if tower.startswith("eva") else OpenCLIPConvNeXt if tower else OpenCLIPViT
+    return kind(arch=arch, weights=weights, frozen=True).requires_grad_(False)

@@ -26,7 +26,9 @@ from ..inference import (
     semantic_inference,
 )
 from ..matcher import HungarianMatcher
+from ..semantic import sliding_window
 from ..text import Vocabulary, build_vocabulary, cosine_similarity, read_templates
+from ..transformer_decoder import DecoderOutput
 
 _PAD_TO = 32
 
@@ -41,6 +43,8 @@ class ReadOut:
     object_threshold: float = 0.8
     overlap_threshold: float = 0.8
     topk: int = 100
+    window: int = 0
+    window_stride: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,8 @@ class MaskFormer(nn.Module):
                 object_threshold=cfg.TEST.OBJECT_THRESHOLD,
                 overlap_threshold=cfg.TEST.OVERLAP_THRESHOLD,
                 topk=cfg.TEST.DETECTIONS_PER_IMAGE,
+                window=cfg.TEST.WINDOW,
+                window_stride=cfg.TEST.WINDOW_STRIDE or max(1, cfg.TEST.WINDOW * 2 // 3),
             ),
             "pseudo_labeling": PseudoLabeling(
                 alpha=cfg.MODEL.ENSEMBLE.ALPHA if text and cfg.MODEL.ENSEMBLE.IN_PSEUDO_LABELS else 1.0,
@@ -233,6 +239,8 @@ class MaskFormer(nn.Module):
         """
         if self.training:
             return self.losses(batch if isinstance(batch, dict) else {"labeled": batch})
+        if self.read_out.window:
+            return [{"sem_seg": self._windowed_scores(x)} for x in batch]
         images = self.preprocess(batch)
         class_logits, mask_logits = self.predict(images.tensor)
         return [
@@ -243,16 +251,21 @@ class MaskFormer(nn.Module):
         samples = [x for stream in streams.values() for x in stream]
         images = self.preprocess(samples)
         targets = [x["targets"].to(self.device).padded(*images.tensor.shape[-2:]) for x in samples]
-        output = self.sem_seg_head(self.backbone(images.tensor))
+        return self.stream_losses(streams, self.sem_seg_head(self.backbone(images.tensor)), targets)
+
+    def stream_losses(
+        self, streams: dict[str, list[dict]], output: DecoderOutput, targets: Sequence[Targets]
+    ) -> dict[str, torch.Tensor]:
+        """Losses of each stream with its own normalisers; the batch holds one stream after another."""
         groups = [("" if name == "labeled" else f"{name}_", len(stream)) for name, stream in streams.items()]
         losses = self.criterion(self.class_logits(output.class_outputs), output, targets, groups)
         weight = self.pseudo_labeling.loss_weight
         return {name: loss * weight if name.startswith("unlabeled_") else loss for name, loss in losses.items()}
 
     def preprocess(self, batch: list[dict]) -> ImageList:
-        """Normalised images, padded at the right and bottom to a multiple of 32 (or of the backbone's need)."""
+        """Normalised images, padded at the right and bottom to a multiple of the backbone's need, or of 32."""
         images = [(x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for x in batch]
-        return ImageList.from_tensors(images, max(self.backbone.size_divisibility, _PAD_TO))
+        return ImageList.from_tensors(images, self.backbone.size_divisibility or _PAD_TO)
 
     def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Final predictions for normalised (B, 3, H, W) images.
@@ -270,6 +283,23 @@ class MaskFormer(nn.Module):
         if alpha < 1:
             class_logits = geometric_ensemble(class_logits, self.zero_shot_logits(features, mask_logits), alpha)
         return class_logits, mask_logits
+
+    def semantic_scores(self, class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
+        """(B, Q, K + 1) and (B, Q, H, W) to (B, K, H, W): what TEST.SEMANTIC_ON returns."""
+        return semantic_inference(class_logits, mask_logits)
+
+    def _windowed_scores(self, sample: dict) -> torch.Tensor:
+        """(K, H, W) at the asked size, by windows over the image."""
+
+        def scores(images: torch.Tensor) -> torch.Tensor:
+            inputs = self.preprocess([{"image": image} for image in images])
+            class_logits, mask_logits = self.predict(inputs.tensor)
+            full = resize_logits(mask_logits, inputs.tensor.shape[-2:])[..., : images.shape[-2], : images.shape[-1]]
+            return self.semantic_scores(class_logits, full)
+
+        image = sample["image"].to(self.device)[None]
+        result = sliding_window(scores, image, self.read_out.window, self.read_out.window_stride)
+        return resize_logits(result, (sample.get("height", image.shape[2]), sample.get("width", image.shape[3])))[0]
 
     @torch.no_grad()
     def pseudo_label(self, inputs: list[dict]) -> list[Targets]:
@@ -315,7 +345,7 @@ class MaskFormer(nn.Module):
         mask_logits = resize_logits(mask_logits, (inputs.get("height", height), inputs.get("width", width)))
         result, options = {}, self.read_out
         if options.semantic:
-            result["sem_seg"] = semantic_inference(class_logits, mask_logits)[0]
+            result["sem_seg"] = self.semantic_scores(class_logits, mask_logits)[0]
         if options.panoptic or options.instance:
             if self.taxonomy is None:
                 raise ConfigError("panoptic and instance read-out need to know which classes are things: no taxonomy")

@@ -1,0 +1,111 @@
+#!/usr/bin/env python
+"""Pascal VOC 2012 with the extra labels of SBD, as one segment a class.
+
+Reads below $DETECTRON2_DATASETS
+
+    VOCdevkit/VOC2012/JPEGImages/*.jpg                           VOCtrainval_11-May-2012.tar
+    VOCdevkit/VOC2012/SegmentationClass/*.png
+    VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val}.txt
+    benchmark_RELEASE/dataset/cls/*.mat, {train,val}.txt         SBD, "benchmark.tgz"
+
+and writes VOCdevkit/VOC2012/semantic_{train,val}.json and semantic_{train,val}/*.png. The training set is that of VOC and
+SBD without VOC's validation images: 10 582 images, VOC's own labels where there are two. An interrupted run resumes.
+
+    python datasets/prepare_pascal_voc.py [--workers 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.io import loadmat
+
+from dearli_d2.cli import report_errors
+from dearli_d2.data.catalog import datasets_root
+from dearli_d2.data.preparation import (
+    categories_of,
+    convert_all,
+    ids_to_rgb,
+    save_png,
+    semantic_segments,
+    write_panoptic_json,
+)
+from dearli_d2.errors import DatasetError, first_few
+
+CLASSES = (
+    "background, wall, sky, ground, tree, building, grass, water", "aeroplane, airplane, plane", "bicycle, bike", "bird",
+    "boat, ship", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog", "horse", "motorbike, motorcycle",
+    "person, people, man, woman, child", "potted plant, houseplant", "sheep", "sofa, couch", "train",
+    "tv monitor, television, screen",
+)  # fmt: skip
+EXPECTED = {"train": 10582, "val": 1449}
+
+
+def read_stems(path: Path) -> list[str]:
+    """Names of a list file."""
+    if not path.is_file():
+        raise DatasetError(f"no list file {path}; see --help for what to download")
+    return path.read_text().split()
+
+
+def splits(voc: Path, sbd: Path) -> dict[str, dict[str, Path]]:
+    """Label file of every image, by split."""
+    lists = voc / "ImageSets" / "Segmentation"
+    val = read_stems(lists / "val.txt")
+    train = {stem: sbd / "cls" / f"{stem}.mat" for name in ("train", "val") for stem in read_stems(sbd / f"{name}.txt")}
+    train |= {stem: voc / "SegmentationClass" / f"{stem}.png" for stem in read_stems(lists / "train.txt")}
+    held_back = set(val)
+    return {
+        "train": {stem: train[stem] for stem in sorted(train) if stem not in held_back},
+        "val": {stem: voc / "SegmentationClass" / f"{stem}.png" for stem in sorted(val)},
+    }
+
+
+def read_label(path: Path) -> np.ndarray:
+    """(H, W) uint8 class ids, 255 = ignore, of a PNG of VOC or a .mat file of SBD."""
+    if path.suffix == ".mat":
+        return loadmat(path, simplify_cells=True)["GTcls"]["Segmentation"].astype(np.uint8)
+    return np.array(Image.open(path))  # palette indices
+
+
+def convert(labels: dict[str, Path], target: Path, stem: str) -> dict:
+    """Writes one label image; returns its record."""
+    semantic = read_label(labels[stem])
+    ids, segments = semantic_segments(semantic, len(CLASSES), labels[stem])
+    save_png(target / f"{stem}.png", ids_to_rgb(ids))
+    return {"stem": stem, "height": semantic.shape[0], "width": semantic.shape[1], "segments_info": segments}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=4)
+    args = parser.parse_args(argv)
+
+    def command() -> int:
+        voc, sbd = datasets_root() / "VOCdevkit" / "VOC2012", datasets_root() / "benchmark_RELEASE" / "dataset"
+        for split, labels in splits(voc, sbd).items():
+            files = [*labels.values(), *(voc / "JPEGImages" / f"{stem}.jpg" for stem in labels)]
+            absent = [str(f) for f in files if not f.is_file()]
+            if absent:
+                raise DatasetError(f"{split}: {len(absent)} of {len(files)} files are missing: {first_few(absent)}")
+            if len(labels) != EXPECTED[split]:
+                print(f"note: {split} has {len(labels)} images, the official release {EXPECTED[split]}")
+            target, journal = voc / f"semantic_{split}", voc / f".semantic_{split}.jsonl"
+            target.mkdir(exist_ok=True)
+            name = f"pascal_voc_{split}"
+            records = convert_all(list(labels), partial(convert, labels, target), journal, args.workers, name)
+            write_panoptic_json(voc / f"semantic_{split}.json", records, categories_of(CLASSES))
+            journal.unlink()
+            print(f"{name}: {len(records)} images ready")
+        return 0
+
+    return report_errors(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

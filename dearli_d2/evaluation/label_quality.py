@@ -1,0 +1,69 @@
+"""How good targets are, pseudo-labels above all, against the annotations of data-set dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..data.mappers import read_panoptic, segment_ids
+from ..data.taxonomy import Taxonomy
+from ..structures import Targets
+from .panoptic import PanopticQuality
+from .semantic import confusion, mean_iou, read_semantic
+
+
+class PanopticLabelQuality:
+    """PQ of targets that do not overlap, at their own size, against the annotations of data-set dicts."""
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self.things, self.quality = taxonomy.thing_ids, PanopticQuality(len(taxonomy))
+
+    def add(self, targets: Targets, truth: dict) -> None:
+        """One image."""
+        ids = _resized(segment_ids(read_panoptic(truth["pan_seg_file_name"])), targets.masks.shape[1:])
+        self.quality.add(*targets.panoptic(), ids, truth["segments_info"])
+
+    def merge(self, other: PanopticLabelQuality) -> None:
+        """Adds the counts of another rank."""
+        self.quality.merge(other.quality)
+
+    def scores(self) -> dict[str, float]:
+        """PQ, SQ, RQ in percent."""
+        summary = self.quality.summary(self.things)
+        return {name: summary[name] for name in ("PQ", "SQ", "RQ")}
+
+
+class SemanticLabelQuality:
+    """Mean IoU of one mask a class, on the annotated pixels that are valid, and the share of annotated pixels that are."""
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self.matrix = np.zeros((len(taxonomy), len(taxonomy)), dtype=np.int64)
+        self.annotated = 0
+
+    def add(self, targets: Targets, truth: dict) -> None:
+        """One image."""
+        semantic = _resized(read_semantic(truth), targets.masks.shape[1:])
+        ids, segments = targets.panoptic()
+        classes = np.array([0, *(s["category_id"] for s in segments)])
+        known = semantic < len(self.matrix)
+        chosen = known & (ids > 0)
+        self.matrix += confusion(classes[ids[chosen]], semantic[chosen], len(self.matrix))
+        self.annotated += int(known.sum())
+
+    def merge(self, other: SemanticLabelQuality) -> None:
+        """Adds the counts of another rank."""
+        self.matrix += other.matrix
+        self.annotated += other.annotated
+
+    def scores(self) -> dict[str, float]:
+        """In percent."""
+        return {"mIoU": mean_iou(self.matrix), "coverage": 100 * float(self.matrix.sum()) / max(self.annotated, 1)}
+
+
+def _resized(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """The nearest pixel's label, (H, W) to `size`."""
+    height, width = size
+    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
+    return labels[rows][:, columns]

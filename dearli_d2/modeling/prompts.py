@@ -1,0 +1,148 @@
+"""Learnable prompts in front of class names, through a frozen CLIP text tower (CoOp; HVL, "HTQG"), and their regularisers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import ConfigError
+from .transformer_decoder import MLP
+
+_POOLS = ("argmax", "eos")
+
+
+class PromptLearner(nn.Module):
+    """Text embeddings of classes as a function of T learnable tokens in front of each name.
+
+    The text tower is not part of this module: it is frozen, shared with the backbone, and given at each call.
+
+    Args:
+        text_tower: of `open_clip`, see `text_tower_of`. tokens: T. classes: K.
+        per_class: prompts of their own for every class, else one for all.
+    """
+
+    def __init__(self, text_tower: nn.Module, tokens: int, classes: int, per_class: bool = False) -> None:
+        super().__init__()
+        self.context, width = text_tower.positional_embedding.shape
+        self.prompt = nn.Parameter(torch.empty(classes if per_class else 1, tokens, width))
+        nn.init.normal_(self.prompt, std=0.02)
+        self._cache: tuple[tuple, torch.Tensor] | None = None
+
+    def set_names(self, model_name: str, names: Sequence[str]) -> None:
+        """The K class names, one each, in the tokens of an OpenCLIP model.
+
+        Raises:
+            ConfigError: a name without a token, equal names, or a prompt that does not fit the context.
+        """
+        tokenizer = open_clip.get_tokenizer(model_name)
+        encoded = _encode(tokenizer, names, self.prompt.shape[1], self.context)
+        length, device = max(len(row) for row in encoded), self.prompt.device
+        table = torch.tensor([row + [0] * (length - len(row)) for row in encoded], device=device)
+        self.register_buffer("tokens", table, persistent=False)
+        self.register_buffer("end", torch.tensor([len(row) - 1 for row in encoded], device=device), persistent=False)
+        self._cache = None
+
+    def forward(self, text_tower: nn.Module) -> torch.Tensor:
+        """(K, E) unit-norm embeddings in fp32. Outside of training they are kept until the prompt changes."""
+        if torch.is_grad_enabled() and self.prompt.requires_grad:
+            return self._embed(text_tower)
+        # every optimiser or EMA step and every load changes the prompt in place, which counts its version up
+        state = (self.prompt._version, self.prompt.data_ptr(), self.prompt.device)
+        if self._cache is None or self._cache[0] != state:
+            self._cache = state, self._embed(text_tower)
+        return self._cache[1]
+
+    def _embed(self, tower: nn.Module) -> torch.Tensor:
+        # the tower ran in fp32 when the fixed embeddings were made; learned ones are compared with them
+        with torch.autocast(self.prompt.device.type, enabled=False):
+            embedded = tower.token_embedding(self.tokens).float()
+            prompt = self.prompt.expand(len(embedded), -1, -1)
+            x = torch.cat([embedded[:, :1], prompt, embedded[:, 1:]], 1)
+            length = x.shape[1]
+            mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
+            x = tower.transformer(x + tower.positional_embedding[:length], attn_mask=mask)
+            x = tower.ln_final(x)[torch.arange(len(x), device=x.device), self.end + self.prompt.shape[1]]
+            projection = tower.text_projection
+            x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+            return F.normalize(x, dim=-1)
+
+
+def _encode(tokenizer, names: Sequence[str], tokens: int, context: int) -> list[list[int]]:
+    """Start token, name, end token of every class."""
+    twice = sorted({n for n in names if list(names).count(n) > 1})
+    if twice:
+        raise ConfigError(f"two classes have the name {twice[0]!r}; textual queries need a name for each class")
+    start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
+    rows = []
+    for name in names:
+        words = tokenizer.encode(name)
+        if not words:
+            raise ConfigError(f"the class name {name!r} has no text token; give it a name in words")
+        length = len(words) + tokens + 2
+        if length > context:
+            raise ConfigError(
+                f"MODEL.HVL.PROMPT_TOKENS {tokens} and the class name {name!r} make {length} tokens, the text tower reads "
+                f"{context}; use fewer prompt tokens or a shorter name"
+            )
+        rows.append([start, *words, end])
+    return rows
+
+
+def text_tower_of(clip_model: nn.Module) -> nn.Module:
+    """The part of an OpenCLIP model that has `token_embedding`, `transformer`, `ln_final` and `text_projection`.
+
+    Raises:
+        ConfigError: a text tower of another kind.
+    """
+    tower = getattr(clip_model, "text", clip_model)
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    if not hasattr(tower, "token_embedding") or pool not in _POOLS:
+        raise ConfigError(f"the text tower {type(tower).__name__} cannot take learnable prompts")
+    return tower
+
+
+class PromptRegularizer(nn.Module):
+    """Keeps learned prompts near CLIP's own embeddings (HVL, "Query Regularization"): L_topo + L_anchor.
+
+    L_anchor is unbounded below as printed; here the embeddings that it drives apart are normalised and their distances
+    averaged.
+
+    Args:
+        dim: width E of the embeddings. beta: weight of the separating term.
+    """
+
+    def __init__(self, dim: int, beta: float = 1.0) -> None:
+        super().__init__()
+        self.beta = beta
+        self.phi = MLP(dim, dim, dim, 2)
+
+    def forward(self, learned: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """(K, E) unit-norm embeddings of the learned and of the fixed prompt to a scalar."""
+        moved = F.normalize(learned + self.phi(learned).float(), dim=-1)
+        return topology_loss(learned, fixed) + anchor_loss(moved, fixed, self.beta)
+
+
+def topology_loss(learned: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of all pairwise cosines. (K, E) unit-norm each."""
+    return (learned @ learned.T - fixed @ fixed.T).square().mean()
+
+
+def anchor_loss(moved: torch.Tensor, fixed: torch.Tensor, beta: float) -> torch.Tensor:
+    """Mean over classes of the distance to the own fixed embedding, less beta times the mean over the other classes of
+    log(1 + distance). (K, E) unit-norm each; at least -beta log 3."""
+    pull = _distance(moved - fixed).mean()
+    count = len(moved)
+    if count < 2:
+        return pull
+    push = _distance(moved[:, None] - moved[None]).log1p()
+    others = ~torch.eye(count, dtype=torch.bool, device=moved.device)
+    return pull - beta * (push * others).sum() / (count * (count - 1))
+
+
+def _distance(difference: torch.Tensor) -> torch.Tensor:
+    # the root of zero has no gradient
+    return (difference.square().sum(-1) + 1e-12).sqrt()
