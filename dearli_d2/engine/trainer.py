@@ -24,6 +24,7 @@ from ..data.validation import validate_dataset
 from ..errors import ConfigError, DatasetError, TrainingError
 from ..masks.storage import MaskFolder
 from ..modeling import build_model
+from ..modeling.meta_arch.hvl import check_query_memory
 from .checkpoints import RunCheckpoints
 from .cutmix import CutMix
 from .evaluation import evaluate
@@ -59,6 +60,8 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
     if cfg.SSL.TEACHER_WEIGHTS and not Path(cfg.SSL.TEACHER_WEIGHTS).is_file():
         raise ConfigError(f"SSL.TEACHER_WEIGHTS: no file {cfg.SSL.TEACHER_WEIGHTS}")
     check_datasets(cfg)
+    if cfg.MODEL.META_ARCHITECTURE == "HVL":
+        check_query_memory(cfg)
 
 
 def check_datasets(cfg: CfgNode) -> None:

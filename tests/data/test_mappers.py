@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dearli_d2.data.mappers import PanopticTrainMapper, TestMapper, panoptic_targets, read_image, segment_ids
+from dearli_d2.data.mappers import (
+    PanopticTrainMapper,
+    TestMapper,
+    panoptic_targets,
+    read_image,
+    segment_ids,
+    semantic_targets,
+)
 from dearli_d2.data.streams import build_stream, seeded
 from dearli_d2.data.views import ColorAugmentation, WeakGeometry, scale_steps
 from dearli_d2.errors import DatasetError
@@ -142,3 +149,19 @@ def test_seeding_a_sample_leaves_the_global_generators_alone():
     with seeded(1, 2):
         np.random.rand(10)
     assert [first, np.random.rand()] == expected.tolist()
+
+
+def test_semantic_targets_join_segments_of_a_class_and_ignore_the_rest():
+    ids = np.array([[0, 5, 5, 70000], [9, 9, 3, 3]])
+    infos = [
+        {"id": i, "category_id": c, "iscrowd": crowd}
+        for i, c, crowd in ((5, 2, 0), (70000, 2, 0), (9, 0, 0), (3, 1, 1))
+    ]
+    targets = semantic_targets(ids, infos)
+    assert targets.labels.tolist() == [0, 2]
+    assert targets.masks[0].int().tolist() == [[0, 0, 0, 0], [1, 1, 0, 0]]
+    assert targets.masks[1].int().tolist() == [[0, 1, 1, 1], [0, 0, 0, 0]]
+    assert targets.valid.int().tolist() == [[0, 1, 1, 1], [1, 1, 0, 0]]
+    empty = semantic_targets(np.zeros((2, 3), int), [])
+    assert len(empty) == 0
+    assert not empty.valid.any()

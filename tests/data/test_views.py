@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from dearli_d2.data.build import build_streams, build_unlabeled_mapper
-from dearli_d2.data.streams import seeded
+from dearli_d2.data.streams import RareClassOrder, seeded
 from dearli_d2.data.views import StrongPhotometry
 from dearli_d2.engine.trainer import DualStreamTrainer
+from dearli_d2.errors import DatasetError
 
 
 def test_weak_and_strong_view_are_aligned_pixel_by_pixel(ssl_config, tmp_path, monkeypatch):
@@ -90,3 +92,37 @@ def test_a_source_stream_has_losses_of_its_own(ssl_config):
 def test_unlabelled_samples_carry_no_annotation(ssl_config):
     batch = next(build_streams(ssl_config("DATASETS.UNLABELED", "('miniworld_train',)")))
     assert set(batch["unlabeled"][0]) == {"image", "strong", "valid", "file_name", "image_id"}
+
+
+def rare_order(temperature=0.0, area=0.005, first_area=900):
+    """One image in a hundred has class 1, one pixel of class 2 is in every image."""
+    dicts = [
+        {
+            "pan_seg_file_name": f"{i}.png", "height": 10, "width": 100,
+            "segments_info": [
+                {"id": 1, "category_id": 0, "area": 900, "iscrowd": 0},
+                {"id": 2, "category_id": 2, "area": 1, "iscrowd": 0},
+                *([{"id": 3, "category_id": 1, "area": 99, "iscrowd": 0}] if i == 42 else []),
+            ],
+        }
+        for i in range(100)
+    ]  # fmt: skip
+    dicts[0]["segments_info"][0]["area"] = first_area
+    return RareClassOrder(dicts, 4, temperature, area, seed=0)
+
+
+def test_rare_classes_are_drawn_as_often_as_frequent_ones():
+    order = rare_order()
+    drawn = np.array([order(p) for p in range(400)])
+    assert 0.4 < (drawn == 42).mean() < 0.6  # classes 0 and 1; class 2 is too small everywhere, class 3 is nowhere
+    assert len(set(drawn.tolist())) > 80
+    assert [order(p) for p in (7, 3)] == [drawn[7], drawn[3]]
+    assert (np.array([rare_order(area=0.0)(p) for p in range(400)]) == 42).mean() < 0.45  # now three classes
+    assert np.mean([rare_order(1.0)(p) == 42 for p in range(400)]) > 0.95  # inverse frequency
+
+
+def test_rare_class_sampling_needs_areas_and_images():
+    with pytest.raises(DatasetError, match="no 'area'"):
+        rare_order(first_area=None)
+    with pytest.raises(DatasetError, match="no class covers as much"):
+        rare_order(area=0.95)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -15,6 +17,7 @@ from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.errors import ConfigError
 from dearli_d2.modeling import build_model
 from dearli_d2.modeling.matcher import HungarianMatcher
+from dearli_d2.modeling.meta_arch.hvl import check_query_memory
 from dearli_d2.modeling.prompts import PromptLearner, anchor_loss, text_tower_of, topology_loss
 from dearli_d2.modeling.textual_matcher import TextualMatcher
 from dearli_d2.modeling.textual_queries import (
@@ -526,3 +529,32 @@ def test_taxonomies_with_one_name_twice_are_refused(hvl_config):
 def test_the_tower_of_text_is_found_in_every_kind_of_clip_model():
     model = open_clip.create_model("ViT-B-32", pretrained=None)
     assert text_tower_of(model) is model
+
+
+def test_queries_that_cannot_fit_into_memory_are_refused_before_training(hvl_config):
+    check_query_memory(hvl_config())
+    with pytest.raises(ConfigError, match=r"16 classes x 3 levels and 16 free queries are 64: .* need about \d+ GiB"):
+        check_query_memory(hvl_config("INPUT.CROP_SIZE", "200000"))
+
+
+def test_training_resumes_and_its_teacher_labels_semantically(hvl_config):
+    from dearli_d2.engine.trainer import DualStreamTrainer
+
+    options = ("SOLVER.MAX_ITER", "4", "SSL.CONFIDENCE", "0.07", "SSL.CUTMIX", "1.0", "SSL.MONITOR_PERIOD", "2",
+               "SSL.MONITOR_IMAGES", "2")  # fmt: skip
+    cfg = hvl_config(*options)
+    whole = DualStreamTrainer(cfg)
+    whole.train()
+    scores = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
+    assert any("pseudo_label/mIoU" in entry and entry["pseudo_label/coverage"] > 0 for entry in scores)
+    for sample in whole.batch["unlabeled"]:
+        labels = sample["targets"].labels.tolist()
+        assert len(set(labels)) == len(labels)  # CutMix joins equal classes, things too
+        assert sample["targets"].valid is not None
+    (Path(cfg.OUTPUT_DIR) / "last_checkpoint").write_text("model_0000002.pth")
+    resumed = DualStreamTrainer(cfg, resume=True)
+    assert resumed.start_iter == 2
+    resumed.train()
+    for a, b in ((whole.student, resumed.student), (whole.teacher.model, resumed.teacher.model)):
+        assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+    assert "reference_tower" in " ".join(whole.student.state_dict())

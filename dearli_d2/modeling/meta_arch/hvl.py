@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 
@@ -32,6 +33,7 @@ from ..transformer_decoder import DecoderOutput, GivenQueries
 from ..vision_language import masked_regions, region_losses
 from .mask_former import MaskFormer
 
+_LEVELS = 3  # of the pixel decoder
 # class logits of a query that takes no part
 _SILENT = 20.0
 
@@ -295,10 +297,13 @@ class HVL(MaskFormer):
         losses = {"loss_align": align * options.align_weight, "loss_consistency": consistency * options.mask_weight}
         return {name: options.vl_weight * loss for name, loss in losses.items()}
 
-    def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def network(self, images: torch.Tensor) -> DecoderOutput:
         _, queries = self.textual_queries()
         presence = None if queries is None else self.zero_shot_presence(images)
-        output = self.decode(self.backbone(images), presence, queries)
+        return self.decode(self.backbone(images), presence, queries)
+
+    def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.network(images)
         return output.class_outputs[-1], output.mask_logits()
 
     def semantic_scores(self, class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
@@ -318,6 +323,30 @@ class HVL(MaskFormer):
             valid = sample["valid"].to(self.device, non_blocking=True) if "valid" in sample else None
             targets += confident_targets(probability, self.options.confidence, [valid])
         return targets
+
+
+def check_query_memory(cfg: CfgNode) -> None:
+    """Raises `ConfigError` if the masks of all queries cannot fit into the memory of the machine.
+
+    The estimate: full-size masks of one image (logits, resized logits, probabilities) for a pseudo-label, and those of
+    all unlabelled images at stride 4 (logits, probabilities, their gradients) for the entropy term, in fp32.
+    """
+    classes, former = cfg.MODEL.NUM_CLASSES, cfg.MODEL.MASK_FORMER
+    queries = former.NUM_QUERIES + (_LEVELS * classes if cfg.MODEL.HVL.TEXTUAL_QUERIES else 0)
+    pixels = cfg.INPUT.CROP_SIZE**2
+    images = cfg.SSL.IMS_PER_BATCH if cfg.DATASETS.UNLABELED and cfg.MODEL.HVL.ENTROPY_WEIGHT else 0
+    needed = 4 * queries * pixels * (3 + 4 * images / 16)
+    if cfg.MODEL.DEVICE == "cuda":
+        available = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    else:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise ConfigError(
+            f"{classes} classes x {_LEVELS} levels and {former.NUM_QUERIES} free queries are {queries}: their masks at "
+            f"INPUT.CROP_SIZE {cfg.INPUT.CROP_SIZE} need about {needed / 2**30:.0f} GiB, this machine has "
+            f"{available / 2**30:.0f}; lower INPUT.CROP_SIZE, SSL.IMS_PER_BATCH or MODEL.MASK_FORMER.NUM_QUERIES, or set "
+            "MODEL.HVL.ENTROPY_WEIGHT 0"
+        )
 
 
 def _silenced(output: DecoderOutput) -> DecoderOutput:

@@ -267,6 +267,10 @@ class MaskFormer(nn.Module):
         images = [(x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for x in batch]
         return ImageList.from_tensors(images, self.backbone.size_divisibility or _PAD_TO)
 
+    def network(self, images: torch.Tensor) -> DecoderOutput:
+        """All predictions for normalised (B, 3, H, W) images, as inference makes them."""
+        return self.sem_seg_head(self.backbone(images))
+
     def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Final predictions for normalised (B, 3, H, W) images.
 
