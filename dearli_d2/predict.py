@@ -31,12 +31,20 @@ from .data.taxonomy import Taxonomy
 from .errors import ConfigError, DatasetError, DearliError
 from .files import write_atomically, write_json
 from .modeling import build_model
+from .modeling.semantic import class_segments
 from .visualization import overlay, with_legend
 from .weights import read_file, state_dict_of
 
 logger = logging.getLogger(__name__)
 
-_OVERRIDES = ("TEST.PANOPTIC_ON", "True", "TEST.SEMANTIC_ON", "True")
+
+def _with_read_out(config: CfgNode) -> CfgNode:
+    """The config with every output on that a prediction is made of."""
+    config = config.clone()
+    config.defrost()
+    config.TEST.SEMANTIC_ON = True
+    config.TEST.PANOPTIC_ON = config.INPUT.TARGETS == "panoptic"
+    return config
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ class Predictor:
         self, config: CfgNode | str | Path, weights: str | Path | None = None, class_names: str | None = None
     ) -> None:
         if not isinstance(config, CfgNode):
-            config = get_config(config, _OVERRIDES)
+            config = get_config(config)
+        config = _with_read_out(config)
         weights = weights or config.MODEL.WEIGHTS
         if not weights:
             raise ConfigError("prediction needs weights: --weights or MODEL.WEIGHTS")
@@ -91,7 +100,8 @@ class Predictor:
             raise DatasetError(f"an image is (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
         height, width = image.shape[:2]
         output = self.model([{"image": self.mapper.prepare(image), "height": height, "width": width}])[0]
-        panoptic, segments = output["panoptic_seg"]
+        # a semantic model has one segment a class
+        panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(output["sem_seg"])
         semantic = output["sem_seg"].argmax(0)
         return Prediction(panoptic.cpu().numpy(), segments, semantic.cpu().numpy(), self.model.taxonomy)
 
@@ -178,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         images = find_images(args.images)
-        predictor = Predictor(get_config(args.config_file, [*_OVERRIDES, *args.opts]), args.weights, args.text)
+        predictor = Predictor(get_config(args.config_file, args.opts), args.weights, args.text)
         skipped = predict_files(predictor, images, args.out)
     except OSError as error:
         print(f"error: {args.out} cannot be written to: {error}", file=sys.stderr)

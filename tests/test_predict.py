@@ -127,3 +127,14 @@ def test_prediction_is_the_same_twice_and_in_eval_mode(weights, images):
     assert not predictor.model.training
     with torch.enable_grad():
         assert not torch.is_tensor(predictor(image).semantic)
+
+
+def test_a_semantic_model_predicts_one_segment_a_class(mini_config, tmp_path):
+    options = ("SOLVER.MAX_ITER", "1", "SSL.START", "1", "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "0")
+    cfg = mini_config(*options, file="hvl.yaml")
+    DualStreamTrainer(cfg).train()
+    predictor = predict.Predictor(cfg, f"{cfg.OUTPUT_DIR}/model_final.pth")
+    prediction = predictor(np.zeros((50, 70, 3), np.uint8))
+    assert prediction.panoptic.shape == prediction.semantic.shape == (50, 70)
+    assert np.array_equal(prediction.panoptic - 1, prediction.semantic)
+    assert sorted(s["category_id"] for s in prediction.segments) == np.unique(prediction.semantic).tolist()

@@ -19,6 +19,7 @@ from ..data.mappers import TestMapper, read_image
 from ..errors import DatasetError
 from ..evaluation import build_evaluator
 from ..evaluation.report import scalars, tables, write_results
+from ..modeling.semantic import class_segments
 from ..visualization import save_prediction_picture
 from .optimizer import autocast
 
@@ -83,15 +84,9 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dicts: list[dict], folder: Pa
         d = dicts[index]
         with autocast(cfg):
             output = model([mapper(d)])[0]
-        panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else _one_segment_a_class(output)
+        panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(output["sem_seg"])
         path = folder / "pictures" / f"{Path(d['file_name']).stem}.png"
         save_prediction_picture(
             path, read_image(d["file_name"]), panoptic.cpu().numpy(), segments, model.taxonomy, truth=d
         )
     model.train(training)
-
-
-def _one_segment_a_class(output: dict) -> tuple[torch.Tensor, list[dict]]:
-    """A semantic prediction in the form of a panoptic one."""
-    best = output["sem_seg"].argmax(0)
-    return best + 1, [{"id": c + 1, "category_id": c} for c in best.unique().tolist()]

@@ -26,6 +26,16 @@ def semantic_argmax(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> to
     return scores[:, :classes]
 
 
+def class_segments(scores: torch.Tensor) -> tuple[torch.Tensor, list[dict]]:
+    """(K, H, W) class scores as a panoptic prediction with one segment a class: see `panoptic_inference`."""
+    confidence, best = scores.max(0)
+    segments = [
+        {"id": c + 1, "category_id": c, "isthing": False, "score": float(confidence[best == c].mean())}
+        for c in best.unique().tolist()
+    ]
+    return (best + 1).int(), segments
+
+
 def normalized(scores: torch.Tensor) -> torch.Tensor:
     """(B, K, H, W) scores, none negative, to class distributions per pixel."""
     return scores / scores.sum(1, keepdim=True).clamp(min=1e-8)

@@ -91,3 +91,12 @@ def test_panoptic_read_out_does_not_wait_for_the_device():
         panoptic_regions(logits, masks, {1, 2}, 0.0, 0.8)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_hvl_steps(mini_config, dtype):
+    amp = [] if dtype is None else ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype]
+    options = ["SSL.START", "0", "SSL.PICTURE_PERIOD", "2", "SSL.MONITOR_PERIOD", "0", "SSL.CONFIDENCE", "0.07"]
+    trainer = DualStreamTrainer(mini_config("MODEL.DEVICE", "cuda", *options, *amp, file="hvl.yaml"))
+    trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
