@@ -26,7 +26,7 @@ ROWS = (
     study.Row("HVL without L_align", "no_align", CONFIG, ("MODEL.HVL.ALIGN_WEIGHT", "0.0")),
 )
 METRICS = (
-    study.Metric("mIoU", study.mean_iou),
+    study.Metric("mIoU", study.semantic("mIoU")),
     study.Metric("look-alikes", study.mean_iou_of("purple ball", "purple box", "sky", "water")),
     study.Metric("rare", study.mean_iou_of("dotted yellow", "checkered red", "purple ball", "purple box", "sand")),
 )

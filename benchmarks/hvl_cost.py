@@ -8,7 +8,6 @@ ViT-B/16 shapes, random weights, two labelled images; ratios to Mask2Former (ran
 from __future__ import annotations
 
 import argparse
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.modeling import build_model
 from dearli_d2.structures import Targets
 
-from .measure import in_own_process, interleaved_seconds
+from .measure import interleaved_seconds, peak_megabytes
 
 CONFIG = Path(__file__).parents[1] / "configs" / "pascal_voc" / "hvl_vit_b_92.yaml"
 NO_LOSSES = tuple(f"MODEL.HVL.{key}_WEIGHT=0.0" for key in ("DIVERSITY", "PROMPT", "VL"))
@@ -58,14 +57,6 @@ def build_step(part: str, classes: int, size: int) -> Callable[[], None]:
     return step
 
 
-def peak_memory(part: str, classes: int, size: int) -> float:
-    """MiB at most while two steps run, in a process of its own."""
-    step = build_step(part, classes, size)
-    step()
-    step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256)
@@ -76,14 +67,14 @@ def main() -> None:
     for classes in args.classes:
         steps = {part: build_step(part, classes, args.size) for part in PARTS}
         seconds = interleaved_seconds(steps, args.rounds)
-        memory = {part: in_own_process(peak_memory, part, classes, args.size) for part in PARTS}
+        memory = {part: peak_megabytes(build_step, part, classes, args.size) for part in PARTS}
         first = next(iter(PARTS))
         rows += [
             [classes, part, f"{seconds[part]:.2f}", f"{seconds[part] / seconds[first]:.2f}",
              f"{memory[part]:.0f}", f"{memory[part] / memory[first]:.2f}"]
             for part in PARTS
         ]  # fmt: skip
-    print(tabulate(rows, ["K", "", "seconds", "ratio", "MiB", "ratio"], tablefmt="github"))
+    print(tabulate(rows, ["K", "", "seconds", "ratio", "MiB added", "ratio"], tablefmt="github"))
 
 
 if __name__ == "__main__":

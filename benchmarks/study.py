@@ -12,21 +12,26 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from dearli_d2.checkpoint import load_weights
 from dearli_d2.cli import set_up
 from dearli_d2.config import get_config
+from dearli_d2.engine.evaluation import evaluate
 from dearli_d2.engine.trainer import DualStreamTrainer
+from dearli_d2.modeling import build_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One training: name in the table, short name of its folder, config below `configs/`, overrides."""
+    """One training: name in the table, short name of its folder, config below `configs/`, overrides; `weights_of`: folder
+    of another row whose weights are evaluated instead."""
 
     name: str
     folder: str
     config: str
     options: tuple[str, ...] = ()
+    weights_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,9 @@ class Metric:
     value: Callable[[dict], float]
 
 
-def mean_iou(results: dict) -> float:
-    """mIoU in percent."""
-    return results["semantic"]["mIoU"]
+def semantic(name: str) -> Callable[[dict], float]:
+    """A semantic score, such as hIoU, in percent."""
+    return lambda results: results["semantic"][name]
 
 
 def mean_iou_of(*names: str) -> Callable[[dict], float]:
@@ -51,7 +56,14 @@ def train(row: Row, seed: int, out: Path, options: Sequence[str], dataset: str) 
     """Trains, or resumes, one row of one seed; the results of its last evaluation."""
     folder = out / row.folder / f"seed_{seed}"
     path = folder / "evaluation" / dataset / "results.json"
-    if not ((folder / "model_final.pth").is_file() and path.is_file()):
+    if row.weights_of and not path.is_file():
+        weights = out / row.weights_of / f"seed_{seed}" / "model_final.pth"
+        named = ["DATASETS.TEST", f"('{dataset}',)", "OUTPUT_DIR", str(folder)]
+        cfg = get_config(CONFIGS / row.config, [*options, *row.options, *named])
+        model = build_model(cfg, load_backbone=False)
+        load_weights(model, weights)
+        evaluate(cfg, model)
+    elif not row.weights_of and not ((folder / "model_final.pth").is_file() and path.is_file()):
         fixed = [
             "SEED",
             str(seed),

@@ -86,6 +86,26 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.HVL.TEMPERATURE = 0.07  # of L_align
     cfg.MODEL.HVL.ENTROPY_WEIGHT = 0.01  # of unlabelled images
 
+    cfg.MODEL.SPLIT = CfgNode()  # used where MODEL.META_ARCHITECTURE is "SplitMatching"
+    cfg.MODEL.SPLIT.CANDIDATE_QUERIES = (
+        50  # beside the MODEL.MASK_FORMER.NUM_QUERIES seen ones; 0 = no regions (baseline)
+    )
+    cfg.MODEL.SPLIT.RANDOM_QUERIES = 50  # at inference only
+    cfg.MODEL.SPLIT.RANDOM_SEED = 0
+    cfg.MODEL.SPLIT.COSINE_WEIGHT = 1.0  # L_cos
+    cfg.MODEL.SPLIT.MFE_WEIGHT = 1.0  # L_MFE; 0 = no such head
+    cfg.MODEL.SPLIT.MFE_TEMPERATURE = 0.07  # of its cosines
+    cfg.MODEL.SPLIT.SEEN_PENALTY = 0.0  # taken from the seen classes' scores at inference (calibrated stacking)
+    cfg.MODEL.SPLIT.REGIONS = CfgNode()  # clusters of CLIP's features in un-annotated pixels
+    cfg.MODEL.SPLIT.REGIONS.CACHE = ""  # folder of `python -m dearli_d2.masks.clip_regions`; "" = made in training
+    cfg.MODEL.SPLIT.REGIONS.IMAGE_SIZE = 512  # pixels; the whole image as a square
+    cfg.MODEL.SPLIT.REGIONS.WINDOWS = (8, 16)  # cells; their means are the first centroids
+    cfg.MODEL.SPLIT.REGIONS.ITERATIONS = 10  # of K-means, at most
+    cfg.MODEL.SPLIT.REGIONS.FUSION = 0.95  # cosine from which on two clusters are one
+    cfg.MODEL.SPLIT.REGIONS.MIN_AREA = 0.01  # of the image
+    cfg.MODEL.SPLIT.REGIONS.CROP_SIZE = 224  # pixels; masked images as CLIP embeds them
+
+    cfg.DATASETS.UNSEEN_CLASSES = ()  # names that training must not see (zero-shot); removed when labels are read
     cfg.DATASETS.UNLABELED = ()  # names of data sets or views; their annotations are never read for training
     cfg.DATASETS.SOURCE = ()  # labelled data of another domain, a stream of its own; classes as those of DATASETS.TRAIN
     cfg.DATASETS.MASKS = ""  # folder of `python -m dearli_d2.masks generate`; targets where MODEL.CLASSIFIER is "none"
@@ -271,6 +291,35 @@ def _hvl_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
     ]
 
 
+def _split_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
+    split, regions = cfg.MODEL.SPLIT, cfg.MODEL.SPLIT.REGIONS
+    return [
+        (
+            cfg.INPUT.TARGETS == "semantic" and not (cfg.TEST.PANOPTIC_ON or cfg.TEST.INSTANCE_ON),
+            "SplitMatching segments semantically: INPUT.TARGETS semantic, TEST.PANOPTIC_ON and TEST.INSTANCE_ON False",
+        ),
+        (cfg.MODEL.CLASSIFIER == "text", "SplitMatching has text embeddings as classes: MODEL.CLASSIFIER text"),
+        (bool(cfg.DATASETS.UNSEEN_CLASSES), "SplitMatching needs DATASETS.UNSEEN_CLASSES"),
+        (not cfg.DATASETS.UNLABELED and not cfg.DATASETS.SOURCE, "SplitMatching learns from DATASETS.TRAIN alone"),
+        (
+            split.CANDIDATE_QUERIES >= 0 and split.RANDOM_QUERIES >= 0,
+            "MODEL.SPLIT.CANDIDATE_QUERIES and RANDOM_QUERIES must be 0 or more",
+        ),
+        (split.COSINE_WEIGHT >= 0 and split.MFE_WEIGHT >= 0, "weights of MODEL.SPLIT must be 0 or more"),
+        (split.MFE_TEMPERATURE > 0, "MODEL.SPLIT.MFE_TEMPERATURE must be positive"),
+        (
+            len(regions.WINDOWS) > 0 and all(isinstance(w, int) and w >= 1 for w in regions.WINDOWS),
+            "MODEL.SPLIT.REGIONS.WINDOWS must be one or more sides in cells",
+        ),
+        (regions.ITERATIONS >= 1, "MODEL.SPLIT.REGIONS.ITERATIONS must be positive"),
+        (0 <= regions.MIN_AREA < 1, "MODEL.SPLIT.REGIONS.MIN_AREA must be in 0..1"),
+        (
+            regions.IMAGE_SIZE >= 32 and regions.CROP_SIZE >= 32,
+            "sizes of MODEL.SPLIT.REGIONS must be 32 pixels or more",
+        ),
+    ]
+
+
 def _validate(cfg: CfgNode) -> None:
     """Raises `ConfigError` for the first rule that does not hold."""
     former, decoder = cfg.MODEL.MASK_FORMER, cfg.MODEL.PIXEL_DECODER
@@ -346,6 +395,11 @@ def _validate(cfg: CfgNode) -> None:
             "TEST.WINDOW gives semantic scores only: TEST.PANOPTIC_ON and TEST.INSTANCE_ON must be off",
         ),
         *(_hvl_rules(cfg) if cfg.MODEL.META_ARCHITECTURE == "HVL" else []),
+        *(_split_rules(cfg) if cfg.MODEL.META_ARCHITECTURE == "SplitMatching" else []),
+        (
+            not cfg.DATASETS.UNSEEN_CLASSES or cfg.MODEL.META_ARCHITECTURE == "SplitMatching",
+            "DATASETS.UNSEEN_CLASSES is for MODEL.META_ARCHITECTURE SplitMatching",
+        ),
         (cfg.SSL.MONITOR_IMAGES >= 1, "SSL.MONITOR_IMAGES must be positive"),
         (
             cfg.INPUT.TARGETS == "panoptic"
@@ -374,7 +428,7 @@ def _validate(cfg: CfgNode) -> None:
             "one of TEST.PANOPTIC_ON, SEMANTIC_ON, INSTANCE_ON must be on",
         ),
         (
-            cfg.MODEL.CLASSIFIER != "text" or cfg.MODEL.BACKBONE.NAME.startswith("OpenCLIP"),
+            cfg.MODEL.CLASSIFIER != "text" or cfg.MODEL.BACKBONE.NAME.startswith("OpenCLIP") or cfg.MODEL.TEXT.ENCODER,
             f"MODEL.CLASSIFIER text needs an OpenCLIP backbone, not {cfg.MODEL.BACKBONE.NAME}",
         ),
         (

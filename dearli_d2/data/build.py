@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..errors import DatasetError
+from ..masks.regions import RegionFolder
 from ..masks.storage import MaskFolder
 from .catalog import dataset_dicts, taxonomy_of
 from .mappers import (
@@ -20,6 +21,7 @@ from .mappers import (
 )
 from .streams import RareClassOrder, build_stream
 from .views import ColorAugmentation, StrongPhotometry, WeakGeometry, scale_steps
+from .zero_shot import ZeroShotTrainMapper, unseen_classes, without_classes
 
 
 def labeled_dicts(cfg: CfgNode, key: str = "TRAIN") -> list[dict]:
@@ -29,7 +31,10 @@ def labeled_dicts(cfg: CfgNode, key: str = "TRAIN") -> list[dict]:
         for name in cfg.DATASETS[key]:
             if taxonomy_of(name).names != first.names:
                 raise DatasetError(f"DATASETS.{key}: {name} and {cfg.DATASETS.TRAIN[0]} have different classes")
-    return [d for name in cfg.DATASETS[key] for d in dataset_dicts(name)]
+    dicts = [d for name in cfg.DATASETS[key] for d in dataset_dicts(name)]
+    if cfg.DATASETS.UNSEEN_CLASSES:
+        dicts = without_classes(dicts, unseen_classes(cfg, taxonomy_of(cfg.DATASETS.TRAIN[0])))
+    return dicts
 
 
 def unlabeled_dicts(cfg: CfgNode) -> list[dict]:
@@ -53,6 +58,14 @@ def build_labeled_mapper(cfg: CfgNode) -> Callable[[dict], dict]:
     options = _geometry(cfg), color, cfg.INPUT.CROP_SIZE, cfg.INPUT.PAD_VALUE
     if cfg.MODEL.CLASSIFIER == "none":
         return MaskTrainMapper(MaskFolder(cfg.DATASETS.MASKS), *options)
+    if cfg.MODEL.META_ARCHITECTURE == "SplitMatching":
+        regions = cfg.MODEL.SPLIT.REGIONS
+        return ZeroShotTrainMapper(
+            *options,
+            unseen=unseen_classes(cfg, taxonomy_of(cfg.DATASETS.TRAIN[0])),
+            size=regions.IMAGE_SIZE,
+            cache=RegionFolder(regions.CACHE) if regions.CACHE else None,
+        )
     return PanopticTrainMapper(
         *options, targets=semantic_targets if cfg.INPUT.TARGETS == "semantic" else panoptic_targets
     )

@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from ..errors import DatasetError
 from ..masks.storage import MaskFolder
 from ..structures import Targets
-from .views import WeakGeometry
+from .views import View, WeakGeometry
 
 
 def read_image(path: str) -> np.ndarray:
@@ -83,6 +83,10 @@ class PanopticTrainMapper:
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Returns "image" (3, S, S) uint8, "targets" (S x S), "file_name", "image_id"."""
+        return self.sample_and_view(dataset_dict)[0]
+
+    def sample_and_view(self, dataset_dict: dict) -> tuple[dict, View]:
+        """The sample, and the view with its transform."""
         image, rgb = read_image(dataset_dict["file_name"]), read_panoptic(dataset_dict["pan_seg_file_name"])
         if image.shape != rgb.shape:
             raise DatasetError(
@@ -93,12 +97,13 @@ class PanopticTrainMapper:
         ids = segment_ids(view.transform.apply_segmentation(rgb))
         targets = self.targets(ids, dataset_dict["segments_info"]).padded(self.pad_to, self.pad_to)
         pixels = view.image if self.color is None else self.color(view.image)
-        return {
+        sample = {
             "image": pad_image(pixels, self.pad_to, self.pad_value),
             "targets": targets,
             "file_name": dataset_dict["file_name"],
             "image_id": dataset_dict["image_id"],
         }
+        return sample, view
 
 
 class MaskTrainMapper:

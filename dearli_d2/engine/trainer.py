@@ -24,7 +24,6 @@ from ..data.validation import validate_dataset
 from ..errors import ConfigError, DatasetError, TrainingError
 from ..masks.storage import MaskFolder
 from ..modeling import build_model
-from ..modeling.meta_arch.hvl import check_query_memory
 from .checkpoints import RunCheckpoints
 from .cutmix import CutMix
 from .evaluation import evaluate
@@ -60,8 +59,6 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
     if cfg.SSL.TEACHER_WEIGHTS and not Path(cfg.SSL.TEACHER_WEIGHTS).is_file():
         raise ConfigError(f"SSL.TEACHER_WEIGHTS: no file {cfg.SSL.TEACHER_WEIGHTS}")
     check_datasets(cfg)
-    if cfg.MODEL.META_ARCHITECTURE == "HVL":
-        check_query_memory(cfg)
 
 
 def check_datasets(cfg: CfgNode) -> None:
@@ -110,6 +107,7 @@ class DualStreamTrainer(TrainerBase):
         self.taxonomy = None if cfg.MODEL.CLASSIFIER == "none" else taxonomy_of(cfg.DATASETS.TRAIN[0])
         state = self.checkpoints.load_last() if resume else None
         self.student = build_model(cfg, self.taxonomy, load_backbone=state is None)
+        self.student.check_training(cfg)
         if state is None:
             self._load_start_weights()
         self.teacher = EMATeacher(self.student, cfg.SSL.EMA_DECAY, cfg.SSL.BURN_IN) if cfg.DATASETS.UNLABELED else None

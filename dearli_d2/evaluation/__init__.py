@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluators
 
 from ..data.taxonomy import Taxonomy
+from ..data.zero_shot import unseen_classes
 from .panoptic import PanopticEvaluator, PanopticQuality
 from .semantic import SemanticEvaluator, mean_iou
 
@@ -18,5 +19,6 @@ def build_evaluator(cfg: CfgNode, taxonomy: Taxonomy) -> DatasetEvaluators:
     if cfg.TEST.PANOPTIC_ON:
         evaluators.append(PanopticEvaluator(taxonomy))
     if cfg.TEST.SEMANTIC_ON:
-        evaluators.append(SemanticEvaluator(taxonomy))
+        unseen = unseen_classes(cfg, taxonomy) if cfg.DATASETS.UNSEEN_CLASSES else ()
+        evaluators.append(SemanticEvaluator(taxonomy, unseen))
     return DatasetEvaluators(evaluators)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -33,6 +35,19 @@ def mean_iou(matrix: np.ndarray) -> float:
     return float(class_iou(matrix)[present].mean()) if present.any() else float("nan")
 
 
+def seen_and_unseen(matrix: np.ndarray, unseen: Collection[int]) -> dict[str, float]:
+    """Mean IoU of the seen and of the unseen classes that the ground truth has, and their harmonic mean, 0 if one is 0."""
+    present, iou = matrix.sum(1) > 0, class_iou(matrix)
+    is_unseen = np.isin(np.arange(len(matrix)), list(unseen))
+    seen_iou, unseen_iou = (
+        float(iou[present & group].mean()) if (present & group).any() else float("nan")
+        for group in (~is_unseen, is_unseen)
+    )
+    total = seen_iou + unseen_iou
+    harmonic = 2 * seen_iou * unseen_iou / total if total != 0 else 0.0
+    return {"hIoU": harmonic, "sIoU": seen_iou, "uIoU": unseen_iou}
+
+
 def read_semantic(dataset_dict: dict) -> np.ndarray:
     """(H, W) contiguous class ids, 255 = ignore: the semantic PNG, or the panoptic one without it."""
     if "sem_seg_file_name" in dataset_dict:
@@ -45,10 +60,11 @@ def read_semantic(dataset_dict: dict) -> np.ndarray:
 
 
 class SemanticEvaluator(DatasetEvaluator):
-    """Mean IoU of "sem_seg" outputs (K, H, W)."""
+    """Mean IoU of "sem_seg" outputs (K, H, W); with `unseen` classes also their mean, that of the others, and the harmonic
+    mean of both."""
 
-    def __init__(self, taxonomy: Taxonomy) -> None:
-        self.taxonomy = taxonomy
+    def __init__(self, taxonomy: Taxonomy, unseen: Collection[int] = ()) -> None:
+        self.taxonomy, self.unseen = taxonomy, unseen
         self.reset()
 
     def reset(self) -> None:
@@ -67,4 +83,5 @@ class SemanticEvaluator(DatasetEvaluator):
         matrix = sum(parts)
         rows = {n: {"IoU": float(v)} for n, v in zip(self.taxonomy.main_names, class_iou(matrix), strict=True)}
         accuracy = 100 * float(np.diag(matrix).sum() / max(matrix.sum(), 1))
-        return {"semantic": {"mIoU": mean_iou(matrix), "pixel_accuracy": accuracy, "per_class": rows}}
+        zero_shot = seen_and_unseen(matrix, self.unseen) if self.unseen else {}
+        return {"semantic": {"mIoU": mean_iou(matrix), **zero_shot, "pixel_accuracy": accuracy, "per_class": rows}}

@@ -21,7 +21,7 @@ from ..data.mappers import read_image
 from ..errors import ConfigError
 from ..visualization import save_mask_picture
 from .classical import ClassicalGenerator
-from .generate import Generator, default_device, folder_of, generate, shard_of_process
+from .generate import Generator, default_device, folder_of, generate, parse_shard
 from .sam import MODELS, SamGenerator, file_digest, load_sam
 from .storage import MaskFolder
 
@@ -52,18 +52,8 @@ def _generator(args: argparse.Namespace) -> Generator:
     )
 
 
-def _shard(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return shard_of_process()
-    try:
-        index, count = map(int, text.split("/"))
-    except ValueError as error:
-        raise ConfigError(f"--shard {text}: write i/n, for example 0/4") from error
-    return index, count
-
-
 def _generate(args: argparse.Namespace) -> int:
-    counts = generate(_files(args), _generator(args), MaskFolder(args.out), args.batch_size, _shard(args.shard))
+    counts = generate(_files(args), _generator(args), MaskFolder(args.out), args.batch_size, parse_shard(args.shard))
     print(
         f"{args.out}: {counts['done']} images done ({counts['masks']} masks), {counts['present']} were there, "
         f"{counts['failed']} could not be read"

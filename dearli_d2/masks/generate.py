@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ def generate(
     folder: MaskFolder,
     batch_size: int = 1,
     shard: tuple[int, int] = (0, 1),
+    read: Callable[[str], Any] = read_image,
 ) -> Counter:
     """Makes the masks that are missing.
 
@@ -39,6 +41,7 @@ def generate(
     Args:
         files: images. generator: also has `settings()`. batch_size: images it gets at a time.
         shard: (i, n): every n-th image from the i-th on; any number of shards may run at once.
+        read: gives what the generator gets for a file; it must have the image's shape.
 
     Returns:
         Counts "done", "present", "failed", "masks".
@@ -57,7 +60,7 @@ def generate(
     counts = Counter(present=len(mine) - len(missing))
     failed: list[dict] = []
     with tqdm(total=len(mine), initial=counts["present"], desc=f"masks {index}/{count}", unit="image") as bar:
-        for batch in _read_ahead(missing, batch_size):
+        for batch in _read_ahead(missing, batch_size, read):
             good = []
             for file, image in batch:
                 if isinstance(image, DatasetError):
@@ -85,6 +88,17 @@ def shard_of_process() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """ "i/n", or as torchrun says. Raises `ConfigError`."""
+    if text is None:
+        return shard_of_process()
+    try:
+        index, count = map(int, text.split("/"))
+    except ValueError as error:
+        raise ConfigError(f"--shard {text}: write i/n, for example 0/4") from error
+    return index, count
+
+
 def _claim(folder: MaskFolder, settings: dict) -> None:
     present = folder.manifest()
     if present is None:
@@ -97,22 +111,24 @@ def _claim(folder: MaskFolder, settings: dict) -> None:
             )
 
 
-def _read_ahead(files: Sequence[str], batch_size: int) -> Iterator[list[tuple[str, np.ndarray | DatasetError]]]:
+def _read_ahead(
+    files: Sequence[str], batch_size: int, read: Callable[[str], Any]
+) -> Iterator[list[tuple[str, Any | DatasetError]]]:
     """Batches of (file, image or error); the next batches are read while one is worked on."""
 
-    def read(file: str) -> tuple[str, np.ndarray | DatasetError]:
+    def attempt(file: str) -> tuple[str, Any | DatasetError]:
         try:
-            return file, read_image(file)
+            return file, read(file)
         except DatasetError as error:
             return file, error
 
     chunks = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
     with ThreadPoolExecutor(2) as pool:
-        pending = [pool.submit(lambda c=c: [read(f) for f in c]) for c in chunks[:3]]
+        pending = [pool.submit(lambda c=c: [attempt(f) for f in c]) for c in chunks[:3]]
         for index in range(len(chunks)):
             batch = pending.pop(0).result()
             if index + 3 < len(chunks):
-                pending.append(pool.submit(lambda c=chunks[index + 3]: [read(f) for f in c]))
+                pending.append(pool.submit(lambda c=chunks[index + 3]: [attempt(f) for f in c]))
             yield batch
 
 

@@ -13,6 +13,7 @@ from .backbone import open_clip as _open_clip  # noqa: F401  registration
 from .backbone import timm as _timm  # noqa: F401  registration
 from .meta_arch import hvl as _hvl  # noqa: F401  registration
 from .meta_arch import mask_former as _mask_former  # noqa: F401  registration
+from .meta_arch import split_matching as _split_matching  # noqa: F401  registration
 
 
 def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: bool = True) -> nn.Module:

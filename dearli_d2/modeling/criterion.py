@@ -29,6 +29,8 @@ class SetCriterion(nn.Module):
     importance_sample_ratio: share of the points that are the most uncertain candidates (PointRend).
     """
 
+    mask_loss = staticmethod(mask_bce)  # what "loss_mask" is
+
     def __init__(
         self,
         num_classes: int,
@@ -135,7 +137,7 @@ class SetCriterion(nn.Module):
             validity = sample_validity(targets, by_image)
             valid = None if validity is None else torch.cat(validity).view_as(sampled)
             weight = matches.matched / (num_masks * group)
-            bce = (_by_match(mask_bce(sampled, labels, valid), matches) * weight).sum((1, 2))
+            bce = (_by_match(self.mask_loss(sampled, labels, valid), matches) * weight).sum((1, 2))
             dice = (_by_match(mask_dice(sampled, labels, valid), matches) * weight).sum((1, 2))
         return bce, dice
 

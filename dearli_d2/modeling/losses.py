@@ -62,3 +62,46 @@ def mask_dice(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor |
         probability, targets = probability * valid, targets * valid
     overlap = (probability * targets).sum(-1)
     return 1 - (2 * overlap + 1) / (probability.sum(-1) + targets.sum(-1) + 1)
+
+
+def mask_iou(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Soft Jaccard loss of each mask with +1 smoothing. All (M, P); (M,)."""
+    probability = logits.sigmoid()
+    if valid is not None:
+        probability, targets = probability * valid, targets * valid
+    overlap = (probability * targets).sum(-1)
+    return 1 - (overlap + 1) / (probability.sum(-1) + targets.sum(-1) - overlap + 1)
+
+
+def sigmoid_focal(logits: torch.Tensor, targets: torch.Tensor, alpha: float = 0.25, gamma: float = 2.0) -> torch.Tensor:
+    """Focal loss of independent binary decisions (Lin et al. 2017), element by element, in fp32."""
+    logits = logits.float()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    probability = logits.sigmoid()
+    wrong = probability + targets - 2 * probability * targets  # 1 - p_t
+    return (alpha * targets + (1 - alpha) * (1 - targets)) * wrong.pow(gamma) * cross_entropy
+
+
+@torch.no_grad()
+def cosine_kmeans(points: torch.Tensor, seeds: torch.Tensor, iterations: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """K-means of unit vectors from given centroids, for a batch at once (spherical K-means).
+
+    A cluster that loses all its points keeps its centroid. Ends when no point of the batch moves.
+
+    Args:
+        points: (B, N, D) unit-norm. seeds: (B, S, D) unit-norm.
+
+    Returns:
+        (B, N) int64 cluster of each point; (B, S, D) unit-norm centroids of these clusters.
+    """
+    centroids, assignment = seeds, None
+    for _ in range(iterations):
+        nearest = torch.bmm(points, centroids.transpose(1, 2)).argmax(-1)
+        if assignment is not None and torch.equal(nearest, assignment):
+            break
+        assignment = nearest
+        sums = torch.zeros_like(seeds)
+        sums.scatter_add_(1, assignment[..., None].expand_as(points), points)
+        empty = (sums == 0).all(-1, keepdim=True)
+        centroids = torch.where(empty, centroids, F.normalize(sums, dim=-1))
+    return assignment, centroids

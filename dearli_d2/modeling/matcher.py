@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
@@ -50,20 +51,22 @@ class HungarianMatcher:
         class_logits: (R, B, Q, K + 1). output: the masks. targets: of the B images, all of one size.
         """
         device, counts = class_logits.device, [len(t) for t in targets]
-        predictions, total = len(class_logits), sum(counts)
-        query = torch.zeros(predictions, total, 1, dtype=torch.int64)
-        matched = torch.zeros(predictions, total, 1)
-        if total:
+        if sum(counts):
             costs = self.costs(class_logits, output, targets).cpu().numpy()  # the one transfer of the step
-            for r in range(predictions):
-                start = 0
-                for b, count in enumerate(counts):
-                    queries, segments = linear_sum_assignment(costs[r, b, :, :count])
-                    query[r, start + segments, 0] = torch.from_numpy(queries)
-                    matched[r, start + segments, 0] = 1
-                    start += count
+        else:
+            costs = np.zeros((*class_logits.shape[:3], 0))
+        query, matched = assign(costs, counts)
         image = image_of_target(targets)
         return Matches(*(x.to(device, non_blocking=True) for x in (image, query, matched)))
+
+    def class_cost(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(B, Q, K + 1) logits and (B, N) labels to (B, Q, N), weighted."""
+        probability = logits.float().softmax(-1)
+        return -self.class_weight * probability.gather(-1, labels[:, None].expand(-1, logits.shape[1], -1))
+
+    def mask_cost(self, logits: torch.Tensor, masks: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        """(B, Q, P) logits, (B, N, P) masks, (B, P) validity to (B, Q, N), weighted."""
+        return pairwise_mask_cost(logits, masks, valid, self.mask_weight, self.dice_weight)
 
     def costs(self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets]) -> torch.Tensor:
         """(R, B, Q, N) fp32 with N the largest number of segments in an image; finite everywhere."""
@@ -89,13 +92,34 @@ class HungarianMatcher:
                 class_logits, output.mask_embeddings, strict=True
             ):  # one layer's logits at a time
                 mask_logits = torch.bmm(embeddings.float(), features)
-                cost = pairwise_mask_cost(mask_logits, masks, valid, self.mask_weight, self.dice_weight)
+                cost = self.mask_cost(mask_logits, masks, valid)
                 if self.class_weight:
-                    probability = logits.float().softmax(-1)
-                    cost -= self.class_weight * probability.gather(-1, labels[:, None].expand(-1, len(logits[0]), -1))
+                    cost += self.class_cost(logits, labels)
                 costs.append(cost)
             # a diverged model must fail at its loss with a name, not inside the solver
             return torch.nan_to_num(torch.stack(costs), nan=0.0, posinf=1e6, neginf=-1e6)
+
+
+def assign(costs: np.ndarray, counts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cheapest assignment of each prediction and image.
+
+    Args:
+        costs: (R, B, Q, N). counts: segments of each image, the first columns.
+
+    Returns:
+        `query` and `matched` of `Matches`, (R, T, 1) each, on the CPU.
+    """
+    predictions, total = len(costs), sum(counts)
+    query = torch.zeros(predictions, total, 1, dtype=torch.int64)
+    matched = torch.zeros(predictions, total, 1)
+    for r in range(predictions):
+        start = 0
+        for b, count in enumerate(counts):
+            queries, segments = linear_sum_assignment(costs[r, b, :, :count])
+            query[r, start + segments, 0] = torch.from_numpy(queries)
+            matched[r, start + segments, 0] = 1
+            start += count
+    return query, matched
 
 
 def pairwise_mask_cost(

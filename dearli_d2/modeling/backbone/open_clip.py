@@ -17,7 +17,7 @@ from torch import nn
 
 from ...errors import ConfigError, WeightsError
 from ...weights import read_state_dict
-from ..ensembling import clip_head
+from ..ensembling import clip_head, mask_pool
 from ..prompts import text_tower_of
 from . import tiny_clip  # makes the shipped model known to open_clip
 from .pyramid import SimpleFeaturePyramid
@@ -137,6 +137,10 @@ class OpenCLIPBackbone(Backbone):
         """(B, E) unit-norm embeddings of the whole images."""
         return self.embed_pooled(features["clip_pooled"], tower)[:, 0]
 
+    def embed_region(self, features: dict[str, torch.Tensor], masks: torch.Tensor) -> torch.Tensor:
+        """(B, E) unit-norm embeddings of images of which (B, H, W) bool `masks` show a region, the rest being blank."""
+        return self.embed_image(features)
+
 
 @BACKBONE_REGISTRY.register()
 class OpenCLIPConvNeXt(OpenCLIPBackbone):
@@ -173,6 +177,12 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
 
     def embed_pooled(self, pooled: torch.Tensor, tower: nn.Module | None = None) -> torch.Tensor:
         return clip_head(tower or self.clip_model.visual, pooled)
+
+    def embed_region(self, features: dict[str, torch.Tensor], masks: torch.Tensor) -> torch.Tensor:
+        """As a tower without a class token averages over all cells, blank ones are left out."""
+        pooled = mask_pool(features["clip_vis_dense"], masks[:, None].float() - 0.5)
+        pooled = torch.where((pooled == 0).all(-1, keepdim=True), features["clip_pooled"], pooled)
+        return self.embed_pooled(pooled)[:, 0]
 
 
 @BACKBONE_REGISTRY.register()

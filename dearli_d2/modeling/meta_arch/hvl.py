@@ -151,6 +151,9 @@ class HVL(MaskFormer):
             "level_dims": (decoder.DIM, decoder.HEADS, decoder.FEEDFORWARD_DIM, decoder.LAYERS),
         }
 
+    def check_training(self, cfg: CfgNode) -> None:
+        check_query_memory(cfg)
+
     def train(self, mode: bool = True) -> HVL:
         super().train(mode)
         if getattr(self, "reference_tower", None) is not None:

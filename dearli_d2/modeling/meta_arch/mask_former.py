@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import ImageList
 from torch import nn
@@ -160,6 +160,9 @@ class MaskFormer(nn.Module):
                 loss_weight=cfg.SSL.LOSS_WEIGHT,
             ),
         }
+
+    def check_training(self, cfg: CfgNode) -> None:
+        """What a method knows to fail, said before the first step. Raises `ConfigError`."""
 
     @property
     def device(self) -> torch.device:
