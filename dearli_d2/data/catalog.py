@@ -35,7 +35,8 @@ class PanopticSource:
 
     `image_root`, `panoptic_root` (PNG), `panoptic_json` as in COCO. `semantic_root`: optional PNG of contiguous class
     ids, 255 = ignore, named like the panoptic PNG; without it semantic ground truth comes from the panoptic PNG.
-    `partition_root`: folder of partition folders. `hint`: what to run when files are missing.
+    `partition_root`: folder of partition folders. `hint`: what to run when files are missing. `without`: categories, by
+    name, that the data set leaves out; their pixels are not annotated.
     """
 
     image_root: Path
@@ -44,6 +45,7 @@ class PanopticSource:
     semantic_root: Path | None = None
     partition_root: Path | None = None
     hint: str = "check DETECTRON2_DATASETS"
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def taxonomy_of(name: str) -> Taxonomy:
     source = source_of(name)
     if isinstance(source, ImageFolder):
         raise DatasetError(f"{name} is a folder of images without annotations; it can be a DATASETS.UNLABELED")
-    return _read_json(source.panoptic_json, _stamp(source), name)[1]
+    return _read_json(source.panoptic_json, _stamp(source), name, source.without)[1]
 
 
 def ensure_registered(name: str) -> None:
@@ -147,7 +149,7 @@ def annotated_dicts(name: str) -> list[dict]:
 
 
 def _annotated(base: str, name: str, source: PanopticSource) -> list[dict]:
-    records, taxonomy = _read_json(source.panoptic_json, _stamp(source), base)
+    records, taxonomy = _read_json(source.panoptic_json, _stamp(source), base, source.without)
     _set_metadata(name, source, taxonomy)
     return [_to_dict(record, source) for record in records]
 
@@ -178,13 +180,15 @@ def _stamp(source: PanopticSource) -> float:
 
 
 @lru_cache(maxsize=8)
-def _read_json(path: Path, stamp: float, name: str) -> tuple[list[dict], Taxonomy]:
+def _read_json(path: Path, stamp: float, name: str, without: tuple[str, ...]) -> tuple[list[dict], Taxonomy]:
     """Records of image, annotation and contiguous segments; cached by path and modification time."""
     try:
         content = json.loads(path.read_text())
         categories, images, annotations = content["categories"], content["images"], content["annotations"]
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{name}: {path} is no COCO-panoptic JSON file: {type(error).__name__} {error}") from error
+    left_out = {c["id"] for c in categories if c["name"] in without}
+    categories = [c for c in categories if c["id"] not in left_out]
     taxonomy = Taxonomy.from_categories(categories)
     contiguous = {dataset_id: i for i, dataset_id in enumerate(taxonomy.dataset_ids)}
     if len(contiguous) != len(categories):
@@ -194,7 +198,7 @@ def _read_json(path: Path, stamp: float, name: str) -> tuple[list[dict], Taxonom
         (a["file_name"], s["category_id"])
         for a in annotations
         for s in a["segments_info"]
-        if s["category_id"] not in contiguous
+        if s["category_id"] not in contiguous and s["category_id"] not in left_out
     ]
     if unknown:
         shown = first_few([f"category {c} in {f}" for f, c in unknown])
@@ -216,6 +220,7 @@ def _read_json(path: Path, stamp: float, name: str) -> tuple[list[dict], Taxonom
                     "area": s.get("area"),
                 }
                 for s in a["segments_info"]
+                if s["category_id"] not in left_out
             ],
         }
         for a in annotations
@@ -357,11 +362,11 @@ def _coco(split: str, kind: str, script: str) -> PanopticSource:
     )  # fmt: skip
 
 
-def _pascal_voc(split: str) -> PanopticSource:
+def _pascal_voc(split: str, without: tuple[str, ...] = ()) -> PanopticSource:
     root = datasets_root() / "VOCdevkit" / "VOC2012"
     return PanopticSource(
         root / "JPEGImages", root / f"semantic_{split}.json", root / f"semantic_{split}", None,
-        datasets_root() / "partitions" / "pascal", hint="run python datasets/prepare_pascal_voc.py",
+        datasets_root() / "partitions" / "pascal", "run python datasets/prepare_pascal_voc.py", without,
     )  # fmt: skip
 
 
@@ -381,4 +386,6 @@ for _split in ("train", "val"):
     register(f"coco_panoptic_{_split}", lambda split=_split: _coco(split, "panoptic", "prepare_coco.py"))
     register(f"coco_objects_{_split}", lambda split=_split: _coco(split, "panoptic_objects", "prepare_coco_objects.py"))
     register(f"pascal_voc_{_split}", lambda split=_split: _pascal_voc(split))
+    register(f"pascal_voc_objects_{_split}", lambda split=_split: _pascal_voc(split, ("background",)))
+    register(f"coco_stuff_{_split}", lambda split=_split: _coco(split, "stuff171", "prepare_coco_stuff.py"))
     register(f"cityscapes_{_split}", lambda split=_split: _cityscapes(split))

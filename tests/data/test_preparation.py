@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from dearli_d2.config import get_config
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
 from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.data.preparation import convert_all
@@ -309,3 +310,34 @@ def test_cityscapes_has_the_19_classes_and_reads_the_published_lists(cityscapes,
     Image.fromarray(np.full((6, 12), 40, np.uint8)).save(path)
     with pytest.raises(DatasetError, match="jena_1_gtFine_labelIds.png: class id 254 is not in 0..18"):
         module.convert(cityscapes, "train", "jena/jena_1")
+
+
+def test_pascal_voc_objects_leave_the_background_unannotated(voc):
+    assert script("prepare_pascal_voc").main(["--workers", "1"]) == 0
+    assert len(taxonomy_of("pascal_voc_objects_train")) == 20
+    train = {d["image_id"]: read_semantic(d) for d in dataset_dicts("pascal_voc_objects_train")}
+    assert np.unique(train["a"]).tolist() == [19, 255]
+    assert (train["b"] == 14).all()
+
+
+def test_coco_stuff_has_the_published_order_and_reads_its_label_maps(tmp_path, monkeypatch):
+    module = script("prepare_coco_stuff")
+    assert (len(module.THINGS), len(module.STUFF)) == (80, 91)
+    cfg = get_config(REPO / "configs/coco_stuff_zero_shot/split_matching_r101.yaml")
+    indices = [module.CLASSES.index(name) for name in cfg.DATASETS.UNSEEN_CLASSES]
+    assert indices == [19, 23, 28, 29, 36, 51, 76, 88, 94, 112, 133, 136, 137, 157, 160]
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    root = tmp_path / "coco"
+    for folder in ("val2017", "stuffthingmaps/val2017", "annotations"):
+        (root / folder).mkdir(parents=True)
+    Image.new("RGB", (8, 4)).save(root / "val2017" / "000000000001.jpg")
+    label = np.full((4, 8), 255, np.uint8)
+    label[0], label[1], label[2] = 0, 181, 89  # person, wood, toothbrush (COCO id 90)
+    Image.fromarray(label).save(root / "stuffthingmaps" / "val2017" / "000000000001.png")
+    assert module.main(["--workers", "1", "--splits", "val"]) == 0
+    semantic = read_semantic(dataset_dicts("coco_stuff_val")[0])
+    assert [int(v) for v in semantic[:, 0]] == [0, 170, 79, 255]
+    assert taxonomy_of("coco_stuff_val").names[160] == ("wall-concrete", "wall concrete")
+    label[3] = 11  # id 12 is no class
+    Image.fromarray(label).save(root / "stuffthingmaps" / "val2017" / "000000000001.png")
+    assert module.main(["--workers", "1", "--splits", "val"]) == 2
