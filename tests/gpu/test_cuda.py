@@ -100,3 +100,19 @@ def test_hvl_steps(mini_config, dtype):
     trainer = DualStreamTrainer(mini_config("MODEL.DEVICE", "cuda", *options, *amp, file="hvl.yaml"))
     trainer.train()
     assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_split_matching_steps(mini_config, dtype):
+    amp = [] if dtype is None else ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype]
+    trainer = DualStreamTrainer(mini_config("MODEL.DEVICE", "cuda", *amp, file="split_matching.yaml"))
+    trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
+
+
+def test_kmeans_equals_the_cpu():
+    from dearli_d2.modeling.losses import cosine_kmeans
+
+    points = torch.nn.functional.normalize(torch.randn(4, 256, 32), dim=-1)
+    here, there = cosine_kmeans(points, points[:, ::32]), cosine_kmeans(points.cuda(), points[:, ::32].cuda())
+    assert (here[0] == there[0].cpu()).float().mean() > 0.99

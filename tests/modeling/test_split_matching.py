@@ -399,6 +399,22 @@ def test_all_classes_compete_at_inference_and_seen_ones_can_be_lowered(zero_shot
     assert torch.allclose(scores[list(model.unseen)], lowered[list(model.unseen)])
 
 
+def test_ensembling_with_clip_is_the_geometric_mean_and_off_by_default(zero_shot):
+    assert build_model(zero_shot()).ensemble_alpha == 1
+    model = build_model(zero_shot("MODEL.ENSEMBLE.AT_INFERENCE", "True")).eval()
+    assert model.ensemble_alpha == 0.6
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        plain, masks = model.predict(images, 1.0)
+        mixed, same = model.predict(images, 0.3)
+        posterior = model._zero_shot(images, masks, model.text(tuple(range(16))))
+        assert torch.allclose(model.predict(images, 0.999999)[0].sigmoid(), plain.sigmoid(), atol=1e-4)
+    assert torch.equal(masks, same)
+    assert torch.allclose(posterior.sum(-1), torch.ones(2, 40), atol=1e-5)
+    expected = plain.double().sigmoid() ** 0.3 * posterior.double() ** 0.7
+    assert torch.allclose(mixed.double().sigmoid(), expected, atol=1e-5)
+
+
 def test_a_plain_backbone_learns_beside_a_frozen_clip(zero_shot):
     options = ("MODEL.BACKBONE.NAME", "TimmBackbone", "MODEL.BACKBONE.ARCH", "resnet10t", "MODEL.BACKBONE.WEIGHTS", "",
                "MODEL.BACKBONE.FREEZE", "False")  # fmt: skip

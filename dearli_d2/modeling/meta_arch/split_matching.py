@@ -19,6 +19,7 @@ from ...errors import ConfigError
 from ...masks.regions import RegionFolder
 from ...structures import Regions, Targets
 from ..backbone.open_clip import OpenCLIPBackbone, build_frozen_clip
+from ..ensembling import mask_pool
 from ..head import build_head
 from ..regions import RegionFinder, RegionSettings, candidate_masks
 from ..split_matching import (
@@ -162,6 +163,7 @@ class SplitMatching(MaskFormer):
             "unseen": tuple(unseen),
             "fixed_templates": read_templates(cfg.MODEL.TEXT.TEMPLATES),
             "level_dim": cfg.MODEL.PIXEL_DECODER.DIM,
+            "ensemble_alpha": cfg.MODEL.ENSEMBLE.ALPHA if cfg.MODEL.ENSEMBLE.AT_INFERENCE else 1.0,
         }
 
     # ------------------------------------------------------------------------------------------ classes
@@ -313,9 +315,27 @@ class SplitMatching(MaskFormer):
 
     def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, Q, K) logits of independent classes, seen and unseen; (B, Q, H/4, W/4) mask logits."""
-        output = self.network(images)
-        cosines = self.text(tuple(range(len(self.seen_index)))).cosine(output.class_outputs[-1])
-        return self._logits(cosines), output.mask_logits()
+        alpha = self.ensemble_alpha if alpha is None else alpha
+        output, text = self.network(images), self.text(tuple(range(len(self.seen_index))))
+        logits, mask_logits = self._logits(text.cosine(output.class_outputs[-1])), output.mask_logits()
+        if alpha < 1:
+            logits = self._ensembled(logits, self._zero_shot(images, mask_logits, text), alpha)
+        return logits, mask_logits
+
+    def _zero_shot(self, images: torch.Tensor, mask_logits: torch.Tensor, text: Vocabulary) -> torch.Tensor:
+        """(B, Q, K) posterior of CLIP's features pooled under the masks; of normalised images."""
+        clip, finder = self.language, self.finder
+        pixels = images * self.pixel_std + self.pixel_mean
+        with torch.autocast(images.device.type, enabled=False):
+            features = clip.encode((pixels - finder.mean.to(images.device)) / finder.std.to(images.device))
+            pooled = mask_pool(features["clip_vis_dense"], mask_logits.float())
+            return (clip.logit_scale() * text.cosine(clip.embed_pooled(pooled))).softmax(-1)
+
+    @staticmethod
+    def _ensembled(logits: torch.Tensor, posterior: torch.Tensor, alpha: float) -> torch.Tensor:
+        """Logits of the geometric mean of independent class probabilities and a posterior (DEARLi, eq. 6)."""
+        log_mean = alpha * F.logsigmoid(logits.float()) + (1 - alpha) * posterior.clamp(min=1e-8).log()
+        return log_mean - torch.log1p(-log_mean.exp().clamp(max=1 - 1e-6))
 
     def semantic_scores(self, class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
         """Sum over queries of class times mask probability; seen classes less the penalty (calibrated stacking)."""
