@@ -25,11 +25,10 @@ from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.preparation import (
     categories_of,
-    convert_all,
     ids_to_rgb,
     save_png,
     semantic_segments,
-    write_panoptic_json,
+    write_semantic_dataset,
 )
 from dearli_d2.errors import DatasetError, first_few
 
@@ -87,14 +86,12 @@ def main(argv: list[str] | None = None) -> int:
                     f"{split}: {len(absent)} of {len(names)} images have no label in {root / 'gtFine' / split}: "
                     f"{first_few(absent)}"
                 )
-            if len(names) != EXPECTED[split]:
-                print(f"note: {split} has {len(names)} images, the official release {EXPECTED[split]}")
-            (root / f"semantic_{split}").mkdir(exist_ok=True)
-            journal = root / f".semantic_{split}.jsonl"
-            done = convert_all(names, partial(convert, root, split), journal, args.workers, f"cityscapes_{split}")
-            write_panoptic_json(root / f"semantic_{split}.json", done, categories_of(CLASSES, COLORS))
-            journal.unlink()
-            print(f"cityscapes_{split}: {len(done)} images ready")
+            path, one, categories = (
+                root / f"semantic_{split}.json",
+                partial(convert, root, split),
+                categories_of(CLASSES, COLORS),
+            )
+            write_semantic_dataset(f"cityscapes_{split}", path, names, one, categories, args.workers, EXPECTED[split])
         return 0
 
     return report_errors(command)

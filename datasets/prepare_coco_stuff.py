@@ -6,7 +6,7 @@ Reads below $DETECTRON2_DATASETS/coco
     {train,val}2017/*.jpg                               the COCO images
     stuffthingmaps/{train,val}2017/*.png                stuffthingmaps_trainval2017.zip; value = COCO id - 1, 255 = none
 
-and writes annotations/stuff171_{train,val}2017.json and stuff171_{train,val}2017/*.png. An interrupted run resumes.
+and writes annotations/stuff171_{train,val}2017.json and annotations/stuff171_{train,val}2017/*.png. An interrupted run resumes.
 
     python datasets/prepare_coco_stuff.py [--workers 4] [--splits train val]
 """
@@ -26,11 +26,10 @@ from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.preparation import (
     categories_of,
     check_pairs,
-    convert_all,
     ids_to_rgb,
     save_png,
     semantic_segments,
-    write_panoptic_json,
+    write_semantic_dataset,
 )
 
 THINGS = (
@@ -89,20 +88,17 @@ def main(argv: list[str] | None = None) -> int:
     def command() -> int:
         root = datasets_root() / "coco"
         for split in args.splits:
-            source, target = root / "stuffthingmaps" / f"{split}2017", root / f"stuff171_{split}2017"
-            stems = check_pairs(root / f"{split}2017", [source], split, EXPECTED[split], HINT)
-            target.mkdir(exist_ok=True)
-            journal = root / f".stuff171_{split}2017.jsonl"
-            done = convert_all(stems, partial(convert, source, target), journal, args.workers, f"coco_stuff_{split}")
+            source = root / "stuffthingmaps" / f"{split}2017"
+            stems = check_pairs(root / f"{split}2017", [source], split, None, HINT)
             # "wall-brick" is read by a text tower as two words
             names = [name.removesuffix("-other").removesuffix("-stuff").replace("-", " ") for name in CLASSES]
             categories = [
                 {**c, "synonyms": []} | ({"name": published, "synonyms": [c["name"]]} if c["name"] != published else {})
                 for c, published in zip(categories_of(names), CLASSES, strict=True)
             ]
-            write_panoptic_json(root / "annotations" / f"stuff171_{split}2017.json", done, categories)
-            journal.unlink()
-            print(f"coco_stuff_{split}: {len(done)} images ready")
+            path = root / "annotations" / f"stuff171_{split}2017.json"
+            one = partial(convert, source, path.with_suffix(""))
+            write_semantic_dataset(f"coco_stuff_{split}", path, stems, one, categories, args.workers, EXPECTED[split])
         return 0
 
     return report_errors(command)

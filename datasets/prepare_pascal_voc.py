@@ -29,11 +29,10 @@ from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.preparation import (
     categories_of,
-    convert_all,
     ids_to_rgb,
     save_png,
     semantic_segments,
-    write_panoptic_json,
+    write_semantic_dataset,
 )
 from dearli_d2.errors import DatasetError, first_few
 
@@ -93,15 +92,12 @@ def main(argv: list[str] | None = None) -> int:
             absent = [str(f) for f in files if not f.is_file()]
             if absent:
                 raise DatasetError(f"{split}: {len(absent)} of {len(files)} files are missing: {first_few(absent)}")
-            if len(labels) != EXPECTED[split]:
-                print(f"note: {split} has {len(labels)} images, the official release {EXPECTED[split]}")
-            target, journal = voc / f"semantic_{split}", voc / f".semantic_{split}.jsonl"
-            target.mkdir(exist_ok=True)
-            name = f"pascal_voc_{split}"
-            records = convert_all(list(labels), partial(convert, labels, target), journal, args.workers, name)
-            write_panoptic_json(voc / f"semantic_{split}.json", records, categories_of(CLASSES))
-            journal.unlink()
-            print(f"{name}: {len(records)} images ready")
+            path = voc / f"semantic_{split}.json"
+            one = partial(convert, labels, path.with_suffix(""))
+            categories = categories_of(CLASSES)
+            write_semantic_dataset(
+                f"pascal_voc_{split}", path, list(labels), one, categories, args.workers, EXPECTED[split]
+            )
         return 0
 
     return report_errors(command)

@@ -354,10 +354,10 @@ def _ade20k(split: str) -> PanopticSource:
     )  # fmt: skip
 
 
-def _coco(split: str, kind: str, script: str) -> PanopticSource:
+def _coco(split: str, kind: str, script: str, labels: str = "") -> PanopticSource:
     root = datasets_root() / "coco"
     return PanopticSource(
-        root / f"{split}2017", root / "annotations" / f"{kind}_{split}2017.json", root / f"{kind}_{split}2017",
+        root / f"{split}2017", root / "annotations" / f"{kind}_{split}2017.json", root / labels / f"{kind}_{split}2017",
         None, datasets_root() / "partitions" / "coco", hint=f"run python datasets/{script}",
     )  # fmt: skip
 
@@ -387,5 +387,7 @@ for _split in ("train", "val"):
     register(f"coco_objects_{_split}", lambda split=_split: _coco(split, "panoptic_objects", "prepare_coco_objects.py"))
     register(f"pascal_voc_{_split}", lambda split=_split: _pascal_voc(split))
     register(f"pascal_voc_objects_{_split}", lambda split=_split: _pascal_voc(split, ("background",)))
-    register(f"coco_stuff_{_split}", lambda split=_split: _coco(split, "stuff171", "prepare_coco_stuff.py"))
+    register(
+        f"coco_stuff_{_split}", lambda split=_split: _coco(split, "stuff171", "prepare_coco_stuff.py", "annotations")
+    )
     register(f"cityscapes_{_split}", lambda split=_split: _cityscapes(split))

@@ -125,6 +125,27 @@ def check_pairs(images: Path, labels: Sequence[Path], split: str, expected: int 
     return stems
 
 
+def write_semantic_dataset(
+    name: str,
+    json_path: Path,
+    keys: Sequence[str],
+    convert: Callable[[str], dict],
+    categories: list[dict],
+    workers: int,
+    expected: int,
+) -> None:
+    """Converts one split into the folder of label images beside its JSON file, `json_path` without its suffix, and writes
+    the JSON file; resumes. `expected`: images of the official release, for a note."""
+    if len(keys) != expected:
+        print(f"note: {name} has {len(keys)} images, the official release {expected}")
+    json_path.with_suffix("").mkdir(parents=True, exist_ok=True)
+    journal = json_path.with_name(f".{json_path.stem}.jsonl")
+    records = convert_all(keys, convert, journal, workers, name)
+    write_panoptic_json(json_path, records, categories)
+    journal.unlink()
+    print(f"{name}: {len(records)} images ready")
+
+
 def write_panoptic_json(path: Path, records: list[dict], categories: list[dict]) -> None:
     """COCO-panoptic JSON from records {"stem", "height", "width", "segments_info"} and perhaps "image", the file below the
     image folder where it is not stem.jpg."""

@@ -15,8 +15,9 @@ from detectron2.structures import ImageList
 from ...data.taxonomy import Taxonomy
 from ...errors import ConfigError
 from ...structures import Targets
-from ..backbone.open_clip import OpenCLIPBackbone, build_frozen_clip
+from ..backbone.open_clip import OpenCLIPBackbone
 from ..inference import resize_logits, semantic_inference
+from ..language import clip_normalization, language_beside
 from ..prompts import PromptLearner, PromptRegularizer, text_tower_of
 from ..semantic import confident_targets, entropy, normalized, semantic_argmax
 from ..text import build_vocabulary, read_templates
@@ -117,14 +118,7 @@ class HVL(MaskFormer):
     def from_config(cls, cfg, taxonomy: Taxonomy | None = None) -> dict:
         core = MaskFormer.from_config(cfg, taxonomy)
         hvl, decoder = cfg.MODEL.HVL, cfg.MODEL.PIXEL_DECODER
-        language = None
-        if hvl.TEXTUAL_QUERIES and not isinstance(core["backbone"], OpenCLIPBackbone):
-            if not cfg.MODEL.TEXT.ENCODER:
-                raise ConfigError(
-                    f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has no text tower: textual queries need an OpenCLIP "
-                    "backbone, or a CLIP model beside it, MODEL.TEXT.ENCODER and MODEL.TEXT.WEIGHTS"
-                )
-            language = build_frozen_clip(cfg.MODEL.TEXT.ENCODER, cfg.MODEL.TEXT.WEIGHTS)
+        language = language_beside(cfg, core["backbone"]) if hvl.TEXTUAL_QUERIES else None
         return {
             **core,
             "options": HVLOptions(
@@ -197,10 +191,7 @@ class HVL(MaskFormer):
         """What the frozen CLIP image tower gives for normalised images."""
         language = self.language
         if language is not self.backbone:  # its normalisation may be another
-            mean, std = (
-                torch.tensor(language.clip_model.visual.preprocess_cfg[name], device=images.device).view(3, 1, 1) * 255
-                for name in ("mean", "std")
-            )
+            mean, std = (x.to(images.device) for x in clip_normalization(language))
             images = (images * self.pixel_std + self.pixel_mean - mean) / std
         return language.encode(images, self.reference_tower)
 

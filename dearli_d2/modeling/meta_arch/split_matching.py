@@ -18,9 +18,10 @@ from ...data.zero_shot import unseen_classes
 from ...errors import ConfigError
 from ...masks.regions import RegionFolder
 from ...structures import Regions, Targets
-from ..backbone.open_clip import OpenCLIPBackbone, build_frozen_clip
+from ..backbone.open_clip import OpenCLIPBackbone
 from ..ensembling import mask_pool
 from ..head import build_head
+from ..language import clip_normalization, language_beside
 from ..regions import RegionFinder, RegionSettings, candidate_masks
 from ..split_matching import (
     FocalIoUMatcher,
@@ -74,8 +75,8 @@ class SplitMatching(MaskFormer):
         *,
         options: SplitOptions,
         language: OpenCLIPBackbone | None,
-        clip_mean: Sequence[float],
-        clip_std: Sequence[float],
+        clip_mean: torch.Tensor,
+        clip_std: torch.Tensor,
         region_settings: RegionSettings,
         unseen: Sequence[int],
         fixed_templates: Sequence[str],
@@ -99,7 +100,7 @@ class SplitMatching(MaskFormer):
             if options.mfe_weight
             else None
         )
-        self.finder = RegionFinder(self.language, torch.tensor(clip_mean), torch.tensor(clip_std), region_settings)
+        self.finder = RegionFinder(self.language, clip_mean, clip_std, region_settings)
         self._text: dict[tuple[int, ...], Vocabulary] = {}
 
     @classmethod
@@ -111,13 +112,7 @@ class SplitMatching(MaskFormer):
         plain.MODEL.CLASSIFIER = "linear"
         core = MaskFormer.from_config(plain, taxonomy)
         backbone = core["backbone"]
-        own = isinstance(backbone, OpenCLIPBackbone)
-        if not own and not cfg.MODEL.TEXT.ENCODER:
-            raise ConfigError(
-                f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has no text: set MODEL.TEXT.ENCODER and MODEL.TEXT.WEIGHTS to "
-                "a CLIP model, which stays frozen"
-            )
-        language = build_frozen_clip(cfg.MODEL.TEXT.ENCODER, cfg.MODEL.TEXT.WEIGHTS) if cfg.MODEL.TEXT.ENCODER else None
+        language = language_beside(cfg, backbone)
         clip = language or backbone
         if not clip.frozen:
             raise ConfigError(
@@ -144,7 +139,9 @@ class SplitMatching(MaskFormer):
             oversample_ratio=former.OVERSAMPLE_RATIO,
             importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
         )
-        mean, std = clip_normalization(cfg, clip, beside=language is not None)
+        mean, std = torch.tensor(cfg.MODEL.PIXEL_MEAN), torch.tensor(cfg.MODEL.PIXEL_STD)
+        if language is not None:
+            mean, std = clip_normalization(language)
         return {
             **core,
             "options": SplitOptions(
@@ -358,11 +355,3 @@ def region_settings(cfg: CfgNode) -> RegionSettings:
         min_area=regions.MIN_AREA,
         crop_size=regions.CROP_SIZE,
     )
-
-
-def clip_normalization(cfg: CfgNode, clip: OpenCLIPBackbone, beside: bool) -> tuple[list[float], list[float]]:
-    """Mean and deviation of 0..255 RGB that a CLIP model wants; that of the config where it is the backbone."""
-    if not beside:
-        return list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
-    preprocess = clip.clip_model.visual.preprocess_cfg
-    return [255 * m for m in preprocess["mean"]], [255 * s for s in preprocess["std"]]
