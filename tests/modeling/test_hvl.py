@@ -234,22 +234,33 @@ def test_absent_classes_cannot_change_any_output(hvl):
     awaken(hvl)
     hvl.eval()
     features = hvl.backbone(torch.randn(2, 3, 64, 64))
-    presence = torch.ones(2, K)
-    presence[0, 3:9], presence[1, :5] = 0, 0
-    queries = torch.randn(LEVELS, K, 64)
-    changed = queries.clone()
-    changed[:, 3:5] = 50 * torch.randn(LEVELS, 2, 64)  # absent in both images
+    absent = torch.zeros(2, K, dtype=torch.bool)
+    absent[0, 3:9], absent[1, :5] = True, True
+    content = torch.randn(2, LEVELS, K, 64)
+    changed = torch.where(absent[:, None, :, None], 50 * torch.randn_like(content), content)
     with torch.no_grad():
-        a, b = (hvl.decode(features, presence, q) for q in (queries, changed))
-        changed[:, 12] += 1
-        other = hvl.decode(features, presence, changed)
+        a, b = (hvl.decode_present(features, c, absent) for c in (content, changed))
+        changed[:, :, 12] += 1
+        other = hvl.decode_present(features, changed, absent)
     for name in ("class_outputs", "mask_embeddings", "mask_features"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
         assert not torch.equal(getattr(a, name), getattr(other, name)), name
-    silent = a.absent[None, ..., None].expand_as(a.class_outputs)
+    rows = a.absent[None, ..., None]
+    assert (a.mask_embeddings.masked_select(rows) == 0).all()
     probability = a.class_outputs.softmax(-1)
-    assert probability[silent].view(-1, K + 1)[:, -1].min() > 0.999999
+    assert probability.masked_select(rows).view(-1, K + 1)[:, -1].min() > 0.999999
     assert a.absent[0].nonzero()[:, 0].tolist() == [level * K + k for level in range(LEVELS) for k in range(3, 9)]
+
+
+def test_presence_scales_the_queries(hvl):
+    features, queries = hvl.backbone(torch.randn(1, 3, 64, 64)), torch.randn(LEVELS, K, 64)
+    presence = torch.rand(1, K)
+    presence[0, :4] = 0
+    with torch.no_grad():
+        a = hvl.decode(features, presence, queries)
+        b = hvl.decode_present(features, presence[0][None, None, :, None] * queries[None], presence == 0)
+    assert torch.equal(a.class_outputs, b.class_outputs)
+    assert a.absent[0].nonzero()[:, 0].tolist() == [level * K + k for level in range(LEVELS) for k in range(4)]
 
 
 def test_permuted_classes_permute_the_outputs(hvl):

@@ -230,10 +230,15 @@ class HVL(MaskFormer):
         """
         if queries is None:
             return self.sem_seg_head(features)
-        head = self.sem_seg_head
-        content = presence[:, None, :, None] * queries[None]  # (B, L, K, D)
-        absent = presence == 0
-        position = content
+        return self.decode_present(features, presence[:, None, :, None] * queries[None], presence == 0)
+
+    def decode_present(
+        self, features: dict[str, torch.Tensor], content: torch.Tensor, absent: torch.Tensor
+    ) -> DecoderOutput:
+        """Args:
+        features: of the backbone. content: (B, L, K, D) queries. absent: (B, K) bool, classes that take no part.
+        """
+        head, position = self.sem_seg_head, content
         if self.exchange is None:
             pixels = head.pixel_decoder(features)
         else:
