@@ -21,6 +21,8 @@ ROWS = (
     study.Row("  + PTRM", "ptrm", CONFIG, NO_FREE),
     study.Row("  + free queries", "free", CONFIG, ("MODEL.HVL.JOINT_DECODER", "False")),
     study.Row("  + joint decoder (DQTD): HVL", "hvl", CONFIG),
+    study.Row("HVL, argmax read-out", "argmax", CONFIG, ("MODEL.HVL.INFERENCE", "argmax"), "hvl"),
+    study.Row("HVL, all classes present at inference", "present", CONFIG, ("MODEL.HVL.PRESENCE", "all"), "hvl"),
     study.Row("HVL without L_prompt", "no_prompt", CONFIG, ("MODEL.HVL.PROMPT_WEIGHT", "0.0")),
     study.Row("HVL without L_mask", "no_mask", CONFIG, ("MODEL.HVL.MASK_WEIGHT", "0.0")),
     study.Row("HVL without L_align", "no_align", CONFIG, ("MODEL.HVL.ALIGN_WEIGHT", "0.0")),

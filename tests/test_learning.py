@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks import hvl, split_matching, study
 from benchmarks.text_matters import run_seed
 from dearli_d2.demo import climb
 
@@ -32,3 +33,46 @@ def assert_the_ladder_climbs(seeds: list[list[dict[str, float]]]) -> None:
     assert dear > ssl + 2
     assert dear > ensembled + 2  # more than ensembling at inference alone gives
     assert dearli > dear
+
+
+def means(rows, metrics, options_of_seed, out, names) -> np.ndarray:
+    """(rows, metrics): mean over three seeds of the named rows of a study."""
+    chosen = [row for row in rows if row.folder in names]
+    assert len(chosen) == len(names)
+    results = [
+        [study.train(row, seed, out, options_of_seed(out, seed), "miniworld_val") for seed in range(3)]
+        for row in chosen
+    ]
+    return np.array([[np.mean([m.value(r) for r in of_seeds]) for m in metrics] for of_seeds in results])
+
+
+def hvl_parts_help(out) -> None:
+    """mIoU, of look-alikes and of rare classes."""
+    random, queries, refined, whole = means(
+        hvl.ROWS, hvl.METRICS, hvl.options_of_seed, out, ("random", "htqg", "ptrm", "hvl")
+    )
+    assert queries[0] > random[0] + 2
+    assert refined[0] > queries[0] + 2
+    assert whole[0] > random[0] + 4
+    assert whole[2] > random[2] + 5  # rare classes gain most
+
+
+def split_matching_finds_unseen_classes(out) -> None:
+    """hIoU, sIoU, uIoU."""
+    baseline, matched, enhanced = means(
+        split_matching.ROWS, split_matching.METRICS, split_matching.options_of_seed, out, ("baseline", "sm", "mfe")
+    )
+    assert baseline[2] < 10
+    assert matched[2] > baseline[2] + 30
+    assert matched[1] > baseline[1] - 6
+    assert enhanced[0] > baseline[0] + 30
+
+
+@pytest.mark.slow
+def test_textual_queries_and_refinement_help(tmp_path):
+    hvl_parts_help(tmp_path)
+
+
+@pytest.mark.slow
+def test_split_matching_finds_classes_that_were_never_annotated(tmp_path):
+    split_matching_finds_unseen_classes(tmp_path)

@@ -484,6 +484,19 @@ def test_each_part_can_be_switched_off(hvl_config, overrides, unused):
     assert set(output) == {"sem_seg"}
 
 
+def test_sliding_windows_of_the_whole_image_change_nothing(hvl_config):
+    model = build_model(hvl_config()).eval()
+    inputs = [{"image": samples(1, size=96)[0]["image"]}]
+    whole = model(inputs)[0]["sem_seg"]
+    model.read_out = replace(model.read_out, window=96, window_stride=64)
+    assert torch.allclose(model(inputs)[0]["sem_seg"], whole, atol=1e-5)
+    model.read_out = replace(model.read_out, window=64, window_stride=32)
+    assert model([{**inputs[0], "height": 60, "width": 80}])[0]["sem_seg"].shape == (K, 60, 80)
+    with pytest.raises(ConfigError, match="TEST.WINDOW gives semantic scores only"):
+        hvl_config("MODEL.META_ARCHITECTURE", "MaskFormer", "DATASETS.UNLABELED", "()", "TEST.WINDOW", "64",
+                   "TEST.PANOPTIC_ON", "True")  # fmt: skip
+
+
 def test_pseudo_labels_are_semantic_and_cut_to_the_valid_pixels(hvl_config):
     model = build_model(hvl_config("SSL.CONFIDENCE", "0.09"))
     teacher, inputs = EMATeacher(model), [{"image": s["image"]} for s in samples(2)]
