@@ -21,6 +21,7 @@ ROWS = (
     study.Row("  + split matching", "sm", CONFIG, (*NO_RANDOM, *NO_MFE)),
     study.Row("  + MFE", "mfe", CONFIG, NO_RANDOM),
     study.Row("  + random queries", "random", CONFIG, (), "mfe"),
+    study.Row("  + ensemble with CLIP (not in the paper)", "ensemble", CONFIG, ("MODEL.ENSEMBLE.AT_INFERENCE", "True"), "mfe"),
 )  # fmt: skip
 METRICS = tuple(study.Metric(name, study.semantic(name)) for name in ("hIoU", "sIoU", "uIoU"))
 
