@@ -33,7 +33,7 @@ def labeled_dicts(cfg: CfgNode, key: str = "TRAIN") -> list[dict]:
                 raise DatasetError(f"DATASETS.{key}: {name} and {cfg.DATASETS.TRAIN[0]} have different classes")
     dicts = [d for name in cfg.DATASETS[key] for d in dataset_dicts(name)]
     if cfg.DATASETS.UNSEEN_CLASSES:
-        dicts = without_classes(dicts, unseen_classes(cfg, taxonomy_of(cfg.DATASETS.TRAIN[0])))
+        dicts = without_classes(dicts, unseen_classes(cfg.DATASETS.UNSEEN_CLASSES, taxonomy_of(cfg.DATASETS.TRAIN[0])))
     return dicts
 
 
@@ -62,7 +62,7 @@ def build_labeled_mapper(cfg: CfgNode) -> Callable[[dict], dict]:
         regions = cfg.MODEL.SPLIT.REGIONS
         return ZeroShotTrainMapper(
             *options,
-            unseen=unseen_classes(cfg, taxonomy_of(cfg.DATASETS.TRAIN[0])),
+            unseen=unseen_classes(cfg.DATASETS.UNSEEN_CLASSES, taxonomy_of(cfg.DATASETS.TRAIN[0])),
             size=regions.IMAGE_SIZE,
             cache=RegionFolder(regions.CACHE) if regions.CACHE else None,
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from PIL import Image
 
 from ..errors import ConfigError, DatasetError
@@ -17,19 +17,19 @@ from .preparation import ids_to_rgb
 from .taxonomy import Taxonomy
 
 
-def unseen_classes(cfg: CfgNode, taxonomy: Taxonomy) -> tuple[int, ...]:
-    """Ids of DATASETS.UNSEEN_CLASSES, sorted.
+def unseen_classes(chosen: Sequence[str], taxonomy: Taxonomy) -> tuple[int, ...]:
+    """Ids of the names of DATASETS.UNSEEN_CLASSES, sorted.
 
     Raises:
         ConfigError: a name that no class has, or no seen or no unseen class.
     """
     names = taxonomy.main_names
-    unknown = [name for name in cfg.DATASETS.UNSEEN_CLASSES if name not in names]
+    unknown = [name for name in chosen if name not in names]
     if unknown:
         raise ConfigError(
             f"DATASETS.UNSEEN_CLASSES: no class is called {unknown[0]!r}; classes: {', '.join(names[:30])}"
         )
-    unseen = {names.index(name) for name in cfg.DATASETS.UNSEEN_CLASSES}
+    unseen = {names.index(name) for name in chosen}
     if not unseen or len(unseen) == len(names):
         raise ConfigError(
             f"DATASETS.UNSEEN_CLASSES names {len(unseen)} of {len(names)} classes; there must be seen and unseen ones"

@@ -19,6 +19,6 @@ def build_evaluator(cfg: CfgNode, taxonomy: Taxonomy) -> DatasetEvaluators:
     if cfg.TEST.PANOPTIC_ON:
         evaluators.append(PanopticEvaluator(taxonomy))
     if cfg.TEST.SEMANTIC_ON:
-        unseen = unseen_classes(cfg, taxonomy) if cfg.DATASETS.UNSEEN_CLASSES else ()
+        unseen = unseen_classes(cfg.DATASETS.UNSEEN_CLASSES, taxonomy) if cfg.DATASETS.UNSEEN_CLASSES else ()
         evaluators.append(SemanticEvaluator(taxonomy, unseen))
     return DatasetEvaluators(evaluators)

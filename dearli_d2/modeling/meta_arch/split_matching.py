@@ -63,7 +63,7 @@ class SplitMatching(MaskFormer):
         language: frozen CLIP; None = the backbone itself, which must then be frozen.
         clip_mean, clip_std: its normalisation of 0..255 RGB.
         region_settings: of the regions made on line.
-        unseen: ids of the classes that training does not know.
+        unseen: names of the classes that training does not know.
         fixed_templates: of the text embeddings.
         level_dim: channels of the pixel decoder.
         core: see `MaskFormer`.
@@ -78,7 +78,7 @@ class SplitMatching(MaskFormer):
         clip_mean: torch.Tensor,
         clip_std: torch.Tensor,
         region_settings: RegionSettings,
-        unseen: Sequence[int],
+        unseen: Sequence[str],
         fixed_templates: Sequence[str],
         level_dim: int,
         **core,
@@ -88,12 +88,12 @@ class SplitMatching(MaskFormer):
         self.fixed_templates = fixed_templates
         if language is not None:
             self.language_model = language
-        self.unseen = tuple(unseen)
-        classes = len(self.criterion.empty_weight) - 1 + len(self.unseen)
-        self.seen = tuple(c for c in range(classes) if c not in self.unseen)
-        seen_index = torch.full((classes,), -1)
-        seen_index[list(self.seen)] = torch.arange(len(self.seen))
-        self.register_buffer("seen_index", seen_index, persistent=False)
+        self.unseen_names = tuple(unseen)
+        classes = len(self.criterion.empty_weight) - 1 + len(unseen)
+        self.register_buffer("seen_index", torch.full((classes,), -1), persistent=False)
+        self._text: dict[tuple[int, ...], Vocabulary] = {}
+        if self.taxonomy is not None:  # else a checkpoint brings the names
+            self.set_taxonomy(self.taxonomy)
         self.class_bias = nn.Parameter(torch.tensor(_START_PROBABILITY).logit())
         self.enhancement = (
             MultiScaleEnhancement(level_dim, self.language.embedding_dim, self.sem_seg_head.predictor.num_levels)
@@ -101,7 +101,6 @@ class SplitMatching(MaskFormer):
             else None
         )
         self.finder = RegionFinder(self.language, clip_mean, clip_std, region_settings)
-        self._text: dict[tuple[int, ...], Vocabulary] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
@@ -118,11 +117,8 @@ class SplitMatching(MaskFormer):
             raise ConfigError(
                 "regions come from a frozen CLIP model: set MODEL.BACKBONE.FREEZE True, or MODEL.TEXT.ENCODER to one beside it"
             )
-        # without names the ids cannot be known; a checkpoint brings them
-        unseen = unseen_classes(cfg, taxonomy) if taxonomy is not None else range(len(cfg.DATASETS.UNSEEN_CLASSES))
         plain.MODEL.CLASSIFIER = "text"
-        former_dim = plain.MODEL.MASK_FORMER
-        former_dim.NUM_QUERIES = former.NUM_QUERIES + split.CANDIDATE_QUERIES
+        plain.MODEL.MASK_FORMER.NUM_QUERIES = former.NUM_QUERIES + split.CANDIDATE_QUERIES
         channels = {name: shape.channels for name, shape in backbone.output_shape().items()}
         weights = {
             "class_weight": former.CLASS_WEIGHT,
@@ -132,7 +128,7 @@ class SplitMatching(MaskFormer):
         matcher = FocalIoUMatcher(**weights, num_points=former.TRAIN_NUM_POINTS)
         core["sem_seg_head"] = build_head(plain, channels, clip.embedding_dim)
         core["criterion"] = SplitCriterion(
-            cfg.MODEL.NUM_CLASSES - len(unseen),
+            cfg.MODEL.NUM_CLASSES - len(cfg.DATASETS.UNSEEN_CLASSES),
             SplitMatcher(matcher, former.NUM_QUERIES),
             **weights,
             num_points=former.TRAIN_NUM_POINTS,
@@ -157,7 +153,7 @@ class SplitMatching(MaskFormer):
             "clip_mean": mean,
             "clip_std": std,
             "region_settings": region_settings(cfg),
-            "unseen": tuple(unseen),
+            "unseen": cfg.DATASETS.UNSEEN_CLASSES,
             "fixed_templates": read_templates(cfg.MODEL.TEXT.TEMPLATES),
             "level_dim": cfg.MODEL.PIXEL_DECODER.DIM,
             "ensemble_alpha": cfg.MODEL.ENSEMBLE.ALPHA if cfg.MODEL.ENSEMBLE.AT_INFERENCE else 1.0,
@@ -176,6 +172,10 @@ class SplitMatching(MaskFormer):
                 f"{len(taxonomy)} class names, this model has {len(self.seen_index)} seen and unseen classes together"
             )
         self.taxonomy = taxonomy
+        self.unseen = unseen_classes(self.unseen_names, taxonomy)
+        self.seen = tuple(c for c in range(len(taxonomy)) if c not in self.unseen)
+        self.seen_index.fill_(-1)
+        self.seen_index[list(self.seen)] = torch.arange(len(self.seen), device=self.seen_index.device)
         self.forget_vocabulary()
 
     def forget_vocabulary(self) -> None:
