@@ -99,6 +99,12 @@ def test_small_and_empty_clusters_are_dropped_but_never_all():
     assert torch.equal(fuse(centroids.clone(), torch.full((4,), 0.005), 0.9, 0.01), centroids[:1])
 
 
+def test_merged_clusters_are_area_weighted_means():
+    pair = F.normalize(torch.tensor([[1.0, 0.2, 0.0], [1.0, -0.2, 0.0]]), dim=-1)
+    fused = fuse(pair.clone(), torch.tensor([0.6, 0.2]), 0.9, 0.0)
+    assert torch.allclose(fused, F.normalize(0.6 * pair[:1] + 0.2 * pair[1:], dim=-1), atol=1e-6)
+
+
 def test_every_cell_goes_to_the_nearest_cluster_that_is_left():
     dense = F.normalize(torch.randn(1, 8, 4, 4), dim=1)
     dense[..., :2] = F.normalize(torch.ones(8), dim=0)[:, None, None]
