@@ -24,7 +24,7 @@ from torch import nn
 
 from dearli_d2.config import get_config
 from dearli_d2.data.taxonomy import Taxonomy
-from dearli_d2.engine.cutmix import CutMix, cutmix_images
+from dearli_d2.engine.cutmix import CutMix, mix_images
 from dearli_d2.engine.optimizer import autocast, build_optimizer
 from dearli_d2.engine.pseudo_labels import PseudoLabeler
 from dearli_d2.engine.teacher import EMATeacher
@@ -108,7 +108,7 @@ def build_naive(size: int, count: int, amp: bool) -> Callable[[], dict]:
         plan = CutMix(1.0).plan(count, size, size, rng)
         with autocast(cfg):
             own, partner = label(unlabeled), label([unlabeled[i] for i in plan.partner])
-            images = cutmix_images(torch.stack([x["strong"] for x in unlabeled]).to(model.device), plan)
+            images = mix_images(torch.stack([x["strong"] for x in unlabeled]).to(model.device), plan)
             pseudo = []
             for i in range(count):
                 inside = plan.inside(i, size, size, model.device)

@@ -11,6 +11,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_defaults
 
+from .config_rules import validate
 from .data.custom import number_of_classes
 from .errors import ConfigError
 
@@ -32,6 +33,9 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.ARCH = "resnet50"  # name of the timm or open_clip model
     cfg.MODEL.BACKBONE.WEIGHTS = ""  # pretrained tag, "pretrained", "package:NAME", "shipped", a file, or "" (random)
     cfg.MODEL.BACKBONE.FREEZE = False
+    cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS = (
+        -1
+    )  # last blocks of an OpenCLIP image tower that is not frozen; -1 = all of it
     cfg.MODEL.BACKBONE.PYRAMID_DIM = 256  # channels of the feature pyramid of plain ViTs
 
     cfg.MODEL.PIXEL_DECODER = CfgNode()  # MSDeformAttn pixel decoder (Mask2Former, Sec. 3.2.2)
@@ -105,6 +109,18 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.SPLIT.REGIONS.MIN_AREA = 0.01  # of the image
     cfg.MODEL.SPLIT.REGIONS.CROP_SIZE = 224  # pixels; masked images as CLIP embeds them
 
+    cfg.MODEL.SEMIDAVIL = CfgNode()  # used where MODEL.META_ARCHITECTURE is "SemiDAViL"
+    cfg.MODEL.SEMIDAVIL.FEATURE = "clip_vis_dense"  # map of the backbone that is classified; or res2 .. res5
+    cfg.MODEL.SEMIDAVIL.GUIDANCE = True  # DLG: pixels and caption tokens attend to each other
+    cfg.MODEL.SEMIDAVIL.GUIDANCE_DIM = 256  # of its keys and values
+    cfg.MODEL.SEMIDAVIL.CAPTIONS = "file"  # of every image, see docs/semidavil.md; or "class_names", one for all images
+    cfg.MODEL.SEMIDAVIL.HEAD = "upsample"  # or "dpt", or "mask2former": the core's queries, read out per pixel
+    cfg.MODEL.SEMIDAVIL.HEAD_DIM = 256
+    cfg.MODEL.SEMIDAVIL.LOSS = "dyce"  # of labelled pixels; or ce, weighted_ce, focal, dual_ce, dual_focal
+    cfg.MODEL.SEMIDAVIL.LOSS_WEIGHT = 1.0
+    cfg.MODEL.SEMIDAVIL.HARD_FRACTION = 0.2  # h of DyCE: share of the pixels that are mined
+    cfg.MODEL.SEMIDAVIL.OMEGA = 0.5  # of DyCE: 1 = mean over mined pixels, 0 = sum of the means of their classes
+
     cfg.DATASETS.UNSEEN_CLASSES = ()  # names that training must not see (zero-shot); removed when labels are read
     cfg.DATASETS.UNLABELED = ()  # names of data sets or views; their annotations are never read for training
     cfg.DATASETS.SOURCE = ()  # labelled data of another domain, a stream of its own; classes as those of DATASETS.TRAIN
@@ -134,12 +150,16 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.SSL.OBJECT_THRESHOLD = 0.0  # of the class posterior of a pseudo-segment
     cfg.SSL.OVERLAP_THRESHOLD = 0.8  # share of its own mask that a pseudo-segment must win
     cfg.SSL.MIN_AREA = 0  # pixels of a pseudo-segment
+    cfg.SSL.IGNORE_UNCOVERED = (
+        False  # pixels without a pseudo-segment carry no loss, nor do queries whose mask lies there; else: background
+    )
     cfg.SSL.CONFIDENCE = 0.95  # semantic pseudo-labels: least probability of a pixel's class, else it carries no loss
     cfg.SSL.JITTER = (0.8, 0.8, 0.8, 0.2)  # strong view: brightness, contrast, saturation, hue
     cfg.SSL.GREYSCALE = 0.2  # probability
     cfg.SSL.BLUR = 0.5  # probability
     cfg.SSL.BLUR_SIGMA = (0.1, 2.0)  # pixels
-    cfg.SSL.CUTMIX = 0.5  # probability per image, 0 = off
+    cfg.SSL.MIX = "cutmix"  # or "classmix": half of the classes of another image in the batch
+    cfg.SSL.CUTMIX = 0.5  # probability of a paste per image, 0 = off
     cfg.SSL.CUTMIX_AREA = (0.02, 0.4)  # of the crop
     cfg.SSL.CUTMIX_ASPECT = (0.3, 3.3)  # width / height
     cfg.SSL.PICTURE_PERIOD = (
@@ -153,6 +173,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.CROP_SIZE = 640  # pixels, square
     cfg.INPUT.SCALE_RANGE = (0.5, 2.0)  # short side / CROP_SIZE, in steps of 0.1
+    cfg.INPUT.SOURCE_SCALE_RANGE = ()  # of images of DATASETS.SOURCE; () = SCALE_RANGE
     cfg.INPUT.MAX_SIZE_TRAIN = 2560
     cfg.INPUT.MIN_SIZE_TEST = 640
     cfg.INPUT.MAX_SIZE_TEST = 2560
@@ -172,7 +193,9 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # query, position and level embeddings
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # of the learning rate, for a backbone that is not frozen
+    cfg.SOLVER.SCHEDULE = "poly"  # or "exponential"
     cfg.SOLVER.POLY_POWER = 0.9
+    cfg.SOLVER.DECAY = 0.9  # of an exponential schedule, in every tenth of the run
     cfg.SOLVER.WARMUP_ITERS = 0
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"  # the only one: one norm over all parameters
@@ -221,7 +244,7 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     if cfg.DATASETS.CUSTOM.ROOT and not cfg.MODEL.NUM_CLASSES:
         cfg.MODEL.NUM_CLASSES = number_of_classes(cfg.DATASETS.CUSTOM)
-    _validate(cfg)
+    validate(cfg)
     cfg.freeze()
     return cfg
 
@@ -253,189 +276,3 @@ def _all_keys(cfg: CfgNode, prefix: str = ""):
         yield prefix + key
         if isinstance(value, CfgNode):
             yield from _all_keys(value, f"{prefix}{key}.")
-
-
-def _is_range(pair: Sequence[float], limit: float = float("inf")) -> bool:
-    return len(pair) == 2 and 0 < pair[0] <= pair[1] <= limit
-
-
-def _boxes_fit(area: float, aspect: Sequence[float]) -> bool:
-    """Whether boxes of a share `area` of a square and some aspect of the range fit into it, with room to spare."""
-    return area < 1 and max(aspect[0], area) < min(aspect[1], 1 / area)
-
-
-def _hvl_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
-    hvl, former = cfg.MODEL.HVL, cfg.MODEL.MASK_FORMER
-    textual = hvl.TEXTUAL_QUERIES
-    weights = ("DIVERSITY_WEIGHT", "PROMPT_WEIGHT", "VL_WEIGHT", "ALIGN_WEIGHT", "MASK_WEIGHT", "ENTROPY_WEIGHT")
-    return [
-        (
-            cfg.INPUT.TARGETS == "semantic" and not (cfg.TEST.PANOPTIC_ON or cfg.TEST.INSTANCE_ON),
-            "HVL segments semantically: INPUT.TARGETS semantic, TEST.PANOPTIC_ON and TEST.INSTANCE_ON False",
-        ),
-        (cfg.MODEL.CLASSIFIER == "linear", "HVL has a linear classifier: MODEL.CLASSIFIER linear"),
-        *((hvl[key] >= 0, f"MODEL.HVL.{key} must be 0 or more") for key in weights),
-        (hvl.PROMPT_TOKENS >= 1, "MODEL.HVL.PROMPT_TOKENS must be positive"),
-        (0 <= hvl.PRESENCE_THRESHOLD <= 1, "MODEL.HVL.PRESENCE_THRESHOLD must be in 0..1"),
-        (hvl.TEMPERATURE > 0, "MODEL.HVL.TEMPERATURE must be positive"),
-        (textual or former.NUM_QUERIES, "HVL without MODEL.HVL.TEXTUAL_QUERIES needs MODEL.MASK_FORMER.NUM_QUERIES"),
-        (
-            not textual or cfg.MODEL.PIXEL_DECODER.DIM == former.HIDDEN_DIM,
-            "textual queries pass both decoders: MODEL.PIXEL_DECODER.DIM must equal MODEL.MASK_FORMER.HIDDEN_DIM",
-        ),
-        (
-            not (textual and hvl.VL_WEIGHT) or (not cfg.MODEL.BACKBONE.FREEZE and not cfg.MODEL.TEXT.ENCODER),
-            "MODEL.HVL.VL_WEIGHT trains the image tower of CLIP: it needs an OpenCLIP backbone with MODEL.BACKBONE.FREEZE "
-            "False; else set it to 0",
-        ),
-    ]
-
-
-def _split_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
-    split, regions = cfg.MODEL.SPLIT, cfg.MODEL.SPLIT.REGIONS
-    return [
-        (
-            cfg.INPUT.TARGETS == "semantic" and not (cfg.TEST.PANOPTIC_ON or cfg.TEST.INSTANCE_ON),
-            "SplitMatching segments semantically: INPUT.TARGETS semantic, TEST.PANOPTIC_ON and TEST.INSTANCE_ON False",
-        ),
-        (cfg.MODEL.CLASSIFIER == "text", "SplitMatching has text embeddings as classes: MODEL.CLASSIFIER text"),
-        (bool(cfg.DATASETS.UNSEEN_CLASSES), "SplitMatching needs DATASETS.UNSEEN_CLASSES"),
-        (not cfg.DATASETS.UNLABELED and not cfg.DATASETS.SOURCE, "SplitMatching learns from DATASETS.TRAIN alone"),
-        (
-            split.CANDIDATE_QUERIES >= 0 and split.RANDOM_QUERIES >= 0,
-            "MODEL.SPLIT.CANDIDATE_QUERIES and RANDOM_QUERIES must be 0 or more",
-        ),
-        (split.COSINE_WEIGHT >= 0 and split.MFE_WEIGHT >= 0, "weights of MODEL.SPLIT must be 0 or more"),
-        (split.MFE_TEMPERATURE > 0, "MODEL.SPLIT.MFE_TEMPERATURE must be positive"),
-        (
-            len(regions.WINDOWS) > 0 and all(isinstance(w, int) and w >= 1 for w in regions.WINDOWS),
-            "MODEL.SPLIT.REGIONS.WINDOWS must be one or more sides in cells",
-        ),
-        (regions.ITERATIONS >= 1, "MODEL.SPLIT.REGIONS.ITERATIONS must be positive"),
-        (0 <= regions.MIN_AREA < 1, "MODEL.SPLIT.REGIONS.MIN_AREA must be in 0..1"),
-        (
-            regions.IMAGE_SIZE >= 32 and regions.CROP_SIZE >= 32,
-            "sizes of MODEL.SPLIT.REGIONS must be 32 pixels or more",
-        ),
-    ]
-
-
-def _validate(cfg: CfgNode) -> None:
-    """Raises `ConfigError` for the first rule that does not hold."""
-    former, decoder = cfg.MODEL.MASK_FORMER, cfg.MODEL.PIXEL_DECODER
-    low, high = cfg.INPUT.SCALE_RANGE
-    one_of = {
-        "MODEL.CLASSIFIER": (cfg.MODEL.CLASSIFIER, ("linear", "text", "none")),
-        "TEST.WEIGHTS": (cfg.TEST.WEIGHTS, ("student", "teacher", "both")),
-        "MODEL.DEFORM_ATTN_IMPL": (cfg.MODEL.DEFORM_ATTN_IMPL, ("auto", "grid_sample", "gather")),
-        "SOLVER.AMP.DTYPE": (cfg.SOLVER.AMP.DTYPE, ("bfloat16", "float16")),
-        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": (cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE, ("full_model",)),
-        "INPUT.FORMAT": (cfg.INPUT.FORMAT, ("RGB",)),
-        "INPUT.TARGETS": (cfg.INPUT.TARGETS, ("panoptic", "semantic")),
-        "MODEL.HVL.PRESENCE": (cfg.MODEL.HVL.PRESENCE, ("image", "dense", "all")),
-        "MODEL.HVL.INFERENCE": (cfg.MODEL.HVL.INFERENCE, ("marginal", "argmax")),
-    }
-    for key, (value, allowed) in one_of.items():
-        if value not in allowed:
-            raise ConfigError(f"{key} is {value!r}; it can be {' or '.join(map(repr, allowed))}")
-    rules = [
-        (
-            cfg.MODEL.NUM_CLASSES >= 1,
-            "MODEL.NUM_CLASSES must be set to the number of classes of the data set"
-            + ("; own data: DATASETS.CUSTOM.ROOT is missing" if cfg.DATASETS.CUSTOM.CLASSES else ""),
-        ),
-        (cfg.SEED >= 0, "SEED must be 0 or more"),
-        (former.HIDDEN_DIM % former.HEADS == 0, "MODEL.MASK_FORMER.HIDDEN_DIM must be a multiple of its HEADS"),
-        (
-            former.HIDDEN_DIM % 4 == 0 and decoder.DIM % 4 == 0,
-            "HIDDEN_DIM and PIXEL_DECODER.DIM must be multiples of 4",
-        ),
-        (decoder.DIM % decoder.HEADS == 0, "MODEL.PIXEL_DECODER.DIM must be a multiple of its HEADS"),
-        (former.TRAIN_NUM_POINTS >= 1, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS must be positive"),
-        (former.OVERSAMPLE_RATIO >= 1, "MODEL.MASK_FORMER.OVERSAMPLE_RATIO must be at least 1"),
-        (0 <= former.IMPORTANCE_SAMPLE_RATIO <= 1, "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO must be in 0..1"),
-        (0 <= cfg.MODEL.ENSEMBLE.ALPHA <= 1, "MODEL.ENSEMBLE.ALPHA must be in 0..1"),
-        (0 < cfg.DATASETS.CUSTOM.VAL_FRACTION < 1, "DATASETS.CUSTOM.VAL_FRACTION must be between 0 and 1"),
-        (0 < low <= high, "INPUT.SCALE_RANGE must be (low, high) with 0 < low <= high"),
-        (cfg.SOLVER.IMS_PER_BATCH >= 1, "SOLVER.IMS_PER_BATCH must be positive"),
-        (cfg.SOLVER.MAX_ITER >= 1, "SOLVER.MAX_ITER must be positive"),
-        (cfg.SOLVER.ACCUMULATION_STEPS >= 1, "SOLVER.ACCUMULATION_STEPS must be positive"),
-        (cfg.SOLVER.KEEP_CHECKPOINTS >= 1, "SOLVER.KEEP_CHECKPOINTS must be positive"),
-        (cfg.SOLVER.CHECKPOINT_PERIOD >= 1, "SOLVER.CHECKPOINT_PERIOD must be positive"),
-        (
-            cfg.SSL.IMS_PER_BATCH >= 1 and cfg.SSL.SOURCE_IMS_PER_BATCH >= 1,
-            "SSL.IMS_PER_BATCH and SSL.SOURCE_IMS_PER_BATCH must be positive",
-        ),
-        (0 <= cfg.SSL.EMA_DECAY < 1, "SSL.EMA_DECAY must be in 0..1, below 1"),
-        (cfg.SSL.START >= 0 and cfg.SSL.BURN_IN >= 0, "SSL.START and SSL.BURN_IN must be 0 or more"),
-        (
-            not (cfg.SSL.START and cfg.SSL.TEACHER_WEIGHTS),
-            "SSL.START makes the teacher from the student, so SSL.TEACHER_WEIGHTS would be lost; use one of them",
-        ),
-        *((0 <= cfg.SSL[key] <= 1, f"SSL.{key} is a probability") for key in ("CUTMIX", "GREYSCALE", "BLUR")),
-        (
-            len(cfg.SSL.JITTER) == 4 and all(j >= 0 for j in cfg.SSL.JITTER) and cfg.SSL.JITTER[3] <= 0.5,
-            "SSL.JITTER must be (brightness, contrast, saturation, hue), none negative, hue at most 0.5",
-        ),
-        (_is_range(cfg.SSL.BLUR_SIGMA), "SSL.BLUR_SIGMA must be (low, high) with 0 < low <= high"),
-        (_is_range(cfg.SSL.CUTMIX_AREA, 1), "SSL.CUTMIX_AREA must be (low, high) with 0 < low <= high <= 1"),
-        (_is_range(cfg.SSL.CUTMIX_ASPECT), "SSL.CUTMIX_ASPECT must be (low, high) with 0 < low <= high"),
-        (
-            _boxes_fit(cfg.SSL.CUTMIX_AREA[0], cfg.SSL.CUTMIX_ASPECT),
-            "SSL.CUTMIX_AREA: boxes of the smallest area do not fit into the crop with any SSL.CUTMIX_ASPECT",
-        ),
-        (0 <= cfg.SSL.CONFIDENCE <= 1, "SSL.CONFIDENCE must be in 0..1"),
-        (0 <= cfg.DATALOADER.RARE_CLASS_AREA < 1, "DATALOADER.RARE_CLASS_AREA must be in 0..1"),
-        (
-            cfg.TEST.WINDOW >= 0 and 0 <= cfg.TEST.WINDOW_STRIDE <= cfg.TEST.WINDOW,
-            "TEST.WINDOW must be 0 or more, TEST.WINDOW_STRIDE at most TEST.WINDOW",
-        ),
-        (
-            not cfg.TEST.WINDOW or not (cfg.TEST.PANOPTIC_ON or cfg.TEST.INSTANCE_ON),
-            "TEST.WINDOW gives semantic scores only: TEST.PANOPTIC_ON and TEST.INSTANCE_ON must be off",
-        ),
-        *(_hvl_rules(cfg) if cfg.MODEL.META_ARCHITECTURE == "HVL" else []),
-        *(_split_rules(cfg) if cfg.MODEL.META_ARCHITECTURE == "SplitMatching" else []),
-        (
-            not cfg.DATASETS.UNSEEN_CLASSES or cfg.MODEL.META_ARCHITECTURE == "SplitMatching",
-            "DATASETS.UNSEEN_CLASSES is for MODEL.META_ARCHITECTURE SplitMatching",
-        ),
-        (cfg.SSL.MONITOR_IMAGES >= 1, "SSL.MONITOR_IMAGES must be positive"),
-        (
-            cfg.INPUT.TARGETS == "panoptic"
-            or cfg.MODEL.META_ARCHITECTURE != "MaskFormer"
-            or not cfg.DATASETS.UNLABELED,
-            "MODEL.META_ARCHITECTURE MaskFormer makes panoptic pseudo-labels: INPUT.TARGETS must be panoptic; HVL with "
-            "MODEL.HVL.TEXTUAL_QUERIES False is its semantic counterpart",
-        ),
-        (
-            cfg.MODEL.CLASSIFIER != "none" or not (cfg.DATASETS.UNLABELED or cfg.DATASETS.TEST),
-            'MODEL.CLASSIFIER "none" knows no classes: DATASETS.UNLABELED and DATASETS.TEST must be empty',
-        ),
-        (
-            (cfg.MODEL.CLASSIFIER == "none") == bool(cfg.DATASETS.MASKS),
-            'DATASETS.MASKS and MODEL.CLASSIFIER "none" belong together: class-agnostic masks are the targets of a '
-            "class-agnostic model",
-        ),
-        (
-            cfg.TEST.WEIGHTS == "student" or cfg.DATASETS.UNLABELED,
-            f"TEST.WEIGHTS is {cfg.TEST.WEIGHTS} but without DATASETS.UNLABELED there is no teacher",
-        ),
-        (0 <= cfg.TEST.OBJECT_THRESHOLD <= 1, "TEST.OBJECT_THRESHOLD must be in 0..1"),
-        (0 <= cfg.TEST.OVERLAP_THRESHOLD <= 1, "TEST.OVERLAP_THRESHOLD must be in 0..1"),
-        (
-            cfg.TEST.PANOPTIC_ON or cfg.TEST.SEMANTIC_ON or cfg.TEST.INSTANCE_ON,
-            "one of TEST.PANOPTIC_ON, SEMANTIC_ON, INSTANCE_ON must be on",
-        ),
-        (
-            cfg.MODEL.CLASSIFIER != "text" or cfg.MODEL.BACKBONE.NAME.startswith("OpenCLIP") or cfg.MODEL.TEXT.ENCODER,
-            f"MODEL.CLASSIFIER text needs an OpenCLIP backbone, not {cfg.MODEL.BACKBONE.NAME}",
-        ),
-        (
-            cfg.MODEL.DEVICE.startswith("cpu") or torch.cuda.is_available(),
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but torch sees no GPU; use 'auto' or 'cpu'",
-        ),
-    ]
-    for holds, message in rules:
-        if not holds:
-            raise ConfigError(message)

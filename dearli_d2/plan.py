@@ -64,7 +64,7 @@ def schedule_rows(cfg: CfgNode) -> list[list[str]]:
         ["iterations", str(cfg.SOLVER.MAX_ITER)],
         [
             "learning rate",
-            f"{cfg.SOLVER.BASE_LR:g}, poly {cfg.SOLVER.POLY_POWER:g}, weight decay {cfg.SOLVER.WEIGHT_DECAY:g}",
+            f"{cfg.SOLVER.BASE_LR:g}, {_decay(cfg)}, weight decay {cfg.SOLVER.WEIGHT_DECAY:g}",
         ],
         ["mixed precision", cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "off"],
         ["evaluation every", f"{cfg.TEST.EVAL_PERIOD} iterations" if cfg.DATASETS.TEST else "never"],
@@ -91,6 +91,11 @@ def schedule_rows(cfg: CfgNode) -> list[list[str]]:
                 [f"passes over the {role} images", f"{max(cfg.SOLVER.MAX_ITER - start, 0) * batch / images:.1f}"]
             )
     return rows
+
+
+def _decay(cfg: CfgNode) -> str:
+    solver = cfg.SOLVER
+    return f"poly {solver.POLY_POWER:g}" if solver.SCHEDULE == "poly" else f"times {solver.DECAY:g} in each tenth"
 
 
 def model_rows(cfg: CfgNode) -> list[list[str]]:

@@ -47,6 +47,14 @@ class Targets:
         valid[:h, :w] = True if self.valid is None else self.valid
         return replace(self, masks=masks, valid=valid)
 
+    def semantic(self, ignore: int = 255) -> torch.Tensor:
+        """(H, W) int64 class of each pixel; `ignore` where there is no mask or the pixel is not valid. Where masks overlap
+        the first one counts."""
+        if not len(self):
+            return self.labels.new_full(self.masks.shape[1:], ignore)
+        known = self.masks.any(0) if self.valid is None else self.masks.any(0) & self.valid
+        return torch.where(known, self.labels[self.masks.byte().argmax(0)], ignore)
+
     def panoptic(self) -> tuple[np.ndarray, list[dict]]:
         """(H, W) int32 map of segment ids 1, 2, ... (0 = none) and segments {"id", "category_id"}; where masks overlap the
         later one shows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -11,7 +11,8 @@ from detectron2.utils import comm
 from ..errors import DatasetError
 from ..masks.regions import RegionFolder
 from ..masks.storage import MaskFolder
-from .catalog import dataset_dicts, taxonomy_of
+from .captions import prepared_for
+from .catalog import class_source, dataset_dicts, taxonomy_of
 from .mappers import (
     MaskTrainMapper,
     PanopticTrainMapper,
@@ -27,11 +28,11 @@ from .zero_shot import ZeroShotTrainMapper, unseen_classes, without_classes
 def labeled_dicts(cfg: CfgNode, key: str = "TRAIN") -> list[dict]:
     """All images of DATASETS.TRAIN or DATASETS.SOURCE. Raises `DatasetError` if the classes of any two sets differ."""
     if cfg.MODEL.CLASSIFIER != "none":
-        first = taxonomy_of(cfg.DATASETS.TRAIN[0])
+        first = class_source(cfg)
         for name in cfg.DATASETS[key]:
-            if taxonomy_of(name).names != first.names:
-                raise DatasetError(f"DATASETS.{key}: {name} and {cfg.DATASETS.TRAIN[0]} have different classes")
-    dicts = [d for name in cfg.DATASETS[key] for d in dataset_dicts(name)]
+            if taxonomy_of(name).names != taxonomy_of(first).names:
+                raise DatasetError(f"DATASETS.{key}: {name} and {first} have different classes")
+    dicts = [d for name in cfg.DATASETS[key] for d in prepared_for(cfg, name, dataset_dicts(name))]
     if cfg.DATASETS.UNSEEN_CLASSES:
         dicts = without_classes(dicts, unseen_classes(cfg.DATASETS.UNSEEN_CLASSES, taxonomy_of(cfg.DATASETS.TRAIN[0])))
     return dicts
@@ -39,23 +40,31 @@ def labeled_dicts(cfg: CfgNode, key: str = "TRAIN") -> list[dict]:
 
 def unlabeled_dicts(cfg: CfgNode) -> list[dict]:
     """All images of DATASETS.UNLABELED, without annotations."""
-    keys = ("file_name", "image_id", "height", "width")
-    return [{k: d[k] for k in keys} for name in cfg.DATASETS.UNLABELED for d in dataset_dicts(name)]
+    keys = ("file_name", "image_id", "height", "width", "caption")
+    return [
+        {k: d[k] for k in keys if k in d}
+        for name in cfg.DATASETS.UNLABELED
+        for d in prepared_for(cfg, name, dataset_dicts(name))
+    ]
 
 
-def _geometry(cfg: CfgNode) -> WeakGeometry:
+def _geometry(cfg: CfgNode, scales: Sequence[float] = ()) -> WeakGeometry:
     return WeakGeometry(
         cfg.INPUT.CROP_SIZE,
-        scale_steps(*cfg.INPUT.SCALE_RANGE),
+        scale_steps(*(scales or cfg.INPUT.SCALE_RANGE)),
         cfg.INPUT.MAX_SIZE_TRAIN,
         flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
     )
 
 
-def build_labeled_mapper(cfg: CfgNode) -> Callable[[dict], dict]:
-    """The weak view of labelled images; of images with class-agnostic masks where MODEL.CLASSIFIER is "none"."""
+def build_labeled_mapper(cfg: CfgNode, scales: Sequence[float] = ()) -> Callable[[dict], dict]:
+    """The weak view of labelled images; of images with class-agnostic masks where MODEL.CLASSIFIER is "none".
+
+    Args:
+        scales: in place of INPUT.SCALE_RANGE.
+    """
     color = ColorAugmentation() if cfg.INPUT.COLOR_AUG_SSD else None
-    options = _geometry(cfg), color, cfg.INPUT.CROP_SIZE, cfg.INPUT.PAD_VALUE
+    options = _geometry(cfg, scales), color, cfg.INPUT.CROP_SIZE, cfg.INPUT.PAD_VALUE
     if cfg.MODEL.CLASSIFIER == "none":
         return MaskTrainMapper(MaskFolder(cfg.DATASETS.MASKS), *options)
     if cfg.MODEL.META_ARCHITECTURE == "SplitMatching":
@@ -85,8 +94,8 @@ def build_unlabeled_mapper(cfg: CfgNode) -> UnlabeledTrainMapper:
 
 
 def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, list[dict]]]:
-    """Endless batches of this rank: {"labeled": [...]}, where DATASETS.SOURCE is set {"source": [...]} and, where
-    DATASETS.UNLABELED is set and from step SSL.START on, {"unlabeled": [...]}.
+    """Endless batches of this rank: where DATASETS.TRAIN is set {"labeled": [...]}, where DATASETS.SOURCE is set
+    {"source": [...]} and, where DATASETS.UNLABELED is set and from step SSL.START on, {"unlabeled": [...]}.
 
     Args:
         start_iteration: forward passes already done.
@@ -96,11 +105,13 @@ def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, 
     """
     # first the pass from which a stream takes part; each has a seed of its own, or two streams over the same images would
     # draw them in the same order
-    labeled = build_labeled_mapper(cfg)
-    parts = {"labeled": (0, labeled_dicts(cfg), labeled, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED)}
+    parts = {}
+    if cfg.DATASETS.TRAIN:
+        mapper = build_labeled_mapper(cfg)
+        parts["labeled"] = (0, labeled_dicts(cfg), mapper, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED)
     if cfg.DATASETS.SOURCE:
-        source = labeled_dicts(cfg, "SOURCE")
-        parts["source"] = (0, source, labeled, cfg.SSL.SOURCE_IMS_PER_BATCH, cfg.SEED + 0x50CE)
+        mapper = build_labeled_mapper(cfg, cfg.INPUT.SOURCE_SCALE_RANGE)
+        parts["source"] = (0, labeled_dicts(cfg, "SOURCE"), mapper, cfg.SSL.SOURCE_IMS_PER_BATCH, cfg.SEED + 0x50CE)
     if cfg.DATASETS.UNLABELED:
         first = cfg.SSL.START * cfg.SOLVER.ACCUMULATION_STEPS
         mapper = build_unlabeled_mapper(cfg)

@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import DatasetError, first_few
@@ -36,7 +37,7 @@ class PanopticSource:
     `image_root`, `panoptic_root` (PNG), `panoptic_json` as in COCO. `semantic_root`: optional PNG of contiguous class
     ids, 255 = ignore, named like the panoptic PNG; without it semantic ground truth comes from the panoptic PNG.
     `partition_root`: folder of partition folders. `hint`: what to run when files are missing. `without`: categories, by
-    name, that the data set leaves out; their pixels are not annotated.
+    name, that the data set leaves out; their pixels are not annotated. `captions`: see `captions.caption_file`.
     """
 
     image_root: Path
@@ -46,6 +47,7 @@ class PanopticSource:
     partition_root: Path | None = None
     hint: str = "check DETECTRON2_DATASETS"
     without: tuple[str, ...] = ()
+    captions: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ def taxonomy_of(name: str) -> Taxonomy:
     if isinstance(source, ImageFolder):
         raise DatasetError(f"{name} is a folder of images without annotations; it can be a DATASETS.UNLABELED")
     return _read_json(source.panoptic_json, _stamp(source), name, source.without)[1]
+
+
+def class_source(cfg: CfgNode) -> str | None:
+    """The data set whose classes a config's model has: the first labelled one, of the target where there is one."""
+    return next(iter((*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE)), None)
 
 
 def ensure_registered(name: str) -> None:
@@ -332,8 +339,9 @@ def _read_list(path: Path, known: dict[str, dict], name: str) -> list[str]:
 def _miniworld(domain: str, split: str) -> PanopticSource:
     root = miniworld.root(domain)
     return PanopticSource(
-        root / "images" / split, root / f"panoptic_{split}.json", root / "panoptic" / split, root / "semantic" / split
-    )
+        root / "images" / split, root / f"panoptic_{split}.json", root / "panoptic" / split, root / "semantic" / split,
+        captions=root / "captions" / f"{split}.jsonl",
+    )  # fmt: skip
 
 
 def _camvid(split: str) -> PanopticSource:

@@ -82,7 +82,7 @@ class PanopticTrainMapper:
         self.targets = targets
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Returns "image" (3, S, S) uint8, "targets" (S x S), "file_name", "image_id"."""
+        """Returns "image" (3, S, S) uint8, "targets" (S x S), and what is `passed_on`."""
         return self.sample_and_view(dataset_dict)[0]
 
     def sample_and_view(self, dataset_dict: dict) -> tuple[dict, View]:
@@ -100,8 +100,7 @@ class PanopticTrainMapper:
         sample = {
             "image": pad_image(pixels, self.pad_to, self.pad_value),
             "targets": targets,
-            "file_name": dataset_dict["file_name"],
-            "image_id": dataset_dict["image_id"],
+            **passed_on(dataset_dict),
         }
         return sample, view
 
@@ -141,8 +140,7 @@ class MaskTrainMapper:
         return {
             "image": pad_image(pixels, self.pad_to, self.pad_value),
             "targets": targets,
-            "file_name": file_name,
-            "image_id": dataset_dict["image_id"],
+            **passed_on(dataset_dict),
         }
 
 
@@ -173,8 +171,8 @@ class UnlabeledTrainMapper:
         self.geometry, self.strong, self.pad_to, self.pad_value = geometry, strong, pad_to, pad_value
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Returns "image" (weak) and "strong", both (3, S, S) uint8, "valid" (S, S) bool (False = padding), "file_name",
-        "image_id"."""
+        """Returns "image" (weak) and "strong", both (3, S, S) uint8, "valid" (S, S) bool (False = padding), and what is
+        `passed_on`."""
         view = self.geometry(read_image(dataset_dict["file_name"]))
         height, width = view.image.shape[:2]
         valid = torch.zeros(self.pad_to, self.pad_to, dtype=torch.bool)
@@ -183,9 +181,13 @@ class UnlabeledTrainMapper:
             "image": pad_image(view.image, self.pad_to, self.pad_value),
             "strong": pad_image(self.strong(view.image), self.pad_to, self.pad_value),
             "valid": valid,
-            "file_name": dataset_dict["file_name"],
-            "image_id": dataset_dict["image_id"],
+            **passed_on(dataset_dict),
         }
+
+
+def passed_on(dataset_dict: dict) -> dict:
+    """What a sample keeps of its data-set dict: "file_name", "image_id", and "caption" where there is one."""
+    return {key: dataset_dict[key] for key in ("file_name", "image_id", "caption") if key in dataset_dict}
 
 
 def pad_image(image: np.ndarray, size: int, value: int) -> torch.Tensor:

@@ -33,11 +33,13 @@ from .preparation import ids_to_rgb, segment_info
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 1  # of the scenes
+FORMAT = 2  # of the files; a change of either makes a new folder
 SIZE = 128
 SPLITS = {"train": 1000, "val": 100}
 DOMAINS = ("day", "night")
 UNSEEN_CLASSES = ("striped blue", "dotted yellow", "sand")
+_CAPTION_CLASSES = 6  # as many as the tiny CLIP reads for sure
 _MIN_VISIBLE = 48  # pixels; a smaller visible part is no object
 
 
@@ -245,10 +247,10 @@ def _to_night(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def caption(scene: Scene) -> str:
-    """One sentence that names what the scene shows, largest first."""
+    """One sentence that names the largest classes of a scene, largest first: as a captioner would that makes no mistake."""
     areas = np.bincount(scene.segments.ravel(), minlength=len(scene.classes) + 1)[1:]
     order = sorted(range(len(areas)), key=lambda i: -areas[i])
-    names = list(dict.fromkeys(scene.classes[i].name for i in order))
+    names = list(dict.fromkeys(scene.classes[i].name for i in order))[:_CAPTION_CLASSES]
     return "a picture of " + (", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0])
 
 
@@ -269,7 +271,7 @@ def root(domain: str = "day", seed: int = 0, splits: dict[str, int] | None = Non
     """Folder of a domain; generated on first use, complete or absent (never half written)."""
     splits = splits or SPLITS
     counts = "-".join(f"{name}{n}" for name, n in sorted(splits.items()))
-    folder = cache_dir() / f"miniworld-v{VERSION}-s{seed}-{counts}" / domain
+    folder = cache_dir() / f"miniworld-v{VERSION}.{FORMAT}-s{seed}-{counts}" / domain
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +303,7 @@ def _write_split(folder: Path, seed: int, split: str, domain: str, count: int) -
         height, width = scene.segments.shape
         images.append({"id": stem, "file_name": f"{stem}.jpg", "height": height, "width": width})
         annotations.append({"image_id": stem, "file_name": f"{stem}.png", "segments_info": _segments_info(scene)})
-        captions.append({"file": f"images/{split}/{stem}.jpg", "caption": caption(scene), "model": "miniworld"})
+        captions.append({"file": f"{stem}.jpg", "caption": caption(scene), "model": "miniworld"})
     write_json(
         folder / f"panoptic_{split}.json",
         {"images": images, "annotations": annotations, "categories": categories()},

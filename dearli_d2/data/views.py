@@ -32,7 +32,7 @@ class WeakGeometry:
     """
 
     def __init__(self, crop_size: int, scales: Sequence[float], max_size: int, flip: bool = True) -> None:
-        short_sides = [int(scale * crop_size) for scale in scales]
+        short_sides = [int(scale * crop_size + 1e-6) for scale in scales]  # 0.7 x 640 is 448
         self.augmentations = [
             T.ResizeShortestEdge(short_sides, max_size, sample_style="choice"),
             T.RandomCrop("absolute", (crop_size, crop_size)),
@@ -89,4 +89,4 @@ class StrongPhotometry:
 
 def scale_steps(low: float, high: float, step: float = 0.1) -> list[float]:
     """`low`, `low + step`, ..., `high`."""
-    return [round(low + i * step, 4) for i in range(round((high - low) / step) + 1)]
+    return [round(low + i * step, 6) for i in range(round((high - low) / step) + 1)]

@@ -1,4 +1,5 @@
-"""CutMix (Yun et al. 2019) inside a batch, of images and of segment targets (DEARLi, Sec. 4)."""
+"""CutMix (Yun et al. 2019) inside a batch, and what a plan of CutMix or ClassMix does to images and segment targets (DEARLi,
+Sec. 4)."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from ..structures import Targets
+from .classmix import ClassMixPlan
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class CutMixPlan:
         return self.partner[index] != index and x1 > x0 and y1 > y0
 
 
+MixPlan = CutMixPlan | ClassMixPlan
+
+
 class CutMix:
     """Args:
     probability: of a paste, per image.
@@ -51,6 +56,10 @@ class CutMix:
         partner = tuple(int(i) for i in rng.permutation(count))
         return CutMixPlan(partner, tuple(self._box(height, width, rng) for _ in range(count)))
 
+    def plan_for(self, targets: Sequence[Targets], rng: np.random.Generator) -> CutMixPlan:
+        """A plan for the images of these targets."""
+        return self.plan(len(targets), *targets[0].masks.shape[1:], rng)
+
     def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         if rng.random() >= self.probability:
             return 0, 0, 0, 0
@@ -63,16 +72,17 @@ class CutMix:
                 return x, y, x + int(w), y + int(h)
 
 
-def cutmix_images(images: torch.Tensor, plan: CutMixPlan) -> torch.Tensor:
-    """(B, C, H, W) with the partners' pixels inside the boxes; the input stays as it is."""
+def mix_images(images: torch.Tensor, plan: MixPlan) -> torch.Tensor:
+    """(B, C, H, W) with the partners' pixels where the plan says; the input stays as it is."""
     mixed = images.clone()
-    for index, (x0, y0, x1, y1) in enumerate(plan.boxes):
-        mixed[index, :, y0:y1, x0:x1] = images[plan.partner[index], :, y0:y1, x0:x1]
+    for index in filter(plan.changes, range(len(images))):
+        inside = plan.inside(index, *images.shape[2:], images.device)
+        mixed[index] = torch.where(inside, images[plan.partner[index]], images[index])
     return mixed
 
 
-def cutmix_targets(targets: Sequence[Targets], plan: CutMixPlan, thing_ids: Collection[int]) -> list[Targets]:
-    """The segments that belong to the mixed images: of the partner inside the box, of the image itself outside.
+def mix_targets(targets: Sequence[Targets], plan: MixPlan, thing_ids: Collection[int]) -> list[Targets]:
+    """The segments that belong to the mixed images: of the partner where the plan pastes it, of the image itself elsewhere.
 
     Things stay separate, stuff of one class becomes one segment, segments that vanish are dropped. All targets must have
     one size. The one transfer to the host is the list of segments that are left, for the whole batch.
@@ -89,7 +99,7 @@ def cutmix_targets(targets: Sequence[Targets], plan: CutMixPlan, thing_ids: Coll
     return mixed
 
 
-def _mix(targets: Sequence[Targets], plan: CutMixPlan, index: int, thing_ids: Collection[int]) -> Targets:
+def _mix(targets: Sequence[Targets], plan: MixPlan, index: int, thing_ids: Collection[int]) -> Targets:
     """Segments of one mixed image; one that vanished has an empty mask."""
     own, other = targets[index], targets[plan.partner[index]]
     height, width = own.masks.shape[1:]

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.captions import prepared_for
 from ..data.catalog import dataset_dicts, taxonomy_of
 from ..data.mappers import TestMapper, read_image
 from ..errors import DatasetError
@@ -38,7 +39,7 @@ def evaluate(cfg: CfgNode, model: nn.Module, iteration: int | None = None, label
     """
     collected = {}
     for name in cfg.DATASETS.TEST:
-        dicts, taxonomy = dataset_dicts(name), taxonomy_of(name)
+        dicts, taxonomy = prepared_for(cfg, name, dataset_dicts(name)), taxonomy_of(name)
         own = unwrap(model).taxonomy
         if own is not None and own.dataset_ids != taxonomy.dataset_ids:
             raise DatasetError(

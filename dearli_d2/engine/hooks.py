@@ -10,8 +10,9 @@ from detectron2.engine.hooks import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
+from ..data.captions import prepared_for
 from ..data.catalog import annotated_dicts
-from ..data.mappers import TestMapper
+from ..data.mappers import TestMapper, passed_on
 from ..evaluation.label_quality import PanopticLabelQuality, SemanticLabelQuality
 from ..files import write_atomically
 from ..visualization import sample_sheet
@@ -65,7 +66,7 @@ class PseudoLabelMonitor(HookBase):
 
     def before_train(self) -> None:
         cfg = self.trainer.cfg
-        dicts = [d for name in cfg.DATASETS.UNLABELED for d in annotated_dicts(name)]
+        dicts = [d for name in cfg.DATASETS.UNLABELED for d in prepared_for(cfg, name, annotated_dicts(name))]
         if not dicts:
             logger.warning("SSL.MONITOR_PERIOD: no unlabelled image has annotations, pseudo-labels are not scored")
         chosen = np.linspace(0, len(dicts) - 1, min(self.images, len(dicts))).astype(int)
@@ -82,7 +83,8 @@ class PseudoLabelMonitor(HookBase):
         quality = (SemanticLabelQuality if semantic else PanopticLabelQuality)(self.trainer.taxonomy)
         for d in self.dicts:
             with autocast(self.trainer.cfg):
-                targets = self.trainer.teacher.pseudo_label([{"image": self.mapper(d)["image"]}])[0]
+                sample = {**passed_on(d), "image": self.mapper(d)["image"]}
+                targets = self.trainer.teacher.pseudo_label([sample])[0]
             quality.add(targets, d)
         for part in comm.gather(quality)[1:]:  # on the main process the others' counts, else nothing
             quality.merge(part)

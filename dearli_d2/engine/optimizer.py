@@ -57,11 +57,15 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
 
 
 def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
-    """(1 - t / T)^power after a linear warm-up."""
-    warmup, total, power = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER, cfg.SOLVER.POLY_POWER
+    """After a linear warm-up (1 - t / T)^power, or a factor of SOLVER.DECAY in every tenth of the run."""
+    solver = cfg.SOLVER
+    warmup, total = solver.WARMUP_ITERS, solver.MAX_ITER
 
     def factor(step: int) -> float:
-        return min((step + 1) / (warmup + 1), 1.0) * max(1 - step / total, 0.0) ** power
+        start = min((step + 1) / (warmup + 1), 1.0)
+        if solver.SCHEDULE == "exponential":
+            return start * solver.DECAY ** (10 * step / total)
+        return start * max(1 - step / total, 0.0) ** solver.POLY_POWER
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 

@@ -7,22 +7,28 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-from .cutmix import CutMix, cutmix_images, cutmix_targets
+from ..data.mappers import passed_on
+from .classmix import ClassMix
+from .cutmix import CutMix, mix_images, mix_targets
 from .teacher import EMATeacher
 
 
 class PseudoLabeler:
     """Args:
     teacher: labels each unlabelled image once.
-    cutmix: None leaves it out.
-    thing_ids: classes whose segments CutMix keeps apart.
+    mix: None leaves it out.
+    thing_ids: classes whose segments it keeps apart.
     device: of the results.
     """
 
     def __init__(
-        self, teacher: EMATeacher, cutmix: CutMix | None, thing_ids: Collection[int], device: torch.device | str
+        self,
+        teacher: EMATeacher,
+        mix: CutMix | ClassMix | None,
+        thing_ids: Collection[int],
+        device: torch.device | str,
     ) -> None:
-        self.teacher, self.cutmix, self.thing_ids, self.device = teacher, cutmix, thing_ids, device
+        self.teacher, self.mix, self.thing_ids, self.device = teacher, mix, thing_ids, device
 
     def __call__(self, samples: list[dict], rng: np.random.Generator) -> list[dict]:
         """Args:
@@ -35,14 +41,14 @@ class PseudoLabeler:
         labels = self.teacher.pseudo_label(samples)
         targets = labels
         images = torch.stack([x["strong"] for x in samples]).to(self.device, non_blocking=True)
-        if self.cutmix is not None:
-            plan = self.cutmix.plan(len(samples), *images.shape[-2:], rng)
-            images, targets = cutmix_images(images, plan), cutmix_targets(targets, plan, self.thing_ids)
+        if self.mix is not None:
+            plan = self.mix.plan_for(labels, rng)
+            images, targets = mix_images(images, plan), mix_targets(targets, plan, self.thing_ids)
         return [
             {
+                **passed_on(sample),
                 "image": image,
                 "targets": target,
-                "file_name": sample["file_name"],
                 "weak": sample["image"],
                 "pseudo_label": label,
             }

@@ -19,12 +19,13 @@ from torch import nn
 
 from ..checkpoint import load_state, load_weights
 from ..data.build import build_streams, labeled_dicts
-from ..data.catalog import taxonomy_of
+from ..data.catalog import class_source, taxonomy_of
 from ..data.validation import validate_dataset
 from ..errors import ConfigError, DatasetError, TrainingError
 from ..masks.storage import MaskFolder
 from ..modeling import build_model
 from .checkpoints import RunCheckpoints
+from .classmix import ClassMix
 from .cutmix import CutMix
 from .evaluation import evaluate
 from .hooks import PictureHook, PseudoLabelMonitor, SaveHook
@@ -43,14 +44,14 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
     """
     world_size = comm.get_world_size()
     for key, batch, used in (
-        ("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH, True),
+        ("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH, cfg.DATASETS.TRAIN),
         ("SSL.IMS_PER_BATCH", cfg.SSL.IMS_PER_BATCH, cfg.DATASETS.UNLABELED),
         ("SSL.SOURCE_IMS_PER_BATCH", cfg.SSL.SOURCE_IMS_PER_BATCH, cfg.DATASETS.SOURCE),
     ):
         if used and batch % world_size:
             raise ConfigError(f"{key} {batch} is no multiple of the {world_size} processes")
-    if not cfg.DATASETS.TRAIN:
-        raise DatasetError("DATASETS.TRAIN names no data set")
+    if class_source(cfg) is None:
+        raise DatasetError("DATASETS.TRAIN names no data set, nor does DATASETS.SOURCE")
     check_writable(cfg.OUTPUT_DIR)
     if not resume and RunCheckpoints(cfg.OUTPUT_DIR, 1).last() is not None:
         raise ConfigError(
@@ -104,7 +105,7 @@ class DualStreamTrainer(TrainerBase):
         self.cfg = cfg
         self.checkpoints = RunCheckpoints(cfg.OUTPUT_DIR, cfg.SOLVER.KEEP_CHECKPOINTS)
         torch.manual_seed(cfg.SEED)  # the same start on every rank
-        self.taxonomy = None if cfg.MODEL.CLASSIFIER == "none" else taxonomy_of(cfg.DATASETS.TRAIN[0])
+        self.taxonomy = None if cfg.MODEL.CLASSIFIER == "none" else taxonomy_of(class_source(cfg))
         state = self.checkpoints.load_last() if resume else None
         self.student = build_model(cfg, self.taxonomy, load_backbone=state is None)
         self.student.check_training(cfg)
@@ -142,9 +143,12 @@ class DualStreamTrainer(TrainerBase):
         if self.teacher is None:
             return None
         ssl = self.cfg.SSL
-        cutmix = CutMix(ssl.CUTMIX, ssl.CUTMIX_AREA, ssl.CUTMIX_ASPECT) if ssl.CUTMIX else None
+        mix: CutMix | ClassMix | None = None
+        if ssl.CUTMIX:
+            by_class = ssl.MIX == "classmix"
+            mix = ClassMix(ssl.CUTMIX) if by_class else CutMix(ssl.CUTMIX, ssl.CUTMIX_AREA, ssl.CUTMIX_ASPECT)
         things = self.taxonomy.thing_ids if self.cfg.INPUT.TARGETS == "panoptic" else ()
-        return PseudoLabeler(self.teacher, cutmix, things, self.student.device)
+        return PseudoLabeler(self.teacher, mix, things, self.student.device)
 
     def _build_hooks(self) -> list[hooks.HookBase]:
         cfg = self.cfg

@@ -6,13 +6,14 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from ..data.catalog import taxonomy_of
+from ..data.catalog import class_source, taxonomy_of
 from ..data.taxonomy import Taxonomy
 from ..errors import ConfigError, DatasetError
 from .backbone import open_clip as _open_clip  # noqa: F401  registration
 from .backbone import timm as _timm  # noqa: F401  registration
 from .meta_arch import hvl as _hvl  # noqa: F401  registration
 from .meta_arch import mask_former as _mask_former  # noqa: F401  registration
+from .meta_arch import semidavil as _semidavil  # noqa: F401  registration
 from .meta_arch import split_matching as _split_matching  # noqa: F401  registration
 
 
@@ -20,21 +21,22 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
     """The model of a config, on `cfg.MODEL.DEVICE`.
 
     Args:
-        taxonomy: classes; None = those of DATASETS.TRAIN[0]. Where that data set is not on this machine the model is
+        taxonomy: classes; None = those of the first labelled data set. Where that is not on this machine the model is
             built without; a checkpoint of this project brings its own.
         load_backbone: False leaves MODEL.BACKBONE.WEIGHTS alone, since a checkpoint follows that holds the backbone.
 
     Raises:
         ConfigError: an unknown part, or a number of classes other than MODEL.NUM_CLASSES. WeightsError: see backbones.
     """
-    if taxonomy is None and cfg.DATASETS.TRAIN and cfg.MODEL.CLASSIFIER != "none":
+    name = class_source(cfg)
+    if taxonomy is None and name and cfg.MODEL.CLASSIFIER != "none":
         try:
-            taxonomy = taxonomy_of(cfg.DATASETS.TRAIN[0])
+            taxonomy = taxonomy_of(name)
         except DatasetError:
             taxonomy = None
     if taxonomy is not None and len(taxonomy) != cfg.MODEL.NUM_CLASSES:
         raise ConfigError(
-            f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else 'the taxonomy'} has {len(taxonomy)} classes"
+            f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {name or 'the taxonomy'} has {len(taxonomy)} classes"
         )
     if not load_backbone:
         cfg = cfg.clone()

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..structures import Targets
+from .pixel_losses import dyce_loss  # noqa: F401  a public name of this module
 
 
 def sample_points(maps: torch.Tensor, points: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:

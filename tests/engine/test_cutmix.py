@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dearli_d2.engine.cutmix import CutMix, CutMixPlan, cutmix_images, cutmix_targets
+from dearli_d2.engine.cutmix import CutMix, CutMixPlan, mix_images, mix_targets
 from dearli_d2.structures import Targets
 
 THINGS = {0, 1}
@@ -63,7 +63,7 @@ def as_set(target: Targets) -> set:
 def test_targets_equal_the_definition(seed):
     targets = [panoptic_targets(seed * 10 + i) for i in range(4)]
     plan = CutMix(probability=0.8).plan(4, SIZE, SIZE, np.random.default_rng(seed))
-    for index, mixed in enumerate(cutmix_targets(targets, plan, THINGS)):
+    for index, mixed in enumerate(mix_targets(targets, plan, THINGS)):
         assert as_set(mixed) == expected_segments(targets, plan, index)
         assert len(as_set(mixed)) == len(mixed)
         assert mixed.masks.sum(0).max() <= 1  # still disjoint
@@ -74,14 +74,14 @@ def test_identity_permutation_or_empty_box_is_the_identity():
     images = torch.rand(3, 3, SIZE, SIZE)
     full, empty = (2, 3, 20, 21), (5, 5, 5, 5)
     for plan in (CutMixPlan((0, 1, 2), (full,) * 3), CutMixPlan((1, 2, 0), (empty,) * 3)):
-        assert torch.equal(cutmix_images(images, plan), images)
-        assert all(a is b for a, b in zip(cutmix_targets(targets, plan, THINGS), targets, strict=True))
+        assert torch.equal(mix_images(images, plan), images)
+        assert all(a is b for a, b in zip(mix_targets(targets, plan, THINGS), targets, strict=True))
 
 
 def test_pasted_pixels_come_from_the_partner_and_the_input_stays():
     images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 2, SIZE, SIZE).contiguous()
     before = images.clone()
-    mixed = cutmix_images(images, CutMixPlan((2, 0, 1), ((1, 2, 7, 9),) * 3))
+    mixed = mix_images(images, CutMixPlan((2, 0, 1), ((1, 2, 7, 9),) * 3))
     assert torch.equal(images, before)
     for index, partner in enumerate((2, 0, 1)):
         inside = torch.zeros(SIZE, SIZE, dtype=torch.bool)
@@ -93,7 +93,7 @@ def test_pasted_pixels_come_from_the_partner_and_the_input_stays():
 def test_validity_follows_the_pixels():
     targets = [panoptic_targets(0, padded=True), panoptic_targets(1)]
     plan = CutMixPlan((1, 0), ((15, 0, 24, 10),) * 2)
-    mixed = cutmix_targets(targets, plan, THINGS)
+    mixed = mix_targets(targets, plan, THINGS)
     assert mixed[0].valid[:10].all()  # the padding there is covered by the partner's pixels
     assert not mixed[0].valid[10:, SIZE - 5 :].any()
     assert not mixed[1].valid[:10, SIZE - 5 :].any()
@@ -104,10 +104,10 @@ def test_images_without_segments():
     nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, SIZE, SIZE, dtype=torch.bool))
     plan = CutMixPlan((1, 0), ((0, 0, 12, 24),) * 2)
     full = panoptic_targets(3)
-    mixed = cutmix_targets([nothing, full], plan, THINGS)
+    mixed = mix_targets([nothing, full], plan, THINGS)
     assert as_set(mixed[0]) == expected_segments([nothing, full], plan, 0)
     assert as_set(mixed[1]) == expected_segments([nothing, full], plan, 1)
-    assert [len(t) for t in cutmix_targets([nothing, nothing], plan, THINGS)] == [0, 0]
+    assert [len(t) for t in mix_targets([nothing, nothing], plan, THINGS)] == [0, 0]
 
 
 def test_boxes_have_the_area_and_aspect_of_the_paper():

@@ -58,15 +58,15 @@ def test_semi_supervised_steps(mini_config, dtype):
 def test_cutmix_equals_the_cpu():
     import numpy as np
 
-    from dearli_d2.engine.cutmix import CutMix, cutmix_images, cutmix_targets
+    from dearli_d2.engine.cutmix import CutMix, mix_images, mix_targets
     from dearli_d2.structures import Targets
 
     plan = CutMix(1.0).plan(3, 40, 40, np.random.default_rng(0))
     images = torch.rand(3, 3, 40, 40)
     ids = torch.randint(0, 5, (3, 40, 40))
     targets = [Targets(torch.arange(4), torch.stack([i == n for n in range(1, 5)])) for i in ids]
-    assert torch.equal(cutmix_images(images.cuda(), plan).cpu(), cutmix_images(images, plan))
-    here, there = cutmix_targets(targets, plan, {0, 1}), cutmix_targets([t.to("cuda") for t in targets], plan, {0, 1})
+    assert torch.equal(mix_images(images.cuda(), plan).cpu(), mix_images(images, plan))
+    here, there = mix_targets(targets, plan, {0, 1}), mix_targets([t.to("cuda") for t in targets], plan, {0, 1})
     for a, b in zip(here, there, strict=True):
         assert torch.equal(a.labels, b.labels.cpu())
         assert torch.equal(a.masks, b.masks.cpu())

@@ -81,18 +81,41 @@ class OpenCLIPBackbone(Backbone):
     """What the towers share: freezing, the text side of the model, and embeddings in the joint space.
 
     The text tower is always frozen. `frozen` also freezes the image tower: eval mode whatever `train()` says, no
-    gradient, no graph. Methods that take a `tower` work with another image tower of the same architecture, such as a
+    gradient, no graph. `trainable_blocks` trains only so many of its last blocks (stages of a ConvNeXt) and what follows
+    them; -1 = all. Methods that take a `tower` work with another image tower of the same architecture, such as a
     frozen copy of the start weights; None is the backbone's own.
     """
 
-    def __init__(self, arch: str, weights: str, frozen: bool) -> None:
+    def __init__(self, arch: str, weights: str, frozen: bool, trainable_blocks: int = -1) -> None:
         super().__init__()
         self.arch, self.frozen = Path(arch).stem if arch.endswith(".json") else arch, frozen
         self.clip_model = build_clip(arch, weights)
-        self.clip_model.requires_grad_(False)
-        if not frozen:
-            self.clip_model.visual.requires_grad_(True)
+        self.trainable_blocks = trainable_blocks
+        self._choose_trainable()
         self.train()
+
+    def _choose_trainable(self) -> None:
+        """What of the image tower has a gradient."""
+        count = self.trainable_blocks
+        self.clip_model.requires_grad_(False)
+        if self.frozen:
+            return
+        visual = self.clip_model.visual
+        if count < 0:
+            visual.requires_grad_(True)
+            return
+        blocks, after = self._parts(visual)
+        if count > len(blocks):
+            raise ConfigError(
+                f"MODEL.BACKBONE.TRAINABLE_BLOCKS is {count}, the image tower of {self.arch} has {len(blocks)}"
+            )
+        for part in (*blocks[len(blocks) - count :], *after):
+            part.requires_grad_(True)
+
+    @staticmethod
+    def _parts(visual: nn.Module) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
+        """The blocks of an image tower in their order, and what follows them."""
+        raise NotImplementedError
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
@@ -100,6 +123,7 @@ class OpenCLIPBackbone(Backbone):
             "arch": cfg.MODEL.BACKBONE.ARCH,
             "weights": cfg.MODEL.BACKBONE.WEIGHTS,
             "frozen": cfg.MODEL.BACKBONE.FREEZE,
+            "trainable_blocks": cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS,
         }
 
     def train(self, mode: bool = True) -> OpenCLIPBackbone:
@@ -147,8 +171,8 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
     """ConvNeXt tower: `res2`..`res5` and `clip_vis_dense`, the last stage before the head, (B, D, h, w)."""
 
     @configurable
-    def __init__(self, arch: str, weights: str, frozen: bool = True) -> None:
-        super().__init__(arch, weights, frozen)
+    def __init__(self, arch: str, weights: str, frozen: bool = True, trainable_blocks: int = -1) -> None:
+        super().__init__(arch, weights, frozen, trainable_blocks)
         trunk = getattr(self.clip_model.visual, "trunk", None)
         if not hasattr(trunk, "stages") or not hasattr(trunk, "stem"):
             raise ConfigError(f"MODEL.BACKBONE.ARCH: {arch} has no ConvNeXt tower; use MODEL.BACKBONE.NAME OpenCLIPViT")
@@ -157,6 +181,17 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
             f"res{i + 2}": ShapeSpec(channels=stage["num_chs"], stride=stage["reduction"])
             for i, stage in enumerate(info)
         }
+
+    @staticmethod
+    def _parts(visual: nn.Module) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
+        if not hasattr(getattr(visual, "trunk", None), "stages"):
+            return [], []  # no ConvNeXt, which the constructor says
+        return list(visual.trunk.stages), [visual.trunk.norm_pre, visual.trunk.head, visual.head]
+
+    @property
+    def dense_shape(self) -> ShapeSpec:
+        """Of `clip_vis_dense`."""
+        return self._shapes["res5"]
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return self._shapes
@@ -192,8 +227,10 @@ class OpenCLIPViT(OpenCLIPBackbone):
     embeddings are interpolated."""
 
     @configurable
-    def __init__(self, arch: str, weights: str, frozen: bool = True, pyramid_dim: int = 256) -> None:
-        super().__init__(arch, weights, frozen)
+    def __init__(
+        self, arch: str, weights: str, frozen: bool = True, trainable_blocks: int = -1, pyramid_dim: int = 256
+    ) -> None:
+        super().__init__(arch, weights, frozen, trainable_blocks)
         width, self.patch = self._prepare_tower()
         self.pyramid = SimpleFeaturePyramid(width, pyramid_dim, self.patch)
 
@@ -207,6 +244,17 @@ class OpenCLIPViT(OpenCLIPBackbone):
         if not hasattr(visual, "conv1") or not hasattr(visual, "transformer"):
             raise ConfigError(f"MODEL.BACKBONE.ARCH: {self.arch} has no OpenCLIP ViT tower")
         return visual.conv1.out_channels, visual.conv1.stride[0]
+
+    @staticmethod
+    def _parts(visual: nn.Module) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
+        if not hasattr(visual, "transformer"):
+            return [], []  # no ViT, which the constructor says
+        return list(visual.transformer.resblocks), [visual.ln_post, visual.proj]
+
+    @property
+    def dense_shape(self) -> ShapeSpec:
+        """Of `clip_vis_dense`."""
+        return ShapeSpec(channels=self.embedding_dim, stride=self.patch)
 
     @property
     def size_divisibility(self) -> int:
@@ -267,8 +315,14 @@ class OpenCLIPEVA(OpenCLIPViT):
             name, num_classes=self.embedding_dim, global_pool="token", dynamic_img_size=True
         )
         visual.trunk.load_state_dict(trunk.state_dict())
-        visual.trunk.requires_grad_(not self.frozen)
+        self._choose_trainable()
         return trunk.embed_dim, trunk.patch_embed.patch_size[0]
+
+    @staticmethod
+    def _parts(visual: nn.Module) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
+        if not isinstance(getattr(visual, "trunk", None), Eva):
+            return [], []  # no EVA02, which the constructor says
+        return list(visual.trunk.blocks), [visual.trunk.norm, visual.trunk.fc_norm, visual.trunk.head]
 
     def _tokens(self, visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         trunk = visual.trunk

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import ImageList
 from torch import nn
@@ -26,41 +26,27 @@ from ..inference import (
     semantic_inference,
 )
 from ..matcher import HungarianMatcher
-from ..semantic import sliding_window
 from ..text import Vocabulary, build_vocabulary, cosine_similarity, read_templates
 from ..transformer_decoder import DecoderOutput
-
-_PAD_TO = 32
-
-
-@dataclass(frozen=True)
-class ReadOut:
-    """What inference returns and its thresholds (keys `TEST.*`)."""
-
-    panoptic: bool = True
-    semantic: bool = True
-    instance: bool = False
-    object_threshold: float = 0.8
-    overlap_threshold: float = 0.8
-    topk: int = 100
-    window: int = 0
-    window_stride: int = 0
+from .base import ReadOut, Segmenter
 
 
 @dataclass(frozen=True)
 class PseudoLabeling:
     """How a teacher labels (keys `SSL.*`): weight of the learned posterior (eq. 6; 1 = no ensemble), thresholds of the
-    panoptic read-out, least area of a segment in pixels, and the weight of the losses that pseudo-labels give."""
+    panoptic read-out, least area of a segment in pixels, the weight of the losses that pseudo-labels give, and whether
+    pixels of no pseudo-segment carry a loss."""
 
     alpha: float = 0.6
     object_threshold: float = 0.0
     overlap_threshold: float = 0.8
     min_area: int = 0
     loss_weight: float = 1.0
+    ignore_uncovered: bool = False
 
 
 @META_ARCH_REGISTRY.register()
-class MaskFormer(nn.Module):
+class MaskFormer(Segmenter):
     """Args:
     backbone: gives `res2`..`res5`; for M2F-Lang also `clip_vis_dense`, `embed_pooled`, `logit_scale`, `clip_model`.
     sem_seg_head: see `MaskFormerHead`.
@@ -88,17 +74,12 @@ class MaskFormer(nn.Module):
         read_out: ReadOut = ReadOut(),
         pseudo_labeling: PseudoLabeling = PseudoLabeling(),
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, taxonomy, pixel_mean, pixel_std, read_out)
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
-        self.taxonomy = taxonomy
         self.templates = templates
         self.ensemble_alpha = ensemble_alpha
-        self.read_out = read_out
         self.pseudo_labeling = pseudo_labeling
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self._vocabulary: Vocabulary | None = None
         if templates is not None:
             self.void_embedding = nn.Embedding(1, backbone.embedding_dim)
@@ -136,37 +117,23 @@ class MaskFormer(nn.Module):
                 num_points=former.TRAIN_NUM_POINTS,
                 oversample_ratio=former.OVERSAMPLE_RATIO,
                 importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
+                spare_unknown=cfg.SSL.IGNORE_UNCOVERED,
             ),
             "taxonomy": taxonomy,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "templates": read_templates(cfg.MODEL.TEXT.TEMPLATES) if text else None,
             "ensemble_alpha": cfg.MODEL.ENSEMBLE.ALPHA if text and cfg.MODEL.ENSEMBLE.AT_INFERENCE else 1.0,
-            "read_out": ReadOut(
-                panoptic=cfg.TEST.PANOPTIC_ON,
-                semantic=cfg.TEST.SEMANTIC_ON,
-                instance=cfg.TEST.INSTANCE_ON,
-                object_threshold=cfg.TEST.OBJECT_THRESHOLD,
-                overlap_threshold=cfg.TEST.OVERLAP_THRESHOLD,
-                topk=cfg.TEST.DETECTIONS_PER_IMAGE,
-                window=cfg.TEST.WINDOW,
-                window_stride=cfg.TEST.WINDOW_STRIDE or max(1, cfg.TEST.WINDOW * 2 // 3),
-            ),
+            "read_out": ReadOut.from_config(cfg),
             "pseudo_labeling": PseudoLabeling(
                 alpha=cfg.MODEL.ENSEMBLE.ALPHA if text and cfg.MODEL.ENSEMBLE.IN_PSEUDO_LABELS else 1.0,
                 object_threshold=cfg.SSL.OBJECT_THRESHOLD,
                 overlap_threshold=cfg.SSL.OVERLAP_THRESHOLD,
                 min_area=cfg.SSL.MIN_AREA,
                 loss_weight=cfg.SSL.LOSS_WEIGHT,
+                ignore_uncovered=cfg.SSL.IGNORE_UNCOVERED,
             ),
         }
-
-    def check_training(self, cfg: CfgNode) -> None:
-        """What a method knows to fail, said before the first step. Raises `ConfigError`."""
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         """Also accepts published checkpoints, which hold the criterion's constant weights (one criterion, or one for
@@ -228,22 +195,7 @@ class MaskFormer(nn.Module):
 
     # ------------------------------------------------------------------------------------------ passes
 
-    def forward(self, batch: list[dict] | dict[str, list[dict]]) -> dict[str, torch.Tensor] | list[dict]:
-        """Args:
-            batch: one dict an image: "image" (3, H, W) RGB 0..255; for training "targets" (`Targets`, H x W); for
-                inference optionally "height", "width": size of the output. In training also several streams by name,
-                {"labeled": [...], "unlabeled": [...]}, the latter with pseudo-labels as targets: all go through the
-                network together, each with losses and normalisers of its own.
-
-        Returns:
-            Training: weighted losses by name, those of pseudo-labels as "unlabeled_loss_...". Inference: a list of dicts
-            with "panoptic_seg" ((H, W) int32 ids and segments), "sem_seg" (K, H, W) scores and "instances", as `read_out`
-            asks.
-        """
-        if self.training:
-            return self.losses(batch if isinstance(batch, dict) else {"labeled": batch})
-        if self.read_out.window:
-            return [{"sem_seg": self._windowed_scores(x)} for x in batch]
+    def outputs(self, batch: list[dict]) -> list[dict]:
         images = self.preprocess(batch)
         class_logits, mask_logits = self.predict(images.tensor)
         return [
@@ -264,11 +216,6 @@ class MaskFormer(nn.Module):
         losses = self.criterion(self.class_logits(output.class_outputs), output, targets, groups)
         weight = self.pseudo_labeling.loss_weight
         return {name: loss * weight if name.startswith("unlabeled_") else loss for name, loss in losses.items()}
-
-    def preprocess(self, batch: list[dict]) -> ImageList:
-        """Normalised images, padded at the right and bottom to a multiple of the backbone's need, or of 32."""
-        images = [(x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for x in batch]
-        return ImageList.from_tensors(images, self.backbone.size_divisibility or _PAD_TO)
 
     def network(self, images: torch.Tensor) -> DecoderOutput:
         """All predictions for normalised (B, 3, H, W) images, as inference makes them."""
@@ -295,18 +242,9 @@ class MaskFormer(nn.Module):
         """(B, Q, K + 1) and (B, Q, H, W) to (B, K, H, W): what TEST.SEMANTIC_ON returns."""
         return semantic_inference(class_logits, mask_logits)
 
-    def _windowed_scores(self, sample: dict) -> torch.Tensor:
-        """(K, H, W) at the asked size, by windows over the image."""
-
-        def scores(images: torch.Tensor) -> torch.Tensor:
-            inputs = self.preprocess([{"image": image} for image in images])
-            class_logits, mask_logits = self.predict(inputs.tensor)
-            full = resize_logits(mask_logits, inputs.tensor.shape[-2:])[..., : images.shape[-2], : images.shape[-1]]
-            return self.semantic_scores(class_logits, full)
-
-        image = sample["image"].to(self.device)[None]
-        result = sliding_window(scores, image, self.read_out.window, self.read_out.window_stride)
-        return resize_logits(result, (sample.get("height", image.shape[2]), sample.get("width", image.shape[3])))[0]
+    def scores(self, inputs: ImageList, samples: list[dict]) -> torch.Tensor:
+        class_logits, mask_logits = self.predict(inputs.tensor)
+        return self.semantic_scores(class_logits, resize_logits(mask_logits, inputs.tensor.shape[-2:]))
 
     @torch.no_grad()
     def pseudo_label(self, inputs: list[dict]) -> list[Targets]:
@@ -318,7 +256,8 @@ class MaskFormer(nn.Module):
             inputs: "image" (3, H, W) 0..255, all of one size, and optionally "valid" (H, W) bool: segments are cut to it.
 
         Returns:
-            On the device, one per image; "valid" is passed on.
+            On the device, one per image; "valid" is passed on, without the pixels of no segment where
+            SSL.IGNORE_UNCOVERED says so.
         """
         images = self.preprocess(inputs)
         size, options = inputs[0]["image"].shape[-2:], self.pseudo_labeling
@@ -338,10 +277,10 @@ class MaskFormer(nn.Module):
                 region.panoptic.mul_(inside)
             regions.append(region)
             valid.append(inside)
-        return [
-            Targets(labels, masks, v)
-            for (labels, masks), v in zip(segments_of(regions, options.min_area), valid, strict=True)
-        ]
+        segments = segments_of(regions, options.min_area)
+        if options.ignore_uncovered:  # masks are cut to the valid pixels
+            valid = [masks.any(0) for _, masks in segments]
+        return [Targets(labels, masks, v) for (labels, masks), v in zip(segments, valid, strict=True)]
 
     def _read_out(
         self, class_logits: torch.Tensor, mask_logits: torch.Tensor, images: ImageList, index: int, inputs: dict

@@ -1,0 +1,104 @@
+"""Captions of images: JSON lines {"file", "caption", "model"}, made once by `datasets/prepare_captions.py`.
+
+"file" is the image's path below the image folder of its data set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from ..errors import DatasetError, first_few
+from .catalog import datasets_root, source_of, split_name
+
+
+def caption_file(name: str) -> Path:
+    """Where the captions of a data set, or of the one that `name` is a view of, lie: where its source says, else
+    `$DETECTRON2_DATASETS/captions/NAME.jsonl`."""
+    own = getattr(source_of(name), "captions", None)
+    return own or datasets_root() / "captions" / f"{split_name(name)[0]}.jsonl"
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """File to caption.
+
+    Raises:
+        DatasetError: no such file; lines that are no JSON, lack a key or a word, or name a file again, with line numbers.
+    """
+    if not path.is_file():
+        raise DatasetError(f"no caption file {path}")
+    return _read(path, path.stat().st_mtime)
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, stamp: float) -> dict[str, str]:
+    captions, line_of, broken, double = {}, {}, [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            file, caption = entry["file"], entry["caption"]
+            if not (isinstance(file, str) and isinstance(caption, str) and caption.strip()):
+                raise ValueError("empty")
+        except (ValueError, KeyError, TypeError):
+            broken.append(f"line {number}")
+            continue
+        if file in captions:
+            double.append(f"{file} in lines {line_of[file]} and {number}")
+        captions[file], line_of[file] = caption.strip(), number
+    if broken:
+        raise DatasetError(
+            f'{path}: {len(broken)} lines are not {{"file": ..., "caption": ...}} with words in both: {first_few(broken)}'
+        )
+    if double:
+        raise DatasetError(f"{path}: {len(double)} files have two captions: {first_few(double)}")
+    return captions
+
+
+def with_captions(name: str, dicts: Sequence[dict]) -> list[dict]:
+    """The images of a data set or view with their "caption".
+
+    Raises:
+        DatasetError: no caption file, or images without a caption, with the command that makes them.
+    """
+    path = caption_file(name)
+    base = split_name(name)[0]
+    command = f"python datasets/prepare_captions.py {base} makes them, or set MODEL.SEMIDAVIL.CAPTIONS class_names"
+    try:
+        captions = read_captions(path)
+    except DatasetError as error:
+        raise DatasetError(f"{name}: {error}; {command}") from error
+    root = source_of(name).image_root
+    files = [relative_name(d["file_name"], root) for d in dicts]
+    missing = [f for f in files if f not in captions]
+    if missing and len(missing) == len(files) and captions:
+        raise DatasetError(
+            f"{name}: {path} is of other files: it has {len(captions)} captions such as that of {next(iter(captions))}, "
+            f"the images are {first_few(files)}; {command}"
+        )
+    if missing:
+        raise DatasetError(
+            f"{name}: {len(missing)} of {len(files)} images have no caption in {path}: {first_few(missing)}; {command}"
+        )
+    return [{**d, "caption": captions[f]} for d, f in zip(dicts, files, strict=True)]
+
+
+def relative_name(file_name: str, root: Path) -> str:
+    """The key of an image in a caption file."""
+    return Path(file_name).relative_to(root).as_posix()
+
+
+def reads_captions(cfg: CfgNode) -> bool:
+    """Whether the method of a config needs a caption for each image."""
+    options = cfg.MODEL.SEMIDAVIL
+    return cfg.MODEL.META_ARCHITECTURE == "SemiDAViL" and options.GUIDANCE and options.CAPTIONS == "file"
+
+
+def prepared_for(cfg: CfgNode, name: str, dicts: list[dict]) -> list[dict]:
+    """`dicts` of a data set with captions where the config needs them."""
+    return with_captions(name, dicts) if reads_captions(cfg) else dicts

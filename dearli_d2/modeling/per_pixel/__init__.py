@@ -1,0 +1,6 @@
+"""Heads that classify every pixel."""
+
+from .dpt import DPTHead
+from .upsample import UpsampleHead
+
+__all__ = ["DPTHead", "UpsampleHead"]

@@ -1,0 +1,67 @@
+"""Fusion of a feature pyramid from coarse to fine by residual convolution blocks, and a classifier (Ranftl et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..pixel_decoder import group_count
+
+LEVELS = ("res2", "res3", "res4", "res5")
+
+
+class DPTHead(nn.Module):
+    """`res2`..`res5`, whatever their strides, to (B, num_classes, ...) at twice the resolution of `res2`.
+
+    Args:
+        in_channels: of each level. dim: of the fused maps.
+    """
+
+    def __init__(self, in_channels: Mapping[str, int], dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.project = nn.ModuleDict(
+            {name: nn.Conv2d(in_channels[name], dim, 3, padding=1, bias=False) for name in LEVELS}
+        )
+        self.refine = nn.ModuleDict({name: _Residual(dim) for name in LEVELS[:-1]})
+        self.fuse = nn.ModuleDict({name: _Residual(dim) for name in LEVELS})
+        self.out = nn.ModuleDict({name: nn.Conv2d(dim, dim, 1) for name in LEVELS})
+        self.classifier = nn.Conv2d(dim, num_classes, 1)
+
+    def features(self, pyramid: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(B, dim, ...) the fused map before the classifier."""
+        fused = None
+        for name in reversed(LEVELS):
+            level = self.project[name](pyramid[name])
+            fused = level if fused is None else fused + self.refine[name](level)
+            fused = self.fuse[name](fused)
+            finer = _finer(name)
+            height, width = (2 * side for side in fused.shape[2:]) if finer is None else pyramid[finer].shape[2:]
+            fused = self.out[name](F.interpolate(fused, size=(height, width), mode="bilinear", align_corners=False))
+        return fused
+
+    def forward(self, pyramid: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.classifier(self.features(pyramid))
+
+
+def _finer(name: str) -> str | None:
+    index = LEVELS.index(name)
+    return LEVELS[index - 1] if index else None
+
+
+class _Residual(nn.Module):
+    """Two pre-activated 3x3 convolutions beside the identity."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        layers = [
+            part
+            for _ in range(2)
+            for part in (nn.ReLU(), nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.GroupNorm(group_count(dim), dim))
+        ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers(x)

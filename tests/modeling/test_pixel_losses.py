@@ -1,0 +1,174 @@
+"""DyCE and the losses it is compared with, against their formulas in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dearli_d2.config_rules import PIXEL_LOSSES
+from dearli_d2.errors import ConfigError
+from dearli_d2.modeling.losses import dyce_loss
+from dearli_d2.modeling.pixel_losses import (
+    LOSSES,
+    PixelLoss,
+    cross_entropy_loss,
+    dual_cross_entropy_loss,
+    dual_focal_loss,
+    focal_loss,
+)
+
+
+def batch(classes=4, size=9, ignored=0.2, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(2, classes, size, size, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, classes, (2, size, size), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < ignored] = 255
+    return logits.to(dtype), target
+
+
+def by_hand(logits, target, hard_fraction, omega):
+    """Loss and its gradient, pixel by pixel in float64."""
+    rows = logits.double().permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
+    labels = target.flatten().tolist()
+    probability = [torch.softmax(row, 0) for row in rows]
+    losses = {i: -float(probability[i][y].log()) for i, y in enumerate(labels) if y != 255}
+    count = max(1, round(hard_fraction * len(losses)))
+    hard = sorted(losses, key=losses.get, reverse=True)[:count]
+    loss, gradient = 0.0, torch.zeros_like(rows)
+    for i in hard:
+        of_class = sum(labels[j] == labels[i] for j in hard)
+        weight = count**-omega * of_class ** (omega - 1)
+        loss += weight * losses[i]
+        gradient[i] = weight * (probability[i] - F.one_hot(torch.tensor(labels[i]), len(rows[0])))
+    batch, classes, height, width = logits.shape
+    return loss, gradient.view(batch, height, width, classes).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("omega", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("hard_fraction", [0.05, 0.2, 1.0])
+def test_dyce_and_its_gradient_equal_the_closed_form(hard_fraction, omega):
+    logits, target = batch()
+    logits.requires_grad_()
+    loss = dyce_loss(logits, target, hard_fraction, omega)
+    loss.backward()
+    expected, gradient = by_hand(logits.detach(), target, hard_fraction, omega)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(logits.grad.double(), gradient, atol=1e-6)
+
+
+def test_gradient_equals_finite_differences():
+    """In float64; the step is too small to change which pixels are hard."""
+    logits, target = batch(dtype=torch.float64, size=4)
+    _, gradient = by_hand(logits, target, 0.3, 0.5)
+    step = 1e-6
+    for index in ((0, 1, 2, 3), (1, 0, 0, 1), (1, 3, 3, 2), (0, 2, 1, 1)):
+        moved = [logits.clone() for _ in range(2)]
+        moved[0][index] -= step
+        moved[1][index] += step
+        low, high = (by_hand(m, target, 0.3, 0.5)[0] for m in moved)
+        assert (high - low) / (2 * step) == pytest.approx(float(gradient[index]), abs=1e-7)
+
+
+def test_omega_one_over_all_pixels_is_cross_entropy():
+    logits, target = batch()
+    expected = F.cross_entropy(logits, target, ignore_index=255)
+    assert torch.allclose(dyce_loss(logits, target, 1.0, 1.0), expected, rtol=1e-6)
+    assert torch.allclose(cross_entropy_loss(logits, target), expected, rtol=1e-6)
+
+
+def test_omega_zero_over_all_pixels_is_the_sum_of_class_means():
+    logits, target = batch()
+    losses = F.cross_entropy(logits, target, ignore_index=255, reduction="none")
+    expected = sum(losses[target == c].mean() for c in range(4))
+    assert torch.allclose(dyce_loss(logits, target, 1.0, 0.0), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("omega", [0.0, 0.5, 1.0])
+def test_every_pixel_twice_changes_nothing(omega):
+    logits, target = batch(size=10, ignored=0.0)
+    twice = dyce_loss(logits.repeat(2, 1, 1, 1), target.repeat(2, 1, 1), 0.2, omega)
+    assert torch.allclose(twice, dyce_loss(logits, target, 0.2, omega), rtol=1e-5)
+
+
+def test_a_rarer_class_weighs_more_per_pixel():
+    logits = torch.zeros(1, 2, 4, 8, requires_grad=True)
+    per_pixel = []
+    for columns in (4, 2):  # of class 1
+        target = torch.zeros(1, 4, 8, dtype=torch.int64)
+        target[..., :columns] = 1
+        (gradient,) = torch.autograd.grad(dyce_loss(logits, target, 1.0, 0.5), logits)
+        per_pixel.append(float(gradient[0, 1, 0, 0].abs()))
+    assert per_pixel[1] == pytest.approx(per_pixel[0] * 2**0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_to_learn_is_zero_with_a_graph(name):
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = PixelLoss(name, 3)(logits, torch.full((1, 4, 4), 255))
+    assert loss.item() == 0
+    loss.backward()
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ignored_pixels_have_no_influence(name):
+    logits, target = batch()
+    changed = torch.where((target == 255)[:, None], 50 * torch.randn(logits.shape), logits)
+    loss = PixelLoss(name, 4)
+    assert torch.equal(loss(logits, target), loss(changed, target))
+
+
+def test_one_valid_pixel_is_always_hard():
+    logits = torch.randn(1, 3, 4, 4)
+    target = torch.full((1, 4, 4), 255)
+    target[0, 2, 1] = 1
+    expected = F.cross_entropy(logits[:, :, 2, 1], torch.tensor([1]))
+    assert torch.allclose(dyce_loss(logits, target, 0.01, 0.5), expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_is_computed_in_full(name):
+    logits, target = batch(size=16)
+    loss = PixelLoss(name, 4)
+    half = logits.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = loss(half, target)
+    assert result.dtype == torch.float32
+    assert torch.allclose(result, loss(half.float(), target), rtol=1e-3)
+
+
+def reference(logits, target, of_pixel):
+    """Mean of a function of (probabilities, class) over valid pixels, in float64."""
+    rows = logits.double().permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
+    pairs = [(row.softmax(0), y) for row, y in zip(rows, target.flatten().tolist(), strict=True) if y != 255]
+    return sum(float(of_pixel(p, y)) for p, y in pairs) / len(pairs)
+
+
+def test_focal_and_dual_losses_equal_their_formulas():
+    logits, target = batch()
+    wrong = lambda p, y: torch.cat([p[:y], p[y + 1 :]])  # noqa: E731
+    cases = {
+        focal_loss: lambda p, y: -((1 - p[y]) ** 2) * p[y].log(),
+        dual_cross_entropy_loss: lambda p, y: -p[y].log() + (1 + wrong(p, y)).log().sum(),
+        dual_focal_loss: lambda p, y: -p[y].log() + (1 - p[y]) + (wrong(p, y) - (1 - wrong(p, y)).log()).sum(),
+    }
+    for function, formula in cases.items():
+        assert float(function(logits, target)) == pytest.approx(reference(logits, target, formula), rel=1e-5)
+
+
+def test_weighted_cross_entropy_is_torchs_with_weights_of_inverse_frequency():
+    logits, target = batch()
+    loss = PixelLoss("weighted_ce", 4)
+    loss.weigh(torch.tensor([1000.0, 10.0, 100.0, 0.0]))
+    assert float(loss.class_weight[1] / loss.class_weight[0]) == pytest.approx(100)
+    assert loss.class_weight[3] == loss.class_weight.max()  # no pixel: as the rarest
+    expected = F.cross_entropy(logits, target, loss.class_weight, ignore_index=255)
+    assert torch.allclose(loss(logits, target), expected, rtol=1e-5)
+    assert "class_weight" in loss.state_dict()
+
+
+def test_the_config_knows_the_losses():
+    assert tuple(LOSSES) == PIXEL_LOSSES
+    with pytest.raises(ConfigError, match="dice"):
+        PixelLoss("dice", 3)
