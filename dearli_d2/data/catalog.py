@@ -5,7 +5,8 @@ PART is
 
 * the name of a folder below the data set's partition folder (`1_128`), with `labeled.txt` and perhaps `unlabeled.txt`,
 * the path of a list file (`lists/mine.txt`), or
-* a fraction, `0.05`, or with a seed, `0.05~3`; smaller fractions of one seed are subsets of larger ones.
+* a fraction, `0.05`, or a number of images, `n100`, or with a seed, `0.05~3`, `n100~3`; smaller parts of one seed are subsets
+  of larger ones.
 
 A list file names one image a line: its stem, or a path (further columns are ignored).
 """
@@ -27,6 +28,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..errors import DatasetError, first_few
 from . import miniworld
 from .images import find_images, image_sizes
+from .streets import NOT_IN_SYNTHIA_16
 from .taxonomy import Taxonomy
 
 
@@ -278,13 +280,10 @@ def _set_metadata(name: str, source: PanopticSource, taxonomy: Taxonomy) -> None
 
 
 def _choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: Source) -> list[dict]:
-    fraction = _parse_fraction(part)
-    if fraction is not None:
-        share, seed = fraction
-        if not 0 < share <= 1:
-            raise DatasetError(f"{name}: the fraction {share} is not in (0, 1]")
+    drawn = _parse_drawn(part, len(dicts), name)
+    if drawn is not None:
+        count, seed = drawn
         order = np.random.default_rng(seed).permutation(len(dicts))
-        count = max(1, round(share * len(dicts)))
         chosen = sorted(order[count:] if unlabeled else order[:count])
         return [dicts[i] for i in chosen]
 
@@ -301,10 +300,18 @@ def _choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: So
     return [d for stem, d in by_stem.items() if stem not in labeled]
 
 
-def _parse_fraction(part: str) -> tuple[float, int] | None:
+def _parse_drawn(part: str, images: int, name: str) -> tuple[int, int] | None:
+    """Number of images and seed of a part that is drawn; None for a list."""
     # a point is what tells a fraction from a folder: `1464` and `1_8` are folders (and float("1_8") is 18)
-    found = re.fullmatch(r"(\d*\.\d+)(?:~(\d+))?", part)
-    return None if found is None else (float(found[1]), int(found[2] or 0))
+    found = re.fullmatch(r"(?:(\d*\.\d+)|n(\d+))(?:~(\d+))?", part)
+    if found is None:
+        return None
+    if found[1] is not None and not 0 < float(found[1]) <= 1:
+        raise DatasetError(f"{name}: the fraction {float(found[1])} is not in (0, 1]")
+    count = max(1, round(float(found[1]) * images)) if found[1] is not None else int(found[2])
+    if not 0 < count <= images:
+        raise DatasetError(f"{name}: {count} images of a data set that has {images}")
+    return count, int(found[3] or 0)
 
 
 def _list_file(name: str, part: str, source: Source) -> Path:
@@ -378,11 +385,20 @@ def _pascal_voc(split: str, without: tuple[str, ...] = ()) -> PanopticSource:
     )  # fmt: skip
 
 
-def _cityscapes(split: str) -> PanopticSource:
+def _cityscapes(split: str, without: tuple[str, ...] = ()) -> PanopticSource:
     root = datasets_root() / "cityscapes"
     return PanopticSource(
         root / "leftImg8bit" / split, root / f"semantic_{split}.json", root / f"semantic_{split}", None,
-        datasets_root() / "partitions" / "cityscapes", hint="run python datasets/prepare_cityscapes.py",
+        datasets_root() / "partitions" / "cityscapes", "run python datasets/prepare_cityscapes.py", without,
+        datasets_root() / "captions" / f"cityscapes_{split}.jsonl",
+    )  # fmt: skip
+
+
+def _rendered_streets(name: str, images: str, without: tuple[str, ...] = ()) -> PanopticSource:
+    root = datasets_root() / name
+    return PanopticSource(
+        root / images, root / "semantic_train.json", root / "semantic_train",
+        hint=f"run python datasets/prepare_{name}.py", without=without,
     )  # fmt: skip
 
 
@@ -399,3 +415,6 @@ for _split in ("train", "val"):
         f"coco_stuff_{_split}", lambda split=_split: _coco(split, "stuff171", "prepare_coco_stuff.py", "annotations")
     )
     register(f"cityscapes_{_split}", lambda split=_split: _cityscapes(split))
+    register(f"cityscapes_16_{_split}", lambda split=_split: _cityscapes(split, NOT_IN_SYNTHIA_16))
+register("gta5_train", lambda: _rendered_streets("gta5", "images"))
+register("synthia_train", lambda: _rendered_streets("synthia", "RGB", NOT_IN_SYNTHIA_16))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from ..errors import DatasetError, first_few
 from ..files import write_atomically, write_json
+from .streets import CLASSES, to_classes
 from .taxonomy import spread_colors
 
 
@@ -125,6 +127,46 @@ def check_pairs(images: Path, labels: Sequence[Path], split: str, expected: int 
     return stems
 
 
+def paired_stems(name: str, images: Path, labels: Path) -> list[str]:
+    """Stems of the PNG images of a folder, sorted, after a check that each has a label.
+
+    Raises:
+        DatasetError: no image, or images without a label, with the first ones.
+    """
+    stems = sorted(p.stem for p in images.glob("*.png"))
+    if not stems:
+        raise DatasetError(f"{name}: no image in {images}; see --help for what to download")
+    present = {p.stem for p in labels.glob("*.png")}
+    absent = [s for s in stems if s not in present]
+    if absent:
+        raise DatasetError(
+            f"{name}: {len(absent)} of {len(stems)} images have no label in {labels}: {first_few(absent)}"
+        )
+    return stems
+
+
+def street_record(
+    out: Path, image: Path, label: Path, read_labels: Callable[[Path], np.ndarray], table: np.ndarray
+) -> dict:
+    """Writes the classes of one street scene below `out`; returns its record, or why it is skipped.
+
+    Args:
+        read_labels: (H, W) label ids of a file. table: (256,) class of each id, see `streets`.
+
+    Raises:
+        DatasetError: an id outside the table.
+    """
+    semantic = to_classes(read_labels(label), table, label)
+    height, width = semantic.shape
+    with Image.open(image) as opened:
+        size = opened.size
+    if size != (width, height):
+        return {"stem": image.stem, "skipped": f"image {size[0]} x {size[1]}, label {width} x {height} pixels"}
+    ids, segments = semantic_segments(semantic, len(CLASSES), label)
+    save_png(out / f"{image.stem}.png", ids_to_rgb(ids))
+    return {"stem": image.stem, "image": image.name, "height": height, "width": width, "segments_info": segments}
+
+
 def write_semantic_dataset(
     name: str,
     json_path: Path,
@@ -135,15 +177,31 @@ def write_semantic_dataset(
     expected: int,
 ) -> None:
     """Converts one split into the folder of label images beside its JSON file, `json_path` without its suffix, and writes
-    the JSON file; resumes. `expected`: images of the official release, for a note."""
+    the JSON file; resumes.
+
+    Args:
+        convert: gives a record of `write_panoptic_json`, or {"stem", "skipped": reason}, which is left out and reported.
+        expected: images of the official release, for a note.
+
+    Raises:
+        DatasetError: nothing is left.
+    """
     if len(keys) != expected:
         print(f"note: {name} has {len(keys)} images, the official release {expected}")
     json_path.with_suffix("").mkdir(parents=True, exist_ok=True)
     journal = json_path.with_name(f".{json_path.stem}.jsonl")
-    records = convert_all(keys, convert, journal, workers, name)
+    results = convert_all(keys, convert, journal, workers, name)
+    records = [r for r in results if "skipped" not in r]
+    skipped = [f"{r['stem']} ({r['skipped']})" for r in results if "skipped" in r]
+    if skipped:
+        print(f"note: {len(skipped)} of {len(results)} images are left out: {first_few(skipped)}")
+    if not records:
+        raise DatasetError(f"{name}: no image could be used: {first_few(skipped)}")
     write_panoptic_json(json_path, records, categories)
     journal.unlink()
-    print(f"{name}: {len(records)} images ready")
+    counts = Counter(s["category_id"] for r in records for s in r["segments_info"])
+    shown = ", ".join(f"{c['name']} {counts[c['id']]}" for c in categories)
+    print(f"{name}: {len(records)} images ready; images that show a class: {shown}")
 
 
 def write_panoptic_json(path: Path, records: list[dict], categories: list[dict]) -> None:

@@ -28,6 +28,15 @@ def test_fractions_of_one_seed_are_nested_and_seeds_differ():
     assert stems("miniworld_train@0.05~1") == stems("miniworld_train@0.05~1")
 
 
+def test_numbers_of_images_are_drawn_as_fractions_are():
+    assert stems("miniworld_train@n50") == stems("miniworld_train@0.05")
+    assert stems("miniworld_train@n50~3") == stems("miniworld_train@0.05~3")
+    assert len(stems("miniworld_train@n50:unlabeled")) == 950
+    for part in ("n0", "n1001"):
+        with pytest.raises(DatasetError, match="images of a data set that has 1000"):
+            stems(f"miniworld_train@{part}")
+
+
 def test_unlabelled_images_carry_no_annotation():
     for d in dataset_dicts("miniworld_train@0.5:unlabeled"):
         assert set(d) == {"file_name", "image_id", "height", "width"}

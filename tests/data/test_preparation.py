@@ -7,12 +7,14 @@ import json
 import sys
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
 
 from dearli_d2.config import get_config
+from dearli_d2.data import streets
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
 from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.data.preparation import convert_all
@@ -308,7 +310,7 @@ def test_cityscapes_has_the_19_classes_and_reads_the_published_lists(cityscapes,
     assert len(dataset_dicts("cityscapes_train@1_8")) == 1
     path = cityscapes / "gtFine" / "train" / "jena" / "jena_1_gtFine_labelIds.png"
     Image.fromarray(np.full((6, 12), 40, np.uint8)).save(path)
-    with pytest.raises(DatasetError, match="jena_1_gtFine_labelIds.png: class id 254 is not in 0..18"):
+    with pytest.raises(DatasetError, match="jena_1_gtFine_labelIds.png: label id 40 is not in the table"):
         module.convert(cityscapes, "train", "jena/jena_1")
 
 
@@ -341,3 +343,89 @@ def test_coco_stuff_has_the_published_order_and_reads_its_label_maps(tmp_path, m
     label[3] = 11  # id 12 is no class
     Image.fromarray(label).save(root / "stuffthingmaps" / "val2017" / "000000000001.png")
     assert module.main(["--workers", "1", "--splits", "val"]) == 2
+
+
+# published: SYNTHIA-RAND-CITYSCAPES and Cityscapes label ids with their names
+CITYSCAPES_IDS = {
+    "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19,
+    "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27,
+    "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,
+}  # fmt: skip
+SYNTHIA_IDS = {
+    "sky": 1, "building": 2, "road": 3, "sidewalk": 4, "fence": 5, "vegetation": 6, "pole": 7, "car": 8,
+    "traffic sign": 9, "person": 10, "bicycle": 11, "motorcycle": 12, "traffic light": 15, "terrain": 16, "rider": 17,
+    "truck": 18, "bus": 19, "train": 20, "wall": 21,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("table", "ids", "highest"),
+    [(streets.label_table(), CITYSCAPES_IDS, 34), (streets.synthia_table(), SYNTHIA_IDS, 22)],
+)
+def test_every_published_label_id_has_the_right_class(table, ids, highest):
+    names = [line.split(",")[0] for line in streets.CLASSES]
+    for name, label in ids.items():
+        assert names[table[label]] == name
+    assert {i for i in range(256) if table[i] == 255} == set(range(highest + 1)) - set(ids.values())
+    assert (table[highest + 1 :] == streets.UNKNOWN).all()
+
+
+@pytest.fixture
+def gta5(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    root = tmp_path / "gta5"
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for stem, size in (("00001", (12, 6)), ("00002", (10, 6))):
+        Image.new("RGB", (12, 6)).save(root / "images" / f"{stem}.png")
+        label = np.full(size[::-1], 7, np.uint8)
+        label[0], label[1] = 24, 34  # person, licence plate
+        picture = Image.fromarray(label, mode="P")
+        picture.putpalette([i for c in range(256) for i in (c, 0, 255 - c)])
+        picture.save(root / "labels" / f"{stem}.png")
+    return root
+
+
+def test_gta5_has_the_classes_of_cityscapes_and_names_pairs_that_do_not_fit(gta5, capsys):
+    module = script("prepare_gta5")
+    assert module.main(["--workers", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 of 2 images are left out: 00002 (image 12 x 6, label 10 x 6 pixels)" in shown
+    assert "person 1" in shown
+    dicts = dataset_dicts("gta5_train")
+    assert [read_semantic(dicts[0])[row, 0] for row in range(3)] == [11, 255, 0]
+    assert str(validate_dataset("gta5_train", 19)).startswith("gta5_train: 1 images, 2 of 19")
+    Image.fromarray(np.full((6, 12), 77, np.uint8)).save(gta5 / "labels" / "00001.png")
+    with pytest.raises(DatasetError, match=r"00001\.png: label id 77 is not in the table"):
+        module.convert(gta5, "00001")
+    Image.new("RGB", (12, 6)).save(gta5 / "labels" / "00001.png")
+    with pytest.raises(DatasetError, match="no image of label ids"):
+        module.convert(gta5, "00001")
+    (gta5 / "labels" / "00001.png").unlink()
+    assert module.main(["--workers", "1"]) == 2
+    assert "1 of 2 images have no label" in capsys.readouterr().err
+
+
+def test_synthia_reads_16_bit_labels_and_shares_16_classes_with_cityscapes(cityscapes, tmp_path):
+    root = tmp_path / "synthia"
+    for folder in ("RGB", "GT/LABELS"):
+        (root / folder).mkdir(parents=True)
+    Image.new("RGB", (12, 6)).save(root / "RGB" / "0000000.png")
+    label = np.zeros((6, 12, 3), np.uint16)  # blue, green, red: the first channel is written last
+    label[..., 2], label[..., 1] = 3, 500  # road; instances
+    label[0, :, 2], label[1, :, 2], label[2, :, 2] = 10, 18, 22  # person, truck (left out), lane mark
+    cv2.imwrite(str(root / "GT" / "LABELS" / "0000000.png"), label)
+    module = script("prepare_synthia")
+    assert module.main(["--workers", "1"]) == 0
+    assert script("prepare_cityscapes").main(["--workers", "1"]) == 0
+    taxonomy = taxonomy_of("synthia_train")
+    assert taxonomy.names == taxonomy_of("cityscapes_16_train").names
+    assert len(taxonomy) == 16
+    assert not {"terrain", "truck", "train"} & set(taxonomy.main_names)
+    semantic = read_semantic(dataset_dicts("synthia_train")[0])
+    assert semantic[1:3, 0].tolist() == [255, 255]
+    assert [taxonomy.main_names[semantic[row, 0]] for row in (0, 3)] == ["person", "road"]
+    label[..., 2] = 23
+    cv2.imwrite(str(root / "GT" / "LABELS" / "0000000.png"), label)
+    with pytest.raises(DatasetError, match="label id 23"):
+        module.convert(root, "0000000")

@@ -9,10 +9,11 @@ import sys
 import pytest
 import torch
 from detectron2.engine import hooks, launch
-from detectron2.utils import events
+from detectron2.utils import comm, events
 
 from dearli_d2.config import get_config
 from dearli_d2.engine.trainer import DualStreamTrainer
+from dearli_d2.modeling.losses import dyce_loss
 from tests.conftest import MINI_OVERRIDES, REPO
 from tests.engine.test_trainer import _unsmoothed_init, losses_of
 
@@ -103,3 +104,48 @@ def test_an_error_in_a_worker_is_a_line_and_no_stack_trace(tmp_path):
     assert result.returncode == 2
     assert "error: there is no data set 'none'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def _dyce_of_rank(folder, same, hard_fraction):
+    """One process: DyCE of its part of two images, and the averaged gradient of a weight."""
+    rank = comm.get_rank()
+    generator = torch.Generator().manual_seed(0)
+    images, target = torch.randn(2, 3, 8, 8, generator=generator), torch.randint(0, 4, (2, 8, 8), generator=generator)
+    target[1, :2] = 255
+    if same:
+        images, target = images[:1].repeat(2, 1, 1, 1), target[:1].repeat(2, 1, 1)
+    if comm.get_world_size() > 1:
+        images, target = images[rank : rank + 1], target[rank : rank + 1]
+    weight = torch.linspace(-1, 1, 12).view(4, 3, 1, 1).requires_grad_()
+    loss = dyce_loss(torch.nn.functional.conv2d(images, weight), target, hard_fraction, 0.5)
+    loss.backward()
+    if comm.get_world_size() > 1:  # as data-parallel training does
+        torch.distributed.all_reduce(weight.grad)
+        weight.grad /= comm.get_world_size()
+    torch.save({"loss": loss.detach(), "gradient": weight.grad}, folder / f"{comm.get_world_size()}_{rank}.pt")
+
+
+@pytest.mark.parametrize(("same", "hard_fraction"), [(True, 0.2), (False, 1.0)])
+def test_dyce_of_two_ranks_equals_one(tmp_path, same, hard_fraction):
+    for processes in (1, 2):
+        launch(_dyce_of_rank, processes, 1, 0, "auto", (tmp_path, same, hard_fraction))
+    one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
+    assert torch.allclose(two[0]["gradient"], one["gradient"], atol=1e-6)
+    assert torch.allclose((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"])
+    if same:
+        assert torch.allclose(two[0]["loss"], one["loss"])
+
+
+SEMIDAVIL = ("MODEL.SEMIDAVIL.LOSS", "ce", "SSL.START", "0", "SSL.IMS_PER_BATCH", "2", "SSL.SOURCE_IMS_PER_BATCH", "4",
+             "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "0")  # fmt: skip
+
+
+def test_three_streams_train_in_two_processes(tmp_path, monkeypatch):
+    """Every trained parameter takes part, and the ranks' mean of the supervised loss is that of the joint batch."""
+    monkeypatch.setattr(events.JSONWriter, "__init__", events.JSONWriter.__init__)
+    config = CONFIG.with_name("semidavil.yaml")
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        launch(train, processes, 1, 0, "auto", (tmp_path / str(processes), config, SEMIDAVIL))
+    one, two = (losses_of(tmp_path / str(n)) for n in (1, 2))
+    assert two[0]["loss_sup"] == pytest.approx(one[0]["loss_sup"], rel=0.02)  # padding differs from rank to rank

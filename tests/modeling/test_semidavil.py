@@ -16,6 +16,7 @@ from dearli_d2.errors import ConfigError, DatasetError
 from dearli_d2.modeling import build_model
 from dearli_d2.modeling.language_guidance import CaptionEncoder, DenseLanguageGuidance
 from dearli_d2.modeling.pixel_losses import dyce_loss
+from dearli_d2.modeling.prompts import text_tower_of
 from dearli_d2.structures import Targets
 
 CAPTION = "a picture of grass and striped red"
@@ -199,8 +200,10 @@ def test_every_head_trains_every_parameter(semidavil, head):
         for n, p in model.named_parameters()
         if p.requires_grad and (p.grad is None or not torch.isfinite(p.grad).all())
     }
-    # CLIP's own projection makes no dense features of a ConvNeXt; the decoder's supervision of inner layers is not used here
-    assert all("clip_model" in n or "predictor" in n for n in unused), unused
+    assert not unused
+    used = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {n.split(".")[0] for n in used} == {"backbone", "head", "guidance"}
+    assert not any("visual.head" in n for n in used)  # CLIP's own projection makes no dense features of a ConvNeXt
     assert model.eval()([sample(size=50)])[0]["sem_seg"].shape == (16, 50, 50)
 
 
@@ -242,11 +245,7 @@ def test_teacher_labels_confident_pixels_without_a_gradient(semidavil):
     assert torch.equal(target.valid, confidence >= 0.2)
     assert torch.equal(target.semantic(), torch.where(confidence >= 0.2, label, 255))
     assert not any(p.requires_grad for p in teacher.model.parameters())
-    shared = (
-        {id(p) for p in model.backbone.clip_model.transformer.parameters()}
-        if hasattr(model.backbone.clip_model, "transformer")
-        else {id(p) for p in model.backbone.clip_model.text.parameters()}
-    )
+    shared = {id(p) for p in text_tower_of(model.backbone.clip_model).transformer.parameters()}
     assert shared <= {id(p) for p in teacher.model.parameters()}
     assert teacher.model.encoder is model.encoder
 
@@ -257,16 +256,25 @@ def test_only_the_last_blocks_are_trained(semidavil, blocks):
     stages = backbone.clip_model.visual.trunk.stages
     trained = [all(p.requires_grad for p in stage.parameters()) for stage in stages]
     assert trained == ([True] * 4 if blocks < 0 else [False] * (4 - blocks) + [True] * blocks)
-    assert all(p.requires_grad for p in backbone.clip_model.visual.head.parameters())
     assert next(backbone.clip_model.visual.trunk.stem.parameters()).requires_grad == (blocks < 0)
-    assert not any(
-        p.requires_grad
-        for p in getattr(
-            backbone.clip_model,
-            "text",
-            backbone.clip_model.transformer if hasattr(backbone.clip_model, "transformer") else None,
-        ).parameters()
-    )
+    assert not any(p.requires_grad for p in text_tower_of(backbone.clip_model).token_embedding.parameters())
+
+
+@pytest.mark.parametrize(("name", "arch"), [("OpenCLIPViT", "ViT-B-32"), ("OpenCLIPConvNeXt", "miniworld-convnext")])
+def test_towers_train_what_leads_to_the_dense_features(semidavil, name, arch):
+    """The last blocks of a ViT too, without what only its class token and its feature pyramid need."""
+    options = "MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.ARCH", arch, "MODEL.BACKBONE.WEIGHTS", ""
+    model = build_model(semidavil(*options, "MODEL.BACKBONE.TRAINABLE_BLOCKS", "2", "MODEL.BACKBONE.PYRAMID_DIM", "8"))
+    torch.nn.init.normal_(model.guidance.project.weight, std=0.1)
+    model.train()({"source": [sample(labels())]})["loss_sup"].backward()
+    trained = {n for n, p in model.backbone.named_parameters() if p.requires_grad}
+    assert trained
+    assert trained == {n for n, p in model.backbone.named_parameters() if p.grad is not None}
+    assert not any(n.startswith("pyramid") for n in trained)
+    if arch == "ViT-B-32":
+        assert {n.split(".")[4] for n in trained if "resblocks" in n} == {"10", "11"}
+        assert not any("resblocks.11.mlp" in n for n in trained)
+        assert any("resblocks.10.mlp" in n for n in trained)
 
 
 def test_more_blocks_than_there_are_is_an_error(semidavil):

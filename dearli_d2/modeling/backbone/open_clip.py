@@ -148,6 +148,11 @@ class OpenCLIPBackbone(Backbone):
         input of `embed_pooled` for the whole image, (B, 1, D); and stages where the tower has them."""
         raise NotImplementedError
 
+    def dense(self, images: torch.Tensor) -> torch.Tensor:
+        """`clip_vis_dense` alone, without a feature pyramid."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.encode(images)["clip_vis_dense"]
+
     def embed_pooled(self, pooled: torch.Tensor, tower: nn.Module | None = None) -> torch.Tensor:
         """(B, Q, D) pooled `clip_vis_dense` to (B, Q, E) unit-norm embeddings in the joint space."""
         raise NotImplementedError

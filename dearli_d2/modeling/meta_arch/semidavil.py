@@ -104,6 +104,7 @@ class SemiDAViL(PixelSegmenter):
         self.feature, self.head, self.guidance = feature, head, guidance
         self.beside, self.captions, self.loss = language, captions, loss
         self.loss_weight, self.unlabeled_weight, self.confidence = loss_weight, unlabeled_weight, confidence
+        self._freeze_unused()
         self.encoder = None
         if guidance is not None:
             clip = self.language
@@ -137,6 +138,21 @@ class SemiDAViL(PixelSegmenter):
             "confidence": cfg.SSL.CONFIDENCE,
             "read_out": ReadOut.from_config(cfg),
         }
+
+    def _freeze_unused(self) -> None:
+        """Freezes what does not lead to the classified map, such as CLIP's own head: data-parallel training wants a gradient
+        for every parameter that is trained."""
+        trained = [p for p in self.backbone.parameters() if p.requires_grad]
+        if not trained:
+            return
+        side = 2 * (self.backbone.size_divisibility or 32)
+        with torch.enable_grad():
+            probe = self.feature_map(torch.zeros(1, 3, side, side)).sum()
+        gradients = [None] * len(trained)
+        if probe.requires_grad:
+            gradients = torch.autograd.grad(probe, trained, allow_unused=True)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
 
     @property
     def language(self) -> OpenCLIPBackbone:
@@ -178,8 +194,12 @@ class SemiDAViL(PixelSegmenter):
             )
         return [x["caption"] for x in samples]
 
+    def feature_map(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) the backbone's map that is classified."""
+        return self.backbone.dense(images) if self.feature == "clip_vis_dense" else self.backbone(images)[self.feature]
+
     def logits(self, images: torch.Tensor, samples: Sequence[dict] | None) -> torch.Tensor:
-        features = self.backbone(images)[self.feature]
+        features = self.feature_map(images)
         if self.guidance is not None:
             text, present = self.encoder(self.language.clip_model, self.captions_of(len(images), samples))
             features = self.guidance(features, text, present)

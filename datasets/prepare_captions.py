@@ -1,0 +1,188 @@
+#!/usr/bin/env python
+"""Captions of the images of a data set, one JSON line each, in $DETECTRON2_DATASETS/captions/NAME.jsonl.
+
+    python datasets/prepare_captions.py cityscapes_train gta5_train --model FOLDER [--batch 8] [--shard 0/4]
+    python datasets/prepare_captions.py cityscapes_train@1_8 --from-labels
+
+--model is any image-to-text model of `transformers` (BLIP-2 in the paper), a folder on this machine or a name of its hub.
+--from-labels names the annotated classes instead, largest first; only for images whose labels training reads anyway.
+An interrupted run resumes. With --shard i/n each of n processes makes its share; the last one to finish joins the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from dearli_d2.cli import report_errors
+from dearli_d2.data.captions import caption_file, read_captions, relative_name
+from dearli_d2.data.catalog import dataset_dicts, source_of, split_name, taxonomy_of
+from dearli_d2.data.mappers import read_image
+from dearli_d2.errors import ConfigError, DatasetError, first_few
+from dearli_d2.files import write_atomically
+
+# images (as dicts) to captions
+Captioner = Callable[[Sequence[dict]], list[str]]
+
+
+def load_captioner(path: str, max_tokens: int) -> Captioner:
+    """A `transformers` image-to-text model, on the GPU where there is one.
+
+    Raises:
+        ConfigError: no `transformers`, or no such model.
+    """
+    try:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+    except ImportError as error:
+        raise ConfigError("captions need the package transformers: pip install transformers") from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        processor = AutoProcessor.from_pretrained(path)
+        model = AutoModelForImageTextToText.from_pretrained(path).to(device).eval()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model {path} cannot be loaded as an image-to-text model: {error}") from error
+
+    @torch.no_grad()
+    def caption(dicts: Sequence[dict]) -> list[str]:
+        images = [Image.fromarray(read_image(d["file_name"])) for d in dicts]
+        inputs = processor(images=images, return_tensors="pt").to(device)
+        tokens = model.generate(**inputs, max_new_tokens=max_tokens)
+        return [" ".join(text.split()) for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+
+    return caption
+
+
+def label_captioner(name: str, most: int) -> Captioner:
+    """Names the `most` largest annotated classes. Raises `DatasetError` for images without annotations."""
+    names = taxonomy_of(name).main_names
+
+    def one(d: dict) -> str:
+        if not d.get("segments_info"):
+            raise DatasetError(f"{d['file_name']} has no annotation; --from-labels is for labelled images")
+        area: dict[int, int] = {}
+        for segment in d["segments_info"]:
+            area[segment["category_id"]] = area.get(segment["category_id"], 0) + (segment["area"] or 1)
+        shown = [names[c] for c in sorted(area, key=lambda c: -area[c])[:most]]
+        return "a photo of " + (", ".join(shown[:-1]) + " and " + shown[-1] if len(shown) > 1 else shown[0])
+
+    return lambda dicts: [one(d) for d in dicts]
+
+
+def _parts(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f".{path.stem}.part-*.jsonl"))
+
+
+def _made(path: Path) -> dict[str, dict]:
+    """Lines by file that earlier runs and other shards have written; a last line that a kill cut off is left out."""
+    entries = {}
+    for part in [*([path] if path.is_file() else []), *_parts(path)]:
+        for line in part.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            entries[entry["file"]] = entry
+    return entries
+
+
+def write_captions(
+    name: str, captioner: Captioner, model: str, batch: int, shard: int = 0, shards: int = 1
+) -> tuple[int, int]:
+    """Makes this shard's missing captions of a data set or view.
+
+    Returns:
+        Captions made now, and images of the data set that still have none.
+    """
+    path, root = caption_file(name), source_of(name).image_root
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        read_captions(path)  # a broken file is not added to
+    dicts = {relative_name(d["file_name"], root): d for d in dataset_dicts(name)}
+    mine = list(dicts)[shard::shards]
+    done = _made(path)
+    todo = [f for f in mine if f not in done]
+    part = path.with_name(f".{path.stem}.part-{shard}-{shards}.jsonl")
+    if part.is_file() and not part.read_text(encoding="utf-8").endswith("\n"):
+        whole = part.read_text(encoding="utf-8").rpartition("\n")
+        write_atomically(part, lambda temporary: temporary.write_text(whole[0] + whole[1], encoding="utf-8"))
+    with (
+        part.open("a", encoding="utf-8") as out,
+        tqdm(total=len(mine), initial=len(mine) - len(todo), desc=name) as bar,
+    ):
+        for files in _chunks(todo, batch):
+            texts = captioner([dicts[f] for f in files])
+            empty = [f for f, text in zip(files, texts, strict=True) if not text.strip()]
+            if empty:
+                raise DatasetError(f"the model gave no word for {first_few(empty)}")
+            for file, text in zip(files, texts, strict=True):
+                out.write(json.dumps({"file": file, "caption": text, "model": model}) + "\n")
+            out.flush()
+            bar.update(len(files))
+    left = _join(path, dicts)
+    return len(todo), left
+
+
+def _join(path: Path, dicts: dict[str, dict]) -> int:
+    """All parts into the one file, once no image lacks a caption; returns how many do."""
+    entries = _made(path)
+    left = sum(file not in entries for file in dicts)
+    if not left:
+        text = "".join(json.dumps(entries[file]) + "\n" for file in sorted(entries))
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        for part in _parts(path):
+            part.unlink(missing_ok=True)
+    return left
+
+
+def _chunks(items: Sequence[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", help="data sets or views")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="folder or hub name of an image-to-text model")
+    source.add_argument("--from-labels", action="store_true")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument(
+        "--max-tokens", type=int, default=30, help="of a generated caption; CLIP reads 77 with its own two"
+    )
+    parser.add_argument("--max-classes", type=int, default=12, help="that --from-labels names")
+    parser.add_argument("--shard", default="0/1", help="i/n: the i-th of n processes")
+    args = parser.parse_args(argv)
+
+    def command() -> int:
+        shard, _, shards = args.shard.partition("/")
+        if not (shard.isdigit() and shards.isdigit() and int(shard) < int(shards)):
+            raise ConfigError(f"--shard {args.shard} is not i/n with i below n")
+        captioner = None if args.from_labels else load_captioner(args.model, args.max_tokens)
+        for name in args.names:
+            split_name(name)
+            made, left = write_captions(
+                name,
+                captioner or label_captioner(name, args.max_classes),
+                "labels" if args.from_labels else Path(args.model).name,
+                args.batch,
+                int(shard),
+                int(shards),
+            )
+            state = f"all in {caption_file(name)}" if not left else f"{left} images are left to other shards"
+            print(f"{name}: {made} captions made, {state}")
+        return 0
+
+    return report_errors(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
