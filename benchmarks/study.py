@@ -24,8 +24,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 @dataclass(frozen=True)
 class Row:
-    """One training: name in the table, short name of its folder, config below `configs/`, overrides; `weights_of`: folder
-    of another row whose weights are evaluated instead."""
+    """One training: name in the table, short name of its folder, config below `configs/`, overrides, in which "{seed}" stands
+    for the seed; `weights_of`: folder of another row whose weights are evaluated instead."""
 
     name: str
     folder: str
@@ -56,10 +56,11 @@ def train(row: Row, seed: int, out: Path, options: Sequence[str], dataset: str) 
     """Trains, or resumes, one row of one seed; the results of its last evaluation."""
     folder = out / row.folder / f"seed_{seed}"
     path = folder / "evaluation" / dataset / "results.json"
+    options = [*options, *(option.replace("{seed}", str(seed)) for option in row.options)]
     if row.weights_of and not path.is_file():
         weights = out / row.weights_of / f"seed_{seed}" / "model_final.pth"
         named = ["DATASETS.TEST", f"('{dataset}',)", "OUTPUT_DIR", str(folder)]
-        cfg = get_config(CONFIGS / row.config, [*options, *row.options, *named])
+        cfg = get_config(CONFIGS / row.config, [*options, *named])
         model = build_model(cfg, load_backbone=False)
         load_weights(model, weights)
         evaluate(cfg, model)
@@ -74,7 +75,7 @@ def train(row: Row, seed: int, out: Path, options: Sequence[str], dataset: str) 
             "OUTPUT_DIR",
             str(folder),
         ]
-        cfg = get_config(CONFIGS / row.config, [*options, *row.options, *fixed])
+        cfg = get_config(CONFIGS / row.config, [*options, *fixed])
         set_up(cfg)
         DualStreamTrainer(cfg, resume=True).train()
     return json.loads(path.read_text())["results"]

@@ -1,6 +1,7 @@
 """Prediction for image files: a small Python API and a command line.
 
     python -m dearli_d2.predict --config-file C --weights W IMAGE|FOLDER ... --out DIR [--text "cat, dog, grass"]
+        [--captions FILE]
 
 writes for each image NAME: `NAME_panoptic.png` (segment id = R + 256 G + 65536 B), `NAME_semantic.png` (contiguous
 class index), `NAME_overlay.png` (with legend), and one `predictions.json` in COCO-panoptic form for all.
@@ -12,7 +13,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +25,12 @@ from tqdm import tqdm
 
 from .checkpoint import load_state
 from .config import get_config
+from .data.captions import read_captions
 from .data.images import find_images
 from .data.mappers import TestMapper, read_image
 from .data.preparation import ids_to_rgb
 from .data.taxonomy import Taxonomy
-from .errors import ConfigError, DatasetError, DearliError
+from .errors import ConfigError, DatasetError, DearliError, first_few
 from .files import write_atomically, write_json
 from .modeling import build_model
 from .modeling.semantic import class_segments
@@ -94,12 +96,13 @@ class Predictor:
         self.mapper = TestMapper(config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST)
 
     @torch.no_grad()
-    def __call__(self, image: np.ndarray) -> Prediction:
-        """`image`: (H, W, 3) uint8 RGB."""
+    def __call__(self, image: np.ndarray, caption: str | None = None) -> Prediction:
+        """`image`: (H, W, 3) uint8 RGB. `caption`: for a model that reads one (SemiDAViL)."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise DatasetError(f"an image is (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
         height, width = image.shape[:2]
-        output = self.model([{"image": self.mapper.prepare(image), "height": height, "width": width}])[0]
+        sample = {"image": self.mapper.prepare(image), "height": height, "width": width}
+        output = self.model([sample if caption is None else {**sample, "caption": caption}])[0]
         # a semantic model has one segment a class
         panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(output["sem_seg"])
         semantic = output["sem_seg"].argmax(0)
@@ -116,15 +119,30 @@ def output_names(images: Sequence[Path]) -> list[str]:
     return names
 
 
-def predict_files(predictor: Predictor, images: Sequence[Path], out: Path) -> list[tuple[Path, str]]:
+def captions_of(images: Sequence[Path], path: Path) -> dict[Path, str]:
+    """The caption of each image from a caption file, by its path as given or else its file name. Raises `DatasetError`."""
+    captions = read_captions(path)
+    found = {image: captions.get(str(image), captions.get(image.name)) for image in images}
+    missing = [str(image) for image, caption in found.items() if caption is None]
+    if missing:
+        raise DatasetError(f"{path}: {len(missing)} of {len(found)} images have no caption: {first_few(missing)}")
+    return found
+
+
+def predict_files(
+    predictor: Predictor, images: Sequence[Path], out: Path, captions: Mapping[Path, str] | None = None
+) -> list[tuple[Path, str]]:
     """Predicts and writes all images; damaged ones are reported and skipped.
+
+    Args:
+        captions: of the images, for a model that reads them.
 
     Returns:
         (path, reason) of the skipped images.
     """
     annotations, skipped = [], []
     for path, name, image in tqdm(_read_all(images, skipped), total=len(images), unit="image"):
-        prediction = predictor(image)
+        prediction = predictor(image, None if captions is None else captions[path])
         save_prediction(out, name, image, prediction)
         annotations.append(
             {
@@ -183,13 +201,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", help="checkpoint; default MODEL.WEIGHTS")
     parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--text", help="other classes, 'cat, dog|puppy, grass'; needs a text classifier")
+    parser.add_argument("--captions", type=Path, help='JSON lines {"file", "caption"}, for a model that reads captions')
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         images = find_images(args.images)
         predictor = Predictor(get_config(args.config_file, args.opts), args.weights, args.text)
-        skipped = predict_files(predictor, images, args.out)
+        captions = None if args.captions is None else captions_of(images, args.captions)
+        skipped = predict_files(predictor, images, args.out, captions)
     except OSError as error:
         print(f"error: {args.out} cannot be written to: {error}", file=sys.stderr)
         return 2

@@ -238,3 +238,50 @@ def test_damaged_checkpoint_on_resume(tmp_path, capsys):
     (folder / "last_checkpoint").write_text("model_final.pth")
     error = run(tmp_path, capsys, "OUTPUT_DIR", str(folder), flags=["--resume"])
     assert "model_final.pth cannot be read as weights (damaged" in error
+
+
+ADAPTATION = str(REPO / "configs/miniworld/semidavil.yaml")
+
+
+def other_captions(w):
+    (w / "captions.jsonl").write_text('{"file": "x.jpg", "caption": "grass"}\n')
+
+
+def missing_captions(w):
+    (w / "captions.jsonl").write_text('{"file": "000002.jpg", "caption": "grass"}\n')
+
+
+def long_captions(w):
+    names = [p.name for p in (w / "images").iterdir()]
+    lines = [{"file": name, "caption": "grass " * (30 if name == "000004.jpg" else 1)} for name in names]
+    (w / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def renamed_class(w):
+    long_captions(w)
+    edit(w, lambda c: c["categories"][3].update(name="blue stripes"))
+
+
+def empty_source(w):
+    (w / "list.txt").write_text("\n")
+
+
+ADAPTATION_CASES = {
+    "no caption file": (lambda w: None, "", r"broken_train: no caption file .*captions.jsonl; python datasets/prepare_captions.py"),
+    "captions of other files": (other_captions, "", r"is of other files: it has 1 captions such as that of x.jpg"),
+    "images without a caption": (missing_captions, "", r"5 of 6 images have no caption in .*captions.jsonl: 000000.jpg"),
+    "caption longer than the text tower reads": (long_captions, "", r"000004.jpg: its caption: 32 tokens, the text tower reads 24"),
+    "classes of source and target differ": (renamed_class, "", r"DATASETS.SOURCE: broken_train and miniworld_night_train@0.05 have different classes"),
+    "source without an image": (empty_source, "@{list}", r"list.txt lists no image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ADAPTATION_CASES)
+def test_broken_domain_adaptation(world, tmp_path, capsys, case):
+    breakage, view, words = ADAPTATION_CASES[case]
+    parts = world / "images", world / "train.json", world / "panoptic", world / "semantic"
+    register("broken_train", PanopticSource(*parts, captions=world / "captions.jsonl"))
+    breakage(world)
+    source = "broken_train" + view.format(list=world / "list.txt")
+    error = run(tmp_path, capsys, "DATASETS.SOURCE", f"('{source}',)", config=ADAPTATION)
+    assert re.search(words, error), error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dearli_d2.config import get_config
+from dearli_d2.data.views import WeakGeometry, scale_steps
 from dearli_d2.errors import ConfigError
 from tests.conftest import REPO
 
@@ -16,7 +17,7 @@ def test_every_config_is_valid(path):
     own_data = ["DATASETS.CUSTOM.ROOT", "mine", "DATASETS.CUSTOM.CLASSES", "['0 thing a', '1 stuff b']"]
     cfg = get_config(path, own_data if path.parent.name == "custom" else [])
     assert cfg.is_frozen()
-    assert cfg.DATASETS.TRAIN
+    assert cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE
     assert cfg.MODEL.DEVICE in ("cpu", "cuda")
 
 
@@ -65,6 +66,26 @@ def test_semi_supervised_rows_have_the_values_of_the_paper(folder, letter, metho
         warm = get_config(REPO / "configs" / folder.replace("objects", "panoptic") / f"warmup_convnext_{letter}.yaml")
         expected = f"{warm.OUTPUT_DIR}/model_final.pth" if method == "dearli" else ""
         assert expected == cfg.MODEL.WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("folder", "classes", "side"), [("gta5_to_cityscapes", 19, 720), ("synthia_to_cityscapes", 16, 760)]
+)
+def test_domain_adaptation_has_the_values_of_the_paper(folder, classes, side):
+    for labels in (0, 100, 200, 500, 1000, 2975):
+        cfg = get_config(REPO / "configs" / folder / f"semidavil_{labels}.yaml")
+        options = cfg.MODEL.SEMIDAVIL
+        assert (options.LOSS, options.HARD_FRACTION, options.OMEGA, options.GUIDANCE) == ("dyce", 0.2, 0.5, True)
+        assert (cfg.SSL.CONFIDENCE, cfg.SSL.EMA_DECAY, cfg.INPUT.CROP_SIZE) == (0.95, 0.999, 512)
+        assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY) == (40000, 1e-4, 2e-4)
+        assert (cfg.SOLVER.SCHEDULE, cfg.SOLVER.DECAY, cfg.SOLVER.BACKBONE_MULTIPLIER) == ("exponential", 0.9, 0.1)
+        assert (classes, 4) == (cfg.MODEL.NUM_CLASSES, cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS)
+        assert WeakGeometry(512, scale_steps(*cfg.INPUT.SOURCE_SCALE_RANGE), 9999).short_sides == [side]
+        assert WeakGeometry(512, scale_steps(*cfg.INPUT.SCALE_RANGE), 9999).short_sides == [512]
+        assert len(cfg.DATASETS.TRAIN) == (labels > 0)
+        without = get_config(REPO / "configs" / folder / f"semidavil_{labels}_ce.yaml")
+        assert without.MODEL.SEMIDAVIL.LOSS == "ce"
+        assert without.DATASETS == cfg.DATASETS
 
 
 @pytest.mark.parametrize(("folder", "iterations"), [("ade20k", 80000), ("coco_panoptic", 160000)])

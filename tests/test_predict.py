@@ -138,3 +138,27 @@ def test_a_semantic_model_predicts_one_segment_a_class(mini_config, tmp_path):
     assert prediction.panoptic.shape == prediction.semantic.shape == (50, 70)
     assert np.array_equal(prediction.panoptic - 1, prediction.semantic)
     assert sorted(s["category_id"] for s in prediction.segments) == np.unique(prediction.semantic).tolist()
+
+
+def test_a_model_that_reads_captions_gets_them_from_a_file(mini_config, images, tmp_path, capsys):
+    cfg = mini_config("SSL.START", "9", "SOLVER.MAX_ITER", "2", "SSL.MONITOR_PERIOD", "0", file="semidavil.yaml")
+    trainer = DualStreamTrainer(cfg)
+    torch.nn.init.normal_(trainer.student.guidance.project.weight)
+    trainer.train()
+    config, weights = str(REPO / "configs/miniworld/semidavil.yaml"), f"{cfg.OUTPUT_DIR}/model_final.pth"
+    captions = tmp_path / "captions.jsonl"
+    entries = [("scene0.png", "grass"), (str(images / "scene1.png"), "striped red and sky"), ("scene0.jpg", "grass")]
+    captions.write_text("".join(json.dumps({"file": f, "caption": c}) + "\n" for f, c in entries))
+    command = [str(images), "--config-file", config, "--weights", weights, "--out", str(tmp_path / "out")]
+    assert predict.main([*command, "--captions", str(captions)]) == 0
+    image = np.asarray(Image.open(images / "scene1.png"))
+    predictor = dearli_d2.Predictor(cfg, weights)
+    expected = predictor(image, "striped red and sky").semantic
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "scene1_semantic.png")), expected)
+    assert not np.array_equal(predictor(image, "grass").semantic, expected)
+    capsys.readouterr()
+    assert predict.main(command) == 2
+    assert "has no caption" in capsys.readouterr().err
+    captions.write_text(json.dumps({"file": "scene0.png", "caption": "grass"}) + "\n")
+    assert predict.main([*command, "--captions", str(captions)]) == 2
+    assert "2 of 3 images have no caption" in capsys.readouterr().err

@@ -32,9 +32,9 @@ class WeakGeometry:
     """
 
     def __init__(self, crop_size: int, scales: Sequence[float], max_size: int, flip: bool = True) -> None:
-        short_sides = [int(scale * crop_size + 1e-6) for scale in scales]  # 0.7 x 640 is 448
+        self.short_sides = [int(scale * crop_size + 1e-6) for scale in scales]  # 0.7 x 640 is 448
         self.augmentations = [
-            T.ResizeShortestEdge(short_sides, max_size, sample_style="choice"),
+            T.ResizeShortestEdge(self.short_sides, max_size, sample_style="choice"),
             T.RandomCrop("absolute", (crop_size, crop_size)),
         ]
         if flip:

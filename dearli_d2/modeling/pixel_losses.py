@@ -41,27 +41,22 @@ def dyce_loss(
     Returns:
         A scalar in fp32; exactly 0, with a graph, where no pixel is valid.
     """
-    losses = pixel_cross_entropy(logits, target, ignore_index).flatten()
-    labels = target.flatten()
+    losses, labels = pixel_cross_entropy(logits, target, ignore_index).flatten(), target.flatten()
     with torch.no_grad():
         valid = labels != ignore_index
-        count = valid.sum()
-        wanted = (count * hard_fraction).round().clamp(min=1).minimum(count)
-        # sorted, so that the number of hard pixels need not be known on the host
-        most = max(1, round(hard_fraction * labels.numel()))
-        order = torch.where(valid, losses, -1.0).topk(min(most, labels.numel())).indices
-        hard = torch.arange(len(order), device=order.device) < wanted
-        classes = torch.where(hard, labels[order], logits.shape[1])  # the others into a spare class
-        counts = torch.zeros(logits.shape[1] + 1, device=logits.device)
-        counts.index_add_(0, classes, torch.ones_like(classes, dtype=counts.dtype))
-        counts[-1] = hard.sum()  # from here on n_H
+        count = int(valid.sum())
+        hard = torch.where(valid, losses, -1.0).topk(min(max(1, round(hard_fraction * count)), count), sorted=False)
+        classes = labels[hard.indices]
+        counts = torch.zeros(logits.shape[1] + 1, device=logits.device)  # the last one is n_H
+        counts[:-1] = torch.bincount(classes, minlength=logits.shape[1])
+        counts[-1] = len(classes)
         ranks = comm.get_world_size()
         if ranks > 1:
             torch.distributed.all_reduce(counts)
-        of_class = counts[:-1].clamp(min=1) ** (omega - 1) * counts[-1].clamp(min=1) ** -omega
+        counts = counts.clamp(min=1)
         # data-parallel training averages the gradients of the ranks; this is a sum over them
-        weights = ranks * F.pad(of_class, (0, 1))[classes]
-    return (losses[order] * weights).sum()
+        weights = ranks * (counts[:-1] ** (omega - 1) * counts[-1] ** -omega)[classes]
+    return (losses[hard.indices] * weights).sum()
 
 
 def cross_entropy_loss(
@@ -85,43 +80,40 @@ def focal_loss(
     return (wrong.clamp(min=0) ** gamma * losses).sum() / (target != ignore_index).sum().clamp(min=1)
 
 
-def dual_cross_entropy_loss(
-    logits: torch.Tensor, target: torch.Tensor, alpha: float = 1.0, beta: float = 1.0, ignore_index: int = IGNORE
-) -> torch.Tensor:
-    """Cross-entropy plus beta times the sum of log(alpha + p) over the wrong classes (Li et al. 2019), mean over valid
+def dual_cross_entropy_loss(logits: torch.Tensor, target: torch.Tensor, ignore_index: int = IGNORE) -> torch.Tensor:
+    """Cross-entropy plus the sum of log(1 + p) over the wrong classes (Li et al. 2019, alpha and beta 1), mean over valid
     pixels."""
-    probability, one_hot, valid = _distributions(logits, target, ignore_index)
-    wrong = ((alpha + probability).log() * (1 - one_hot)).sum(1)
-    losses = pixel_cross_entropy(logits, target, ignore_index) + beta * wrong
-    return (losses * valid).sum() / valid.sum().clamp(min=1)
+    losses = pixel_cross_entropy(logits, target, ignore_index)
+    return _mean_with(losses, _over_wrong_classes(torch.log1p, logits, target, ignore_index), target, ignore_index)
 
 
-def dual_focal_loss(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    gamma: float = 1.0,
-    rho: float = 1.0,
-    ignore_index: int = IGNORE,
+def dual_focal_loss(logits: torch.Tensor, target: torch.Tensor, ignore_index: int = IGNORE) -> torch.Tensor:
+    """Cross-entropy plus |y - p| over all classes, less log(1 - p) over the wrong ones (Hossain et al. 2021, all constants
+    1), mean over valid pixels."""
+    losses = pixel_cross_entropy(logits, target, ignore_index)
+    distance = -2 * torch.expm1(-losses)  # 1 - p of the true class, and as much over the wrong ones
+    wrong = _over_wrong_classes(_log_of_complement, logits, target, ignore_index)
+    return _mean_with(losses, distance - wrong, target, ignore_index)
+
+
+def _log_of_complement(probability: torch.Tensor) -> torch.Tensor:
+    return (1 - probability).clamp(min=1e-6).log()
+
+
+def _over_wrong_classes(
+    function: Callable[[torch.Tensor], torch.Tensor], logits: torch.Tensor, target: torch.Tensor, ignore_index: int
 ) -> torch.Tensor:
-    """Cross-entropy plus alpha |y - p|^gamma over all classes, less beta log(rho - p) over the wrong ones (Hossain et al.
-    2021), mean over valid pixels."""
-    probability, one_hot, valid = _distributions(logits, target, ignore_index)
-    distance = (one_hot - probability).abs().clamp(min=1e-6) ** gamma
-    wrong = (rho - probability).clamp(min=1e-6).log() * (1 - one_hot)
-    losses = pixel_cross_entropy(logits, target, ignore_index) + (alpha * distance - beta * wrong).sum(1)
-    return (losses * valid).sum() / valid.sum().clamp(min=1)
+    """(B, H, W) sum over the classes but the true one of a function of their probability, in fp32."""
+    with torch.autocast(logits.device.type, enabled=False):
+        values = function(logits.float().softmax(1))
+    own = target.masked_fill(target == ignore_index, 0)
+    return values.sum(1) - values.gather(1, own[:, None])[:, 0]
 
 
-def _distributions(
-    logits: torch.Tensor, target: torch.Tensor, ignore_index: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(B, C, H, W) probabilities in fp32, (B, C, H, W) true classes as 0 and 1, (B, H, W) valid."""
+def _mean_with(losses: torch.Tensor, more: torch.Tensor, target: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """Mean of the sum of both over valid pixels."""
     valid = target != ignore_index
-    one_hot = torch.zeros_like(logits, dtype=torch.float32)
-    one_hot.scatter_(1, torch.where(valid, target, 0)[:, None], 1.0)
-    return logits.float().softmax(1), one_hot, valid
+    return ((losses + more) * valid).sum() / valid.sum().clamp(min=1)
 
 
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {

@@ -55,6 +55,32 @@ def test_semi_supervised_steps(mini_config, dtype):
     assert all(s["targets"].masks.is_cuda for s in trainer.batch["unlabeled"])
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+@pytest.mark.parametrize("head", ["upsample", "dpt", "mask2former"])
+def test_domain_adaptation_steps(mini_config, dtype, head):
+    amp = [] if dtype is None else ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype]
+    options = ["SSL.START", "0", "SSL.CUTMIX", "1.0", "SSL.CONFIDENCE", "0.1", "SSL.PICTURE_PERIOD", "2"]
+    options += ["SSL.MONITOR_PERIOD", "0", "MODEL.SEMIDAVIL.HEAD", head]
+    trainer = DualStreamTrainer(mini_config("MODEL.DEVICE", "cuda", *options, *amp, file="semidavil.yaml"))
+    trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
+
+
+def test_dyce_equals_the_cpu():
+    from dearli_d2.modeling.losses import dyce_loss
+
+    logits, target = torch.randn(2, 19, 40, 50), torch.randint(0, 19, (2, 40, 50))
+    target[:, :7] = 255
+    results = []
+    for device in ("cpu", "cuda"):
+        leaf = logits.to(device).requires_grad_()
+        loss = dyce_loss(leaf, target.to(device))
+        loss.backward()
+        results.append((loss.detach().cpu(), leaf.grad.cpu()))
+    assert torch.allclose(results[0][0], results[1][0], rtol=1e-5)
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-7)
+
+
 def test_cutmix_equals_the_cpu():
     import numpy as np
 
