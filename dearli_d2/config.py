@@ -150,9 +150,6 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.SSL.OBJECT_THRESHOLD = 0.0  # of the class posterior of a pseudo-segment
     cfg.SSL.OVERLAP_THRESHOLD = 0.8  # share of its own mask that a pseudo-segment must win
     cfg.SSL.MIN_AREA = 0  # pixels of a pseudo-segment
-    cfg.SSL.IGNORE_UNCOVERED = (
-        False  # pixels without a pseudo-segment carry no loss, nor do queries whose mask lies there; else: background
-    )
     cfg.SSL.CONFIDENCE = 0.95  # semantic pseudo-labels: least probability of a pixel's class, else it carries no loss
     cfg.SSL.JITTER = (0.8, 0.8, 0.8, 0.2)  # strong view: brightness, contrast, saturation, hue
     cfg.SSL.GREYSCALE = 0.2  # probability

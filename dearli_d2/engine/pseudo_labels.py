@@ -35,22 +35,26 @@ class PseudoLabeler:
             samples: of `UnlabeledTrainMapper`, all of one size. rng: draws partners and boxes.
 
         Returns:
-            Samples for the student: "image" (3, S, S) uint8, the mixed strong view; "targets"; "file_name"; and for
-            pictures "weak", the weak view, and "pseudo_label", what the teacher saw there.
+            Samples for the student: "image" (3, S, S) uint8, the mixed strong view; "targets"; what is `passed_on`, where
+            a mixed image has the captions of both; and for pictures "weak", the weak view, and "pseudo_label", what the teacher saw there.
         """
         labels = self.teacher.pseudo_label(samples)
-        targets = labels
+        targets, captions = labels, [x.get("caption") for x in samples]
         images = torch.stack([x["strong"] for x in samples]).to(self.device, non_blocking=True)
         if self.mix is not None:
             plan = self.mix.plan_for(labels, rng)
             images, targets = mix_images(images, plan), mix_targets(targets, plan, self.thing_ids)
+            if captions[0] is not None:  # a mixed image is described by both
+                pairs = enumerate(zip(captions, plan.partner, strict=True))
+                captions = [(own, captions[other]) if plan.changes(i) else own for i, (own, other) in pairs]
         return [
             {
                 **passed_on(sample),
+                **({} if caption is None else {"caption": caption}),
                 "image": image,
                 "targets": target,
                 "weak": sample["image"],
                 "pseudo_label": label,
             }
-            for image, target, label, sample in zip(images, targets, labels, samples, strict=True)
+            for image, target, label, caption, sample in zip(images, targets, labels, captions, samples, strict=True)
         ]

@@ -27,7 +27,6 @@ class SetCriterion(nn.Module):
     num_points: points per mask (12 544 = 112^2).
     oversample_ratio: random candidates per importance-sampled point.
     importance_sample_ratio: share of the points that are the most uncertain candidates (PointRend).
-    spare_unknown: an unmatched query whose mask lies mainly on pixels that are not valid is no mistake, and has no loss.
     """
 
     mask_loss = staticmethod(mask_bce)  # what "loss_mask" is
@@ -43,13 +42,11 @@ class SetCriterion(nn.Module):
         num_points: int = 12544,
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
-        spare_unknown: bool = False,
     ) -> None:
         super().__init__()
         self.matcher = matcher
         self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
         self.num_points = num_points
-        self.spare_unknown = spare_unknown
         self.num_candidates = int(num_points * oversample_ratio)
         self.num_uncertain = int(num_points * importance_sample_ratio)
         weight = torch.ones(num_classes + 1)
@@ -88,7 +85,7 @@ class SetCriterion(nn.Module):
     ) -> dict[str, torch.Tensor]:
         losses = {}
         if self.class_weight:
-            losses["loss_ce"] = self.class_weight * self._class_losses(class_logits, output, targets, matches)
+            losses["loss_ce"] = self.class_weight * self._class_losses(class_logits, targets, matches, output.absent)
         bce, dice = self._mask_losses(output, targets, matches)
         losses["loss_mask"], losses["loss_dice"] = self.mask_weight * bce, self.dice_weight * dice
         last = len(class_logits) - 1
@@ -99,9 +96,9 @@ class SetCriterion(nn.Module):
         }
 
     def _class_losses(
-        self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets], matches: Matches
+        self, class_logits: torch.Tensor, targets: Sequence[Targets], matches: Matches, absent: torch.Tensor | None
     ) -> torch.Tensor:
-        """(R,): cross-entropy over all queries that take part, unmatched ones as no-object."""
+        """(R,): cross-entropy over all queries that are not absent, unmatched ones as no-object."""
         logits = class_logits.float()
         no_object = logits.shape[-1] - 1
         classes = torch.full(logits.shape[:3], no_object, device=logits.device)
@@ -114,26 +111,9 @@ class SetCriterion(nn.Module):
         classes = classes[..., :-1]
         loss = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), self.empty_weight, reduction="none")
         loss, weight = loss.view_as(classes), self.empty_weight[classes]
-        if output.absent is not None:
-            loss, weight = loss.masked_fill(output.absent, 0), weight.masked_fill(output.absent, 0)
-        if self.spare_unknown and any(t.valid is not None for t in targets):
-            spared = self._on_unknown(output, targets) & (classes == no_object)
-            loss, weight = loss.masked_fill(spared, 0), weight.masked_fill(spared, 0)
-        return loss.flatten(1).sum(-1) / weight.flatten(1).sum(-1).clamp(min=1e-6)
-
-    @torch.no_grad()
-    def _on_unknown(self, output: DecoderOutput, targets: Sequence[Targets]) -> torch.Tensor:
-        """(R, B, Q) bool: masks that lie mainly on pixels that are not valid, by random points."""
-        features = output.mask_features
-        points = torch.rand(len(targets), self.num_points, 2, device=features.device)
-        unknown = 1 - torch.stack(sample_validity(targets, points))  # (B, P)
-        with torch.autocast(features.device.type, enabled=False):
-            sampled = sample_points(features.float(), points)
-            shares = []
-            for embeddings in output.mask_embeddings.float():  # one layer's masks at a time
-                inside = (torch.bmm(embeddings, sampled) > 0).float()
-                shares.append(torch.bmm(inside, unknown[..., None])[..., 0] > 0.5 * inside.sum(-1))
-        return torch.stack(shares)
+        if absent is not None:
+            loss, weight = loss.masked_fill(absent, 0), weight.masked_fill(absent, 0)
+        return loss.flatten(1).sum(-1) / weight.flatten(1).sum(-1)
 
     def _mask_losses(
         self, output: DecoderOutput, targets: Sequence[Targets], matches: Matches

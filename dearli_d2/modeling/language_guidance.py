@@ -96,16 +96,20 @@ class CaptionEncoder:
         return [self.tokenizer.sot_token_id, *words, self.tokenizer.eot_token_id]
 
     @torch.no_grad()
-    def __call__(self, clip_model: nn.Module, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, n, text_dim) features in fp32 and (B, n) bool, False = padding, on the device of the model."""
+    def __call__(
+        self, clip_model: nn.Module, captions: Sequence[str | tuple[str, ...]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, n, text_dim) features in fp32 and (B, n) bool, False = padding, on the device of the model. An image with
+        several captions has the tokens of all."""
         tower = text_tower_of(clip_model)
         device = tower.positional_embedding.device
-        for caption in dict.fromkeys(c for c in captions if c not in self._cache):
-            self._cache[caption] = self._encode(tower, torch.tensor([self.tokens(caption)], device=device))[0]
-        rows = []
-        for caption in captions:
+        several = [(c,) if isinstance(c, str) else c for c in captions]
+        every = list(dict.fromkeys(c for parts in several for c in parts))
+        for caption in every:
+            if caption not in self._cache:
+                self._cache[caption] = self._encode(tower, torch.tensor([self.tokens(caption)], device=device))[0]
             self._cache.move_to_end(caption)
-            rows.append(self._cache[caption].to(device))
+        rows = [torch.cat([self._cache[c] for c in parts]).to(device) for parts in several]
         while len(self._cache) > _CACHED:
             self._cache.popitem(last=False)
         features = nn.utils.rnn.pad_sequence(rows, batch_first=True)

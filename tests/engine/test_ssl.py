@@ -47,21 +47,6 @@ def test_pseudo_labels_are_the_read_out_cut_to_valid_pixels(ssl_config):
     assert targets[1].valid is None
 
 
-def test_pixels_of_no_pseudo_segment_carry_no_loss_where_asked(ssl_config):
-    options = "SSL.OVERLAP_THRESHOLD", "0.99", "SSL.IGNORE_UNCOVERED", "True"
-    model = build_model(ssl_config(*options))
-    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
-    valid = torch.zeros(64, 64, dtype=torch.bool)
-    valid[:50] = True
-    model.eval()
-    cut, whole = model.pseudo_label([{"image": image, "valid": valid}, {"image": image}])
-    assert 0 < whole.valid.sum() < 64 * 64
-    assert torch.equal(whole.valid, whole.masks.any(0))
-    assert torch.equal(cut.valid, whole.valid & valid)
-    assert model.criterion.spare_unknown
-    assert not build_model(ssl_config()).criterion.spare_unknown
-
-
 def test_small_pseudo_segments_are_dropped(ssl_config):
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     torch.manual_seed(0)

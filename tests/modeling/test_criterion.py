@@ -75,31 +75,6 @@ def test_padded_pixels_get_no_loss(make_targets):
     assert float(output.mask_features.grad[..., :9].abs().max()) > 0
 
 
-def test_a_query_on_unknown_pixels_is_spared_unless_it_is_matched():
-    """Queries 0 and 1 lie on the left half, which is known; 2 on the right half, which is not; 3 nowhere."""
-    left = torch.zeros(1, 64, 64, dtype=torch.bool)
-    left[..., :32] = True
-    features = torch.ones(1, 2, 16, 16)
-    features[:, 1, :, 8:] = -1  # +1 left, -1 right
-    embeddings = torch.tensor([[0.0, 9.0], [0.0, 5.0], [0.0, -9.0], [-9.0, 0.0]])[None, None]
-    logits = torch.zeros(1, 1, 4, 5)
-    logits[..., 0, 2] = 20  # makes query 0 the match
-    for valid, spared in ((left[0], {2}), (torch.ones_like(left[0]), set()), (None, set())):
-        for on in (True, False):
-            inputs = logits.clone().requires_grad_()
-            output = DecoderOutput(inputs, embeddings, features)
-            losses = build(spare_unknown=on)(inputs, output, [Targets(torch.tensor([2]), left, valid)])
-            losses["loss_ce"].backward()
-            silent = {q for q in range(1, 4) if not inputs.grad[0, 0, q].any()}
-            assert silent == (spared if on else set()), (valid is None, on)
-    inputs = logits.clone().requires_grad_()
-    output = DecoderOutput(inputs, embeddings, features)
-    nothing_known = Targets(torch.tensor([2]), left, torch.zeros_like(left[0]))
-    build(spare_unknown=True)(inputs, output, [nothing_known])["loss_ce"].backward()
-    assert inputs.grad[0, 0, 0].any() or inputs.grad[0, 0, 2].any()  # the match keeps its loss
-    assert not inputs.grad[0, 0, 1].any()
-
-
 def test_class_weight_zero_leaves_the_class_head_without_gradient(make_targets):
     class_logits, output = predictions()
     criterion = SetCriterion(4, HungarianMatcher(class_weight=0.0, num_points=64), class_weight=0.0, num_points=64)

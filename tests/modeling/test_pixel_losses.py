@@ -119,6 +119,13 @@ def test_ignored_pixels_have_no_influence(name):
     assert torch.equal(loss(logits, target), loss(changed, target))
 
 
+def test_an_ignored_pixel_is_never_hard_not_even_among_perfect_ones():
+    target = torch.randint(0, 3, (1, 6, 6))
+    logits = 1e4 * torch.nn.functional.one_hot(target, 3).permute(0, 3, 1, 2).float()
+    target[0, :3] = 255
+    assert dyce_loss(logits, target, 1.0).item() == 0
+
+
 def test_one_valid_pixel_is_always_hard():
     logits = torch.randn(1, 3, 4, 4)
     target = torch.full((1, 4, 4), 255)
@@ -162,7 +169,8 @@ def test_weighted_cross_entropy_is_torchs_with_weights_of_inverse_frequency():
     loss = PixelLoss("weighted_ce", 4)
     loss.weigh(torch.tensor([1000.0, 10.0, 100.0, 0.0]))
     assert float(loss.class_weight[1] / loss.class_weight[0]) == pytest.approx(100)
-    assert loss.class_weight[3] == loss.class_weight.max()  # no pixel: as the rarest
+    assert loss.class_weight[3] == loss.class_weight[1]  # no pixel: as the rarest
+    assert float(loss.class_weight[:3].mean()) == pytest.approx(1)
     expected = F.cross_entropy(logits, target, loss.class_weight, ignore_index=255)
     assert torch.allclose(loss(logits, target), expected, rtol=1e-5)
     assert "class_weight" in loss.state_dict()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.classmix import ClassMix
 from dearli_d2.engine.cutmix import mix_images, mix_targets
+from dearli_d2.engine.pseudo_labels import PseudoLabeler
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, DatasetError
@@ -132,6 +134,23 @@ def test_token_features_are_those_of_the_text_tower_before_pooling(semidavil):
         expected = clip.encode_text(open_clip.get_tokenizer("miniworld-convnext")([caption]))[0]
         assert torch.allclose(pooled, expected, atol=1e-4)
         assert not row[end + 1 :].any()
+
+
+def test_a_mixed_image_is_described_by_both_captions(semidavil):
+    cfg = semidavil("SSL.CUTMIX", "1.0", "SSL.CONFIDENCE", "0.0")
+    model = build_model(cfg)
+    labeler = PseudoLabeler(EMATeacher(model), ClassMix(1.0), (), "cpu")
+    inputs = [{**sample(caption=c), "strong": sample()["image"]} for c in ("grass", "sky and sand", "water")]
+    mixed = labeler(inputs, np.random.default_rng(0))  # a permutation that moves every image
+    assert [x["caption"] if isinstance(x["caption"], str) else len(x["caption"]) for x in mixed] == [2, 2, 2]
+    for x, own in zip(mixed, inputs, strict=True):
+        first = x["caption"][0] if isinstance(x["caption"], tuple) else x["caption"]
+        assert first == own["caption"]
+    clip = model.backbone.clip_model
+    both, present = model.encoder(clip, [("grass", "sky and sand"), "grass"])
+    apart = [model.encoder(clip, [c])[0][0] for c in ("grass", "sky and sand")]
+    assert torch.equal(both[0], torch.cat(apart))
+    assert present.sum(1).tolist() == [len(both[0]), len(apart[0])]
 
 
 def test_captions_are_encoded_once_and_again_after_other_weights(semidavil, monkeypatch):
@@ -335,8 +354,6 @@ def test_a_map_that_the_backbone_lacks_is_an_error(semidavil):
 
 
 def test_classmix_pastes_whole_classes_of_the_partner_into_image_and_target():
-    import numpy as np
-
     targets = [labels((1, 5, 12), 12), labels((2, 7), 12), labels((3,), 12)]
     images = torch.rand(3, 3, 12, 12)
     pasted = 0
@@ -360,8 +377,6 @@ def test_classmix_pastes_whole_classes_of_the_partner_into_image_and_target():
 
 
 def test_classmix_of_empty_targets_changes_nothing():
-    import numpy as np
-
     empty = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 8, 8, dtype=torch.bool), torch.zeros(8, 8).bool())
     plan = ClassMix(1.0).plan_for([empty, empty], np.random.default_rng(0))
     assert not any(plan.changes(i) for i in range(2))

@@ -34,15 +34,13 @@ from .base import ReadOut, Segmenter
 @dataclass(frozen=True)
 class PseudoLabeling:
     """How a teacher labels (keys `SSL.*`): weight of the learned posterior (eq. 6; 1 = no ensemble), thresholds of the
-    panoptic read-out, least area of a segment in pixels, the weight of the losses that pseudo-labels give, and whether
-    pixels of no pseudo-segment carry a loss."""
+    panoptic read-out, least area of a segment in pixels, and the weight of the losses that pseudo-labels give."""
 
     alpha: float = 0.6
     object_threshold: float = 0.0
     overlap_threshold: float = 0.8
     min_area: int = 0
     loss_weight: float = 1.0
-    ignore_uncovered: bool = False
 
 
 @META_ARCH_REGISTRY.register()
@@ -117,7 +115,6 @@ class MaskFormer(Segmenter):
                 num_points=former.TRAIN_NUM_POINTS,
                 oversample_ratio=former.OVERSAMPLE_RATIO,
                 importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
-                spare_unknown=cfg.SSL.IGNORE_UNCOVERED,
             ),
             "taxonomy": taxonomy,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -131,7 +128,6 @@ class MaskFormer(Segmenter):
                 overlap_threshold=cfg.SSL.OVERLAP_THRESHOLD,
                 min_area=cfg.SSL.MIN_AREA,
                 loss_weight=cfg.SSL.LOSS_WEIGHT,
-                ignore_uncovered=cfg.SSL.IGNORE_UNCOVERED,
             ),
         }
 
@@ -256,8 +252,7 @@ class MaskFormer(Segmenter):
             inputs: "image" (3, H, W) 0..255, all of one size, and optionally "valid" (H, W) bool: segments are cut to it.
 
         Returns:
-            On the device, one per image; "valid" is passed on, without the pixels of no segment where
-            SSL.IGNORE_UNCOVERED says so.
+            On the device, one per image; "valid" is passed on.
         """
         images = self.preprocess(inputs)
         size, options = inputs[0]["image"].shape[-2:], self.pseudo_labeling
@@ -277,10 +272,10 @@ class MaskFormer(Segmenter):
                 region.panoptic.mul_(inside)
             regions.append(region)
             valid.append(inside)
-        segments = segments_of(regions, options.min_area)
-        if options.ignore_uncovered:  # masks are cut to the valid pixels
-            valid = [masks.any(0) for _, masks in segments]
-        return [Targets(labels, masks, v) for (labels, masks), v in zip(segments, valid, strict=True)]
+        return [
+            Targets(labels, masks, v)
+            for (labels, masks), v in zip(segments_of(regions, options.min_area), valid, strict=True)
+        ]
 
     def _read_out(
         self, class_logits: torch.Tensor, mask_logits: torch.Tensor, images: ImageList, index: int, inputs: dict

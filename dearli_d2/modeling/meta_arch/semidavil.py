@@ -224,7 +224,7 @@ class SemiDAViL(PixelSegmenter):
     @torch.no_grad()
     def _log(self, logits: torch.Tensor, target: torch.Tensor) -> None:
         """Plain cross-entropy beside the chosen loss, whose scale differs."""
-        if has_event_storage() and get_event_storage().iter % _LOG_PERIOD == 0:
+        if has_event_storage() and (get_event_storage().iter + 1) % _LOG_PERIOD == 0:
             get_event_storage().put_scalar("cross_entropy", cross_entropy_loss(logits, target).item())
 
 
