@@ -16,16 +16,8 @@ from . import study
 
 CONFIG = "miniworld/semidavil.yaml"
 NO_GUIDANCE = ("MODEL.SEMIDAVIL.GUIDANCE", "False")
-# without vision-language pre-training the backbone starts from random weights, and all of it is trained at the full rate
-NO_PRETRAINING = (
-    *NO_GUIDANCE,
-    "MODEL.BACKBONE.WEIGHTS",
-    "",
-    "MODEL.BACKBONE.TRAINABLE_BLOCKS",
-    "-1",
-    "SOLVER.BACKBONE_MULTIPLIER",
-    "1.0",
-)
+# without vision-language pre-training the backbone starts from random weights, and all of it is trained
+NO_PRETRAINING = (*NO_GUIDANCE, "MODEL.BACKBONE.WEIGHTS", "", "MODEL.BACKBONE.TRAINABLE_BLOCKS", "-1")
 NO_CONSISTENCY = ("DATASETS.UNLABELED", "()")
 PARTS = (
     ("labels only", "labels", (*NO_PRETRAINING, *NO_CONSISTENCY)),

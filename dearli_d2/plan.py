@@ -16,6 +16,7 @@ from torch import nn
 
 from .cli import report_errors
 from .config import get_config
+from .data.captions import reads_captions, with_captions
 from .data.catalog import dataset_dicts
 from .data.custom import register_custom
 from .data.taxonomy import Taxonomy, spread_colors
@@ -38,6 +39,11 @@ def data_rows(cfg: CfgNode) -> list[list[str]]:
         ("evaluation", cfg.DATASETS.TEST),
     ):
         rows += [[role, name, _images(name)] for name in names]
+    if reads_captions(cfg):
+        for name in dict.fromkeys(
+            (*cfg.DATASETS.SOURCE, *cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED, *cfg.DATASETS.TEST)
+        ):
+            rows.append(["captions", name, _captions(name)])
     if cfg.DATASETS.MASKS:
         found = MaskFolder(cfg.DATASETS.MASKS).manifest()
         state = f"by {found.get('generator')}" if found else "MISSING: python -m dearli_d2.masks generate makes them"
@@ -56,10 +62,18 @@ def _images(name: str) -> str:
         return f"MISSING: {error}"
 
 
+def _captions(name: str) -> str:
+    try:
+        return f"{len(with_captions(name, dataset_dicts(name)))} captions"
+    except DearliError as error:
+        return f"MISSING: {error}"
+
+
 def schedule_rows(cfg: CfgNode) -> list[list[str]]:
     """(what, value) of the schedule."""
     rows = [
-        ["batch, labelled", str(cfg.SOLVER.IMS_PER_BATCH)],
+        *([["batch, labelled", str(cfg.SOLVER.IMS_PER_BATCH)]] if cfg.DATASETS.TRAIN else []),
+        *([["batch, source", str(cfg.SSL.SOURCE_IMS_PER_BATCH)]] if cfg.DATASETS.SOURCE else []),
         ["crop", f"{cfg.INPUT.CROP_SIZE} x {cfg.INPUT.CROP_SIZE}"],
         ["iterations", str(cfg.SOLVER.MAX_ITER)],
         [
@@ -71,15 +85,13 @@ def schedule_rows(cfg: CfgNode) -> list[list[str]]:
         ["output", cfg.OUTPUT_DIR],
     ]
     if cfg.DATASETS.UNLABELED:
-        alpha = (
-            cfg.MODEL.ENSEMBLE.ALPHA if cfg.MODEL.ENSEMBLE.IN_PSEUDO_LABELS and cfg.MODEL.CLASSIFIER == "text" else 1.0
-        )
         rows[1:1] = [
             ["batch, unlabelled", f"{cfg.SSL.IMS_PER_BATCH} from iteration {cfg.SSL.START} on"],
-            ["teacher", f"EMA {cfg.SSL.EMA_DECAY:g}, pseudo-labels with alpha {alpha:g}"],
+            ["teacher", f"EMA {cfg.SSL.EMA_DECAY:g}, pseudo-labels {_pseudo_labels(cfg)}"],
         ]
     for role, names, batch, start in (
         ("labelled", cfg.DATASETS.TRAIN, cfg.SOLVER.IMS_PER_BATCH, 0),
+        ("source", cfg.DATASETS.SOURCE, cfg.SSL.SOURCE_IMS_PER_BATCH, 0),
         ("unlabelled", cfg.DATASETS.UNLABELED, cfg.SSL.IMS_PER_BATCH, cfg.SSL.START),
     ):
         try:
@@ -91,6 +103,13 @@ def schedule_rows(cfg: CfgNode) -> list[list[str]]:
                 [f"passes over the {role} images", f"{max(cfg.SOLVER.MAX_ITER - start, 0) * batch / images:.1f}"]
             )
     return rows
+
+
+def _pseudo_labels(cfg: CfgNode) -> str:
+    if cfg.INPUT.TARGETS == "semantic":
+        return f"from a confidence of {cfg.SSL.CONFIDENCE:g} on"
+    ensemble = cfg.MODEL.ENSEMBLE.IN_PSEUDO_LABELS and cfg.MODEL.CLASSIFIER == "text"
+    return f"with alpha {cfg.MODEL.ENSEMBLE.ALPHA if ensemble else 1.0:g}"
 
 
 def _decay(cfg: CfgNode) -> str:
@@ -105,7 +124,7 @@ def model_rows(cfg: CfgNode) -> list[list[str]]:
     backward pass, extrapolated from two small images: it grows linearly with the number of pixels. Losses, matching,
     workspace and the allocator's reserve come on top.
     """
-    images = cfg.SOLVER.IMS_PER_BATCH
+    images = cfg.SOLVER.IMS_PER_BATCH if cfg.DATASETS.TRAIN else 0
     images += cfg.SSL.IMS_PER_BATCH if cfg.DATASETS.UNLABELED else 0
     images += cfg.SSL.SOURCE_IMS_PER_BATCH if cfg.DATASETS.SOURCE else 0
     cfg = cfg.clone()

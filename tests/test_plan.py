@@ -33,6 +33,29 @@ def test_rows_of_miniworld(mini_config):
     assert "alpha 0.6" in schedule["teacher"]
 
 
+def test_rows_of_domain_adaptation(mini_config):
+    options = (
+        "SSL.SOURCE_IMS_PER_BATCH",
+        "5",
+        "SSL.IMS_PER_BATCH",
+        "2",
+        "SOLVER.MAX_ITER",
+        "100",
+        "INPUT.CROP_SIZE",
+        "192",
+    )
+    cfg = mini_config("DATASETS.TRAIN", "()", *options, file="semidavil.yaml")
+    found = [(row[0], row[2]) for row in data_rows(cfg)]
+    assert ("source", "200 images") in found
+    assert [value for what, value in found if what == "captions"] == ["200 captions", "950 captions"]
+    schedule = dict(schedule_rows(cfg))
+    assert "batch, labelled" not in schedule
+    assert schedule["batch, source"] == "5"
+    assert schedule["passes over the source images"] == "2.5"  # 100 x 5 / 200
+    assert "confidence of 0.6" in schedule["teacher"]
+    assert any(row[0] == "activations of 7 images" for row in model_rows(cfg))
+
+
 def test_memory_grows_with_the_batch_and_equals_what_autograd_keeps(mini_config):
     def activations(*overrides: str) -> float:
         row = next(

@@ -194,6 +194,28 @@ def test_schedule_is_poly_after_warm_up(repo):
     assert optimizer.param_groups[0]["lr"] == 0
 
 
+def test_exponential_schedule_decays_by_its_factor_in_every_tenth(repo):
+    options = [
+        "SOLVER.SCHEDULE",
+        "exponential",
+        "SOLVER.DECAY",
+        "0.9",
+        "SOLVER.MAX_ITER",
+        "50",
+        "SOLVER.WARMUP_ITERS",
+        "1",
+    ]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler, rates = build_scheduler(get_config(repo / "configs/miniworld/m2f_lang.yaml", options), optimizer), []
+    for _ in range(50):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == pytest.approx(0.5)
+    assert [rates[i] for i in (5, 10, 45)] == pytest.approx([0.9, 0.81, 0.9**9])
+    assert rates[7] == pytest.approx(0.9**1.4)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_mixed_precision_trains(mini_config, dtype):
     trainer = DualStreamTrainer(

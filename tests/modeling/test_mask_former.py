@@ -140,3 +140,16 @@ def test_targets_check_their_shapes():
         Targets(torch.zeros(2, dtype=torch.int64), torch.zeros(3, 4, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="must be bool"):
         Targets(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4, 4))
+
+
+def test_targets_as_a_class_map():
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[0, :2], masks[1, 1:3], masks[2, 3, :2] = True, True, True  # the second row is in two of them
+    labels = torch.tensor([7, 0, 3])
+    valid = torch.ones(4, 4, dtype=torch.bool)
+    valid[0, 0] = False
+    expected = torch.tensor([[255, 7, 7, 7], [7] * 4, [0] * 4, [3, 3, 255, 255]])
+    assert torch.equal(Targets(labels, masks, valid).semantic(), expected)
+    assert Targets(labels, masks).semantic()[0, 0] == 7
+    nothing = Targets(labels[:0], masks[:0])
+    assert (nothing.semantic(ignore=9) == 9).all()
