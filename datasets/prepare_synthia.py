@@ -14,18 +14,14 @@ and train carry no loss. Pairs whose sizes differ are left out and named. An int
 
 from __future__ import annotations
 
-import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from dearli_d2.cli import report_errors
-from dearli_d2.data.catalog import datasets_root
-from dearli_d2.data.preparation import categories_of, paired_stems, street_record, write_semantic_dataset
-from dearli_d2.data.streets import CLASSES, COLORS, synthia_table
+from dearli_d2.data.rendered_streets import prepare
+from dearli_d2.data.streets import synthia_table
 from dearli_d2.errors import DatasetError
 
 EXPECTED = 9400
@@ -42,28 +38,8 @@ def read_labels(path: Path) -> np.ndarray:
     return ids.astype(np.uint8)
 
 
-def convert(root: Path, stem: str) -> dict:
-    """Writes the label image of one image; returns its record."""
-    image, label = root / "RGB" / f"{stem}.png", root / "GT" / "LABELS" / f"{stem}.png"
-    return street_record(root / "semantic_train", image, label, read_labels, synthia_table())
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=4)
-    args = parser.parse_args(argv)
-
-    def command() -> int:
-        root = datasets_root() / "synthia"
-        stems = paired_stems("synthia", root / "RGB", root / "GT" / "LABELS")
-        categories = categories_of(CLASSES, COLORS)
-        one = partial(convert, root)
-        write_semantic_dataset(
-            "synthia_train", root / "semantic_train.json", stems, one, categories, args.workers, EXPECTED
-        )
-        return 0
-
-    return report_errors(command)
+    return prepare(argv, __doc__, "synthia", ("RGB", "GT/LABELS"), read_labels, synthia_table(), EXPECTED)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks import hvl, split_matching, study
+from benchmarks import hvl, semidavil, split_matching, study
 from benchmarks.text_matters import run_seed
 from dearli_d2.demo import climb
 
@@ -35,13 +35,12 @@ def assert_the_ladder_climbs(seeds: list[list[dict[str, float]]]) -> None:
     assert dearli > dear
 
 
-def means(rows, metrics, options_of_seed, out, names) -> np.ndarray:
-    """(rows, metrics): mean over three seeds of the named rows of a study."""
-    chosen = [row for row in rows if row.folder in names]
-    assert len(chosen) == len(names)
+def means(rows, metrics, options_of_seed, out, names, dataset="miniworld_val") -> np.ndarray:
+    """(rows, metrics): mean over three seeds of the named rows of a study, in the order of the names."""
+    by_folder = {row.folder: row for row in rows}
     results = [
-        [study.train(row, seed, out, options_of_seed(out, seed), "miniworld_val") for seed in range(3)]
-        for row in chosen
+        [study.train(by_folder[name], seed, out, options_of_seed(out, seed), dataset) for seed in range(3)]
+        for name in names
     ]
     return np.array([[np.mean([m.value(r) for r in of_seeds]) for m in metrics] for of_seeds in results])
 
@@ -76,3 +75,19 @@ def test_textual_queries_and_refinement_help(tmp_path):
 @pytest.mark.slow
 def test_split_matching_finds_classes_that_were_never_annotated(tmp_path):
     split_matching_finds_unseen_classes(tmp_path)
+
+
+def language_and_dyce_help_adaptation(out) -> None:
+    """mIoU and the mean IoU of the rarest third of the classes, without labels of the target and with 5 %."""
+    names = ("vlp_0_dyce", "dlg_0_dyce", "labels_5_dyce", "vlp_5_dyce", "dlg_5_dyce", "dlg_5_ce")
+    unlabelled, guided, labels, pretrained, full, plain = means(
+        semidavil.ROWS, semidavil.METRICS, semidavil.options_of_seed, out, names, "miniworld_night_val"
+    )
+    assert guided[0] > unlabelled[0] + 3
+    assert labels[0] < pretrained[0] < full[0]
+    assert full[1] > plain[1] + 3  # DyCE, on rare classes
+
+
+@pytest.mark.slow
+def test_language_and_dyce_help_domain_adaptation(tmp_path):
+    language_and_dyce_help_adaptation(tmp_path)

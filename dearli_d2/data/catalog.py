@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -155,6 +155,24 @@ def annotated_dicts(name: str) -> list[dict]:
         return []
     chosen = {d["image_id"] for d in dataset_dicts(name)}
     return [d for d in dataset_dicts(base) if d["image_id"] in chosen]
+
+
+def class_areas(dicts: Sequence[dict], num_classes: int, needed_by: str) -> np.ndarray:
+    """(N, K) annotated pixels of each class in each image, crowds left out.
+
+    Raises:
+        DatasetError: segments without an area, which the key `needed_by` needs.
+    """
+    areas = np.zeros((len(dicts), num_classes))
+    for row, d in zip(areas, dicts, strict=True):
+        for segment in d["segments_info"]:
+            if segment["area"] is None:
+                raise DatasetError(
+                    f"{d['pan_seg_file_name']}: its segments have no 'area' in the JSON file, which {needed_by} needs"
+                )
+            if not segment["iscrowd"]:
+                row[segment["category_id"]] += segment["area"]
+    return areas
 
 
 def _annotated(base: str, name: str, source: PanopticSource) -> list[dict]:

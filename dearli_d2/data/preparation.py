@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from ..errors import DatasetError, first_few
 from ..files import write_atomically, write_json
-from .streets import CLASSES, to_classes
 from .taxonomy import spread_colors
 
 
@@ -125,46 +124,6 @@ def check_pairs(images: Path, labels: Sequence[Path], split: str, expected: int 
     if expected is not None and len(stems) != expected:
         print(f"note: {split} has {len(stems)} images, the official release {expected}")
     return stems
-
-
-def paired_stems(name: str, images: Path, labels: Path) -> list[str]:
-    """Stems of the PNG images of a folder, sorted, after a check that each has a label.
-
-    Raises:
-        DatasetError: no image, or images without a label, with the first ones.
-    """
-    stems = sorted(p.stem for p in images.glob("*.png"))
-    if not stems:
-        raise DatasetError(f"{name}: no image in {images}; see --help for what to download")
-    present = {p.stem for p in labels.glob("*.png")}
-    absent = [s for s in stems if s not in present]
-    if absent:
-        raise DatasetError(
-            f"{name}: {len(absent)} of {len(stems)} images have no label in {labels}: {first_few(absent)}"
-        )
-    return stems
-
-
-def street_record(
-    out: Path, image: Path, label: Path, read_labels: Callable[[Path], np.ndarray], table: np.ndarray
-) -> dict:
-    """Writes the classes of one street scene below `out`; returns its record, or why it is skipped.
-
-    Args:
-        read_labels: (H, W) label ids of a file. table: (256,) class of each id, see `streets`.
-
-    Raises:
-        DatasetError: an id outside the table.
-    """
-    semantic = to_classes(read_labels(label), table, label)
-    height, width = semantic.shape
-    with Image.open(image) as opened:
-        size = opened.size
-    if size != (width, height):
-        return {"stem": image.stem, "skipped": f"image {size[0]} x {size[1]}, label {width} x {height} pixels"}
-    ids, segments = semantic_segments(semantic, len(CLASSES), label)
-    save_png(out / f"{image.stem}.png", ids_to_rgb(ids))
-    return {"stem": image.stem, "image": image.name, "height": height, "width": width, "segments_info": segments}
 
 
 def write_semantic_dataset(

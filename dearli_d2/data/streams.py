@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DatasetError
+from .catalog import class_areas
 
 
 class ShuffledOrder:
@@ -42,16 +43,8 @@ class RareClassOrder:
 
     def __init__(self, dicts: list[dict], num_classes: int, temperature: float, area: float, seed: int) -> None:
         self.seed = seed
-        shares = np.zeros((len(dicts), num_classes))
-        for row, d in zip(shares, dicts, strict=True):
-            for segment in d["segments_info"]:
-                if segment["area"] is None:
-                    raise DatasetError(
-                        f"{d['pan_seg_file_name']}: its segments have no 'area' in the JSON file, which "
-                        "DATALOADER.RARE_CLASS_SAMPLING needs"
-                    )
-                if not segment["iscrowd"]:
-                    row[segment["category_id"]] += segment["area"] / (d["height"] * d["width"])
+        sizes = np.array([[d["height"] * d["width"]] for d in dicts])
+        shares = class_areas(dicts, num_classes, "DATALOADER.RARE_CLASS_SAMPLING") / sizes
         members = [np.nonzero(column >= area)[0] if area else np.nonzero(column)[0] for column in shares.T]
         self.classes = [c for c, images in enumerate(members) if len(images)]
         if not self.classes:

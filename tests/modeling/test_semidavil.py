@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from dearli_d2.data.build import build_labeled_mapper
+from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.classmix import ClassMix
 from dearli_d2.engine.cutmix import mix_images, mix_targets
@@ -313,10 +315,31 @@ def test_without_labelled_target_images_it_trains_and_resumes(semidavil):
     assert again.start_iter == 2
 
 
-def test_source_images_are_scaled_on_their_own(semidavil):
-    from dearli_d2.data.build import build_labeled_mapper
-    from dearli_d2.data.catalog import dataset_dicts
+def test_weights_of_a_weighted_loss_come_from_source_and_target_annotations(semidavil):
+    cfg = semidavil("MODEL.SEMIDAVIL.LOSS", "weighted_ce")
+    model = build_model(cfg)
+    assert (model.loss.class_weight == 1).all()
+    model.check_training(cfg)
+    pixels = torch.zeros(16)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE):
+        for d in dataset_dicts(name):
+            for segment in d["segments_info"]:
+                pixels[segment["category_id"]] += segment["area"]
+    expected = 1 / pixels
+    assert torch.allclose(model.loss.class_weight, expected / expected.mean(), rtol=1e-4)
 
+
+def test_captions_of_unlabelled_images_are_checked_too(semidavil, monkeypatch):
+    cfg = semidavil()
+    model = build_model(cfg)
+    asked = []
+    monkeypatch.setattr(model.encoder, "tokens", lambda caption, owner: asked.append(owner))
+    model.check_training(cfg)
+    assert len(asked) == 200 + 1000  # source, and all night scenes
+    assert len(set(asked)) == 1200
+
+
+def test_source_images_are_scaled_on_their_own(semidavil):
     cfg = semidavil("INPUT.SOURCE_SCALE_RANGE", "(0.25, 0.25)", "INPUT.SCALE_RANGE", "(1.0, 1.0)")
     d = dataset_dicts("miniworld_train@0.05")[0]
     covered = [

@@ -13,6 +13,7 @@ from torch import nn
 
 from ...data.build import labeled_dicts, unlabeled_dicts
 from ...data.captions import reads_captions
+from ...data.catalog import class_areas
 from ...data.taxonomy import Taxonomy
 from ...errors import ConfigError, DatasetError
 from ..backbone.open_clip import OpenCLIPBackbone
@@ -166,7 +167,8 @@ class SemiDAViL(PixelSegmenter):
         """Weights of a weighted loss from the annotations; every caption must fit into the text tower."""
         annotated = [d for key in ("TRAIN", "SOURCE") for d in labeled_dicts(cfg, key)]
         if cfg.MODEL.SEMIDAVIL.LOSS == "weighted_ce":
-            self.loss.weigh(_pixels_of_classes(annotated, cfg.MODEL.NUM_CLASSES))
+            areas = class_areas(annotated, cfg.MODEL.NUM_CLASSES, "MODEL.SEMIDAVIL.LOSS weighted_ce")
+            self.loss.weigh(torch.from_numpy(areas.sum(0)))
         if reads_captions(cfg):
             for d in (*annotated, *unlabeled_dicts(cfg)):
                 self.encoder.tokens(d["caption"], f"{d['file_name']}: its caption")
@@ -237,17 +239,3 @@ def _feature_shape(backbone: nn.Module, name: str) -> ShapeSpec:
             f"MODEL.SEMIDAVIL.FEATURE {name}: the backbone has {', '.join(shapes)}; clip_vis_dense is that of OpenCLIP"
         )
     return shapes[name]
-
-
-def _pixels_of_classes(dicts: Sequence[dict], classes: int) -> torch.Tensor:
-    pixels = torch.zeros(classes, dtype=torch.float64)
-    for d in dicts:
-        for segment in d["segments_info"]:
-            if segment["area"] is None:
-                raise DatasetError(
-                    f"{d['pan_seg_file_name']}: its segments have no 'area' in the JSON file, which "
-                    "MODEL.SEMIDAVIL.LOSS weighted_ce needs"
-                )
-            if not segment["iscrowd"]:
-                pixels[segment["category_id"]] += segment["area"]
-    return pixels
