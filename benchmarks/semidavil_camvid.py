@@ -26,10 +26,14 @@ from . import study
 
 CONFIG = "camvid/semidavil.yaml"
 NO_CONSISTENCY = ("DATASETS.UNLABELED", "()")
+NO_LABELS = ("DATASETS.TRAIN", "()")
+CE = ("MODEL.SEMIDAVIL.LOSS", "ce")
 ROWS = (
-    study.Row("source and labels only", "labels", CONFIG, (*NO_CONSISTENCY, "MODEL.SEMIDAVIL.LOSS", "ce")),
-    study.Row("  + consistency", "consistency", CONFIG, ("MODEL.SEMIDAVIL.LOSS", "ce")),
-    study.Row("  + DyCE", "dyce", CONFIG),
+    study.Row("source only", "source", CONFIG, (*NO_LABELS, *NO_CONSISTENCY, *CE)),
+    study.Row("  + consistency", "adapted", CONFIG, (*NO_LABELS, *CE)),
+    study.Row("source and 12 target labels", "labels", CONFIG, (*NO_CONSISTENCY, *CE)),
+    study.Row("  + consistency", "consistency", CONFIG, CE),
+    study.Row("  + DyCE", "dyce", CONFIG, ("SSL.CONFIDENCE", "0.6")),
 )
 METRICS = (
     study.Metric("mIoU", study.semantic("mIoU")),
