@@ -315,6 +315,29 @@ def test_without_labelled_target_images_it_trains_and_resumes(semidavil):
     assert again.start_iter == 2
 
 
+def test_three_streams_resume_bit_by_bit(semidavil, tmp_path, monkeypatch):
+    options = "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2", "SSL.CONFIDENCE", "0.1", "SSL.CUTMIX", "1.0"
+    DualStreamTrainer(semidavil(*options, "OUTPUT_DIR", str(tmp_path / "whole"))).train()
+    step = DualStreamTrainer.run_step
+
+    def stops(self):
+        if self.iter == 3:
+            raise KeyboardInterrupt
+        step(self)
+
+    cfg = semidavil(*options, "OUTPUT_DIR", str(tmp_path / "parts"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(DualStreamTrainer, "run_step", stops)
+        DualStreamTrainer(cfg).train()
+    resumed = DualStreamTrainer(cfg, resume=True)
+    assert resumed.start_iter == 2
+    resumed.train()
+    whole, parts = (torch.load(tmp_path / name / "model_final.pth", weights_only=True) for name in ("whole", "parts"))
+    for which, other in ((whole["model"], parts["model"]), (whole["teacher"]["model"], parts["teacher"]["model"])):
+        assert all(torch.equal(tensor, other[name]) for name, tensor in which.items())
+    assert set(resumed.batch) == {"labeled", "source", "unlabeled"}
+
+
 def test_weights_of_a_weighted_loss_come_from_source_and_target_annotations(semidavil):
     cfg = semidavil("MODEL.SEMIDAVIL.LOSS", "weighted_ce")
     model = build_model(cfg)
