@@ -36,6 +36,8 @@ bench: $(STAMP)  ## speed and memory against peers, as ratios of one run
 	$(PY) -W ignore -m benchmarks.read_out
 	$(PY) -W ignore -m benchmarks.matching
 	$(PY) -W ignore -m benchmarks.step
+	$(PY) -W ignore -m benchmarks.regions
+	$(PY) -W ignore -m benchmarks.dyce
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage
