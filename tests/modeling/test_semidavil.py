@@ -28,8 +28,19 @@ CAPTION = "a picture of grass and striped red"
 
 @pytest.fixture
 def semidavil(mini_config):
-    """semidavil(*overrides): the miniworld config, unlabelled images from the first step."""
-    options = ("SSL.START", "0", "SSL.IMS_PER_BATCH", "2", "SSL.SOURCE_IMS_PER_BATCH", "2", "SSL.PICTURE_PERIOD", "0")
+    """semidavil(*overrides): the miniworld config with the paper's values, unlabelled images from the first step."""
+    paper = "SSL.LOSS_WEIGHT", "1.0", "MODEL.SEMIDAVIL.HARD_FRACTION", "0.2"
+    options = (
+        *paper,
+        "SSL.START",
+        "0",
+        "SSL.IMS_PER_BATCH",
+        "2",
+        "SSL.SOURCE_IMS_PER_BATCH",
+        "2",
+        "SSL.PICTURE_PERIOD",
+        "0",
+    )
     return lambda *overrides: mini_config(*options, "SSL.MONITOR_PERIOD", "0", *overrides, file="semidavil.yaml")
 
 
