@@ -247,6 +247,8 @@ def test_supervised_loss_is_dyce_over_source_and_target_together(semidavil):
     logits = torch.nn.functional.interpolate(model.logits(images, samples), size=(64, 64), mode="bilinear")
     target = torch.stack([x["targets"].semantic() for x in samples])
     assert torch.allclose(model(streams)["loss_sup"], dyce_loss(logits, target), rtol=1e-5)
+    with_more = model({**streams, "unlabeled": [sample(labels((4, 6)))]})["loss_sup"]  # which has a loss of its own
+    assert torch.allclose(with_more, dyce_loss(logits, target), rtol=1e-5)
     apart = [dyce_loss(logits[i : i + 1], target[i : i + 1]) for i in range(3)]
     assert not torch.allclose(sum(apart), model(streams)["loss_sup"], rtol=1e-2)
 
@@ -273,6 +275,9 @@ def test_teacher_labels_confident_pixels_without_a_gradient(semidavil):
     inputs = [sample()]
     target = teacher.pseudo_label(inputs)[0]
     probability = teacher.model.scores(teacher.model.preprocess(inputs), inputs)[0]
+    logits = teacher.model.logits(teacher.model.preprocess(inputs).tensor, inputs)
+    full = torch.nn.functional.interpolate(logits, size=(64, 64), mode="bilinear")[0]
+    assert torch.allclose(probability, full.softmax(0))
     confidence, label = probability.max(0)
     assert torch.equal(target.valid, confidence >= 0.2)
     assert torch.equal(target.semantic(), torch.where(confidence >= 0.2, label, 255))
