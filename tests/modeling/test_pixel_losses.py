@@ -53,7 +53,7 @@ def test_dyce_and_its_gradient_equal_the_closed_form(hard_fraction, omega):
     loss = dyce_loss(logits, target, hard_fraction, omega)
     loss.backward()
     expected, gradient = by_hand(logits.detach(), target, hard_fraction, omega)
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert torch.allclose(logits.grad.double(), gradient, atol=1e-6)
 
 

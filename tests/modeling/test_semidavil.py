@@ -239,6 +239,20 @@ def test_every_head_trains_every_parameter(semidavil, head):
     assert model.eval()([sample(size=50)])[0]["sem_seg"].shape == (16, 50, 50)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head", ["upsample", "dpt", "mask2former"])
+def test_losses_agree_with_fp32_under_autocast(semidavil, head, dtype):
+    model = build_model(semidavil("MODEL.SEMIDAVIL.HEAD", head)).train()
+    torch.nn.init.normal_(model.guidance.project.weight, std=0.1)
+    streams = {"source": [sample(labels())] * 2, "unlabeled": [sample(labels((0, 3)))]}
+    full = model(streams)
+    with torch.autocast("cpu", dtype=dtype):
+        half = model(streams)
+    for name, loss in full.items():
+        assert half[name].dtype == torch.float32
+        assert half[name].item() == pytest.approx(loss.item(), rel=0.03), name
+
+
 def test_supervised_loss_is_dyce_over_source_and_target_together(semidavil):
     model = build_model(semidavil()).train()
     streams = {"labeled": [sample(labels())], "source": [sample(labels((2, 7))), sample(labels((3,)))]}
