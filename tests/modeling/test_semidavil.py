@@ -356,9 +356,11 @@ def test_three_streams_resume_bit_by_bit(semidavil, tmp_path, monkeypatch):
         step(self)
 
     cfg = semidavil(*options, "OUTPUT_DIR", str(tmp_path / "parts"))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    trainer = DualStreamTrainer(cfg)
+    with monkeypatch.context() as patch:
         patch.setattr(DualStreamTrainer, "run_step", stops)
-        DualStreamTrainer(cfg).train()
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
     resumed = DualStreamTrainer(cfg, resume=True)
     assert resumed.start_iter == 2
     resumed.train()
