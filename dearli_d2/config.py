@@ -33,9 +33,8 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.ARCH = "resnet50"  # name of the timm or open_clip model
     cfg.MODEL.BACKBONE.WEIGHTS = ""  # pretrained tag, "pretrained", "package:NAME", "shipped", a file, or "" (random)
     cfg.MODEL.BACKBONE.FREEZE = False
-    cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS = (
-        -1
-    )  # last blocks of an OpenCLIP image tower that is not frozen; -1 = all of it
+    # last blocks of an OpenCLIP image tower that are trained, where it is not frozen; -1 = all of it
+    cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS = -1
     cfg.MODEL.BACKBONE.PYRAMID_DIM = 256  # channels of the feature pyramid of plain ViTs
 
     cfg.MODEL.PIXEL_DECODER = CfgNode()  # MSDeformAttn pixel decoder (Mask2Former, Sec. 3.2.2)

@@ -134,6 +134,15 @@ def validate(cfg: CfgNode) -> None:
             + ("; own data: DATASETS.CUSTOM.ROOT is missing" if cfg.DATASETS.CUSTOM.CLASSES else ""),
         ),
         (cfg.SEED >= 0, "SEED must be 0 or more"),
+        (
+            cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS == -1
+            or (
+                cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS >= 0
+                and cfg.MODEL.BACKBONE.NAME.startswith("OpenCLIP")
+                and not cfg.MODEL.BACKBONE.FREEZE
+            ),
+            "MODEL.BACKBONE.TRAINABLE_BLOCKS is -1, or 0 and more for an OpenCLIP backbone with MODEL.BACKBONE.FREEZE False",
+        ),
         (former.HIDDEN_DIM % former.HEADS == 0, "MODEL.MASK_FORMER.HIDDEN_DIM must be a multiple of its HEADS"),
         (
             former.HIDDEN_DIM % 4 == 0 and decoder.DIM % 4 == 0,

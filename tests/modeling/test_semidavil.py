@@ -328,6 +328,26 @@ def test_towers_train_what_leads_to_the_dense_features(semidavil, name, arch):
         assert any("resblocks.10.mlp" in n for n in trained)
 
 
+def test_building_a_model_leaves_running_statistics_alone(semidavil):
+    """What is not used is found by a probe through the backbone."""
+    blocks = (
+        "MODEL.BACKBONE.TRAINABLE_BLOCKS",
+        "-1",
+        "MODEL.SEMIDAVIL.GUIDANCE",
+        "False",
+        "MODEL.SEMIDAVIL.FEATURE",
+        "res4",
+    )
+    arch = "MODEL.BACKBONE.NAME", "TimmBackbone", "MODEL.BACKBONE.ARCH", "resnet18", "MODEL.BACKBONE.WEIGHTS", ""
+    model = build_model(semidavil(*blocks, *arch))
+    counted = [b for n, b in model.backbone.named_buffers() if n.endswith("num_batches_tracked")]
+    assert counted
+    assert not any(b.any() for b in counted)
+    assert model.backbone.training
+    layers = {n.split(".")[1] for n, p in model.backbone.named_parameters() if not p.requires_grad}
+    assert layers == {"layer4"}  # comes after res4
+
+
 def test_more_blocks_than_there_are_is_an_error(semidavil):
     with pytest.raises(ConfigError, match="has 4"):
         build_model(semidavil("MODEL.BACKBONE.TRAINABLE_BLOCKS", "9"))
@@ -414,6 +434,9 @@ def test_source_images_are_scaled_on_their_own(semidavil):
         (("MODEL.SEMIDAVIL.HARD_FRACTION", "0.0"), "HARD_FRACTION"),
         (("TEST.PANOPTIC_ON", "True"), "segments semantically"),
         (("SSL.MIX", "mixup"), "SSL.MIX"),
+        (("MODEL.BACKBONE.TRAINABLE_BLOCKS", "-2"), "TRAINABLE_BLOCKS"),
+        (("MODEL.BACKBONE.FREEZE", "True"), "TRAINABLE_BLOCKS"),
+        (("MODEL.BACKBONE.NAME", "TimmBackbone"), "TRAINABLE_BLOCKS"),
         (("INPUT.SOURCE_SCALE_RANGE", "(2.0, 1.0)"), "SOURCE_SCALE_RANGE"),
         (("SOLVER.SCHEDULE", "cosine"), "SOLVER.SCHEDULE"),
     ],

@@ -10,7 +10,7 @@ from detectron2.structures import ImageList
 from ...errors import ConfigError
 from ...structures import Targets
 from ..inference import resize_logits
-from ..pixel_losses import IGNORE, pixel_cross_entropy
+from ..pixel_losses import IGNORE
 from ..semantic import confident_targets
 from .base import Segmenter
 
@@ -61,8 +61,3 @@ class PixelSegmenter(Segmenter):
     def class_maps(self, samples: Sequence[dict], size: Sequence[int]) -> torch.Tensor:
         """(B, H, W) int64 targets of a batch padded to `size`, 255 = no loss."""
         return torch.stack([x["targets"].to(self.device).padded(*size).semantic(IGNORE) for x in samples])
-
-
-def confident_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over the pixels that have a class, 0 where there are none; see `pixel_cross_entropy`."""
-    return pixel_cross_entropy(logits, target).sum() / (target != IGNORE).sum().clamp(min=1)

@@ -27,7 +27,7 @@ from ..pixel_losses import PixelLoss, cross_entropy_loss
 from ..prompts import text_tower_of
 from ..semantic import normalized
 from .base import ReadOut
-from .pixel_segmenter import PixelSegmenter, confident_cross_entropy
+from .pixel_segmenter import PixelSegmenter
 
 _LOG_PERIOD = 20  # steps; as often as the trainer writes its scalars
 _NEUTRAL = "a photo"  # caption where an image is not a sample, as in a memory estimate
@@ -147,8 +147,11 @@ class SemiDAViL(PixelSegmenter):
         if not trained:
             return
         side = 2 * (self.backbone.size_divisibility or 32)
+        training = self.backbone.training
+        self.backbone.eval()  # running statistics must not learn from the probe
         with torch.enable_grad():
             probe = self.feature_map(torch.zeros(1, 3, side, side)).sum()
+        self.backbone.train(training)
         gradients = [None] * len(trained)
         if probe.requires_grad:
             gradients = torch.autograd.grad(probe, trained, allow_unused=True)
@@ -218,7 +221,7 @@ class SemiDAViL(PixelSegmenter):
         known, unknown = (~unlabeled).nonzero()[:, 0], unlabeled.nonzero()[:, 0]
         losses = {"loss_sup": self.loss_weight * self.loss(logits[known], target[known])}
         if len(unknown):
-            consistency = confident_cross_entropy(logits[unknown], target[unknown])
+            consistency = cross_entropy_loss(logits[unknown], target[unknown])
             losses["unlabeled_loss_con"] = self.unlabeled_weight * consistency
         self._log(logits[known], target[known])
         return losses
