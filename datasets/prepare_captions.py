@@ -18,14 +18,16 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from dearli_d2.cli import report_errors
 from dearli_d2.data.captions import caption_file, read_captions, relative_name
-from dearli_d2.data.catalog import dataset_dicts, source_of, split_name, taxonomy_of
+from dearli_d2.data.catalog import class_areas, dataset_dicts, source_of, split_name, taxonomy_of
 from dearli_d2.data.mappers import read_image
+from dearli_d2.data.preparation import listed
 from dearli_d2.errors import ConfigError, DatasetError, first_few
 from dearli_d2.files import write_atomically
 
@@ -67,11 +69,8 @@ def label_captioner(name: str, most: int) -> Captioner:
     def one(d: dict) -> str:
         if not d.get("segments_info"):
             raise DatasetError(f"{d['file_name']} has no annotation; --from-labels is for labelled images")
-        area: dict[int, int] = {}
-        for segment in d["segments_info"]:
-            area[segment["category_id"]] = area.get(segment["category_id"], 0) + (segment["area"] or 1)
-        shown = [names[c] for c in sorted(area, key=lambda c: -area[c])[:most]]
-        return "a photo of " + (", ".join(shown[:-1]) + " and " + shown[-1] if len(shown) > 1 else shown[0])
+        area = class_areas([d], len(names), "--from-labels")[0]
+        return f"a photo of {listed([names[c] for c in np.argsort(-area)[:most] if area[c]])}"
 
     return lambda dicts: [one(d) for d in dicts]
 

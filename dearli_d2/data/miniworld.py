@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import cache_dir, write_json
-from .preparation import ids_to_rgb, segment_info
+from .preparation import ids_to_rgb, listed, segment_info
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +251,7 @@ def caption(scene: Scene) -> str:
     areas = np.bincount(scene.segments.ravel(), minlength=len(scene.classes) + 1)[1:]
     order = sorted(range(len(areas)), key=lambda i: -areas[i])
     names = list(dict.fromkeys(scene.classes[i].name for i in order))[:_CAPTION_CLASSES]
-    return "a picture of " + (", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0])
+    return f"a picture of {listed(names)}"
 
 
 # ---------------------------------------------------------------------------------------------- files

@@ -58,6 +58,11 @@ def categories_of(classes: Sequence[str], colors: Sequence[Sequence[int]] | None
     return categories
 
 
+def listed(names: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
 def convert_all(
     keys: Sequence[str], convert: Callable[[str], dict], journal: Path, workers: int, description: str
 ) -> list[dict]:

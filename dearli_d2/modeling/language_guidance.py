@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import DatasetError
-from .prompts import text_tower_of
+from .prompts import text_tower_of, token_features
 
 _CACHED = 4096  # captions
 
@@ -121,11 +121,7 @@ class CaptionEncoder:
     @staticmethod
     def _encode(tower: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         with torch.autocast(tokens.device.type, enabled=False):
-            x = tower.token_embedding(tokens).float()
-            length = x.shape[1]
-            mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
-            x = tower.transformer(x + tower.positional_embedding[:length], attn_mask=mask)
-            return tower.ln_final(x)
+            return token_features(tower, tower.token_embedding(tokens).float())
 
 
 def text_width(clip_model: nn.Module) -> int:

@@ -32,7 +32,8 @@ def dyce_loss(
 
     L = sum over hard pixels i of n_H^-omega n_c(i)^-(1 - omega) l_i, with n_H the hard pixels and n_c those of class c; so
     omega 1 is their mean, omega 0 the sum of the means of their classes. No gradient passes through the choice or the
-    counts. Each rank chooses its own hard pixels, the counts are those of all ranks.
+    counts. Each rank chooses its own hard pixels, the counts are those of all ranks. The number of valid pixels goes to the
+    host, once a call.
 
     Args:
         logits: (B, C, H, W). target: (B, H, W) int64. hard_fraction: share of the valid pixels that count as hard, at least

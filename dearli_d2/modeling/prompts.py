@@ -61,11 +61,8 @@ class PromptLearner(nn.Module):
         with torch.autocast(self.prompt.device.type, enabled=False):
             embedded = tower.token_embedding(self.tokens).float()
             prompt = self.prompt.expand(len(embedded), -1, -1)
-            x = torch.cat([embedded[:, :1], prompt, embedded[:, 1:]], 1)
-            length = x.shape[1]
-            mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
-            x = tower.transformer(x + tower.positional_embedding[:length], attn_mask=mask)
-            x = tower.ln_final(x)[torch.arange(len(x), device=x.device), self.end + self.prompt.shape[1]]
+            x = token_features(tower, torch.cat([embedded[:, :1], prompt, embedded[:, 1:]], 1))
+            x = x[torch.arange(len(x), device=x.device), self.end + self.prompt.shape[1]]
             projection = tower.text_projection
             x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
             return F.normalize(x, dim=-1)
@@ -103,6 +100,13 @@ def text_tower_of(clip_model: nn.Module) -> nn.Module:
     if not hasattr(tower, "token_embedding") or pool not in _POOLS:
         raise ConfigError(f"the text tower {type(tower).__name__} cannot take learnable prompts")
     return tower
+
+
+def token_features(tower: nn.Module, embedded: torch.Tensor) -> torch.Tensor:
+    """(B, n, C) embedded tokens through the transformer of a text tower: features of every token, before pooling."""
+    length = embedded.shape[1]
+    mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
+    return tower.ln_final(tower.transformer(embedded + tower.positional_embedding[:length], attn_mask=mask))
 
 
 class PromptRegularizer(nn.Module):
