@@ -82,3 +82,10 @@ SSL = ("SSL.START", "0", "SSL.IMS_PER_BATCH", "2", "SSL.PICTURE_PERIOD", "0", "S
 def ssl_config(mini_config):
     """As mini_config, semi-supervised from the first step."""
     return lambda *overrides, file="dear.yaml": mini_config(*SSL, *overrides, file=file)
+
+
+@pytest.fixture
+def semidavil(mini_config):
+    """semidavil(*overrides): the miniworld config with the paper's values, unlabelled images from the first step."""
+    paper = "SSL.LOSS_WEIGHT", "1.0", "MODEL.SEMIDAVIL.HARD_FRACTION", "0.2", "SSL.SOURCE_IMS_PER_BATCH", "2"
+    return lambda *overrides: mini_config(*SSL, *paper, *overrides, file="semidavil.yaml")
