@@ -12,6 +12,7 @@ from torch import nn
 from ..structures import Targets
 from .losses import mask_bce, mask_dice, sample_points, sample_validity
 from .matcher import HungarianMatcher, Matches
+from .ranks import over_ranks
 from .transformer_decoder import DecoderOutput
 
 # masks whose candidate points are drawn at a time: few enough for the cache, many enough for a GPU
@@ -157,12 +158,7 @@ class SetCriterion(nn.Module):
     @staticmethod
     def _mean_number_of_masks(targets: Sequence[Targets], device: torch.device) -> torch.Tensor | float:
         count = float(sum(len(t) for t in targets))
-        world_size = comm.get_world_size()
-        if world_size > 1:
-            total = torch.tensor(count, device=device)
-            torch.distributed.all_reduce(total)
-            return total.clamp(min=1) / world_size  # as one process with the joint batch, also when masks are few
-        return max(count, 1.0)
+        return over_ranks(torch.tensor(count, device=device)) if comm.get_world_size() > 1 else max(count, 1.0)
 
 
 def _by_match(losses: torch.Tensor, matches: Matches) -> torch.Tensor:

@@ -17,6 +17,11 @@ from ..semantic import sliding_window
 _PAD_TO = 32
 
 
+def input_divisor(backbone: nn.Module) -> int:
+    """What the sides of a backbone's input are multiples of."""
+    return backbone.size_divisibility or _PAD_TO
+
+
 @dataclass(frozen=True)
 class ReadOut:
     """What inference returns and its thresholds (keys `TEST.*`)."""
@@ -53,6 +58,8 @@ class Segmenter(nn.Module):
     read_out: what inference returns.
     """
 
+    labels_itself = False  # unlabelled images, by its `cross_labels`; else an EMA teacher does
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -72,13 +79,18 @@ class Segmenter(nn.Module):
         """What a method knows to fail, said before the first step. Raises `ConfigError`."""
 
     @property
+    def training_divisor(self) -> int:
+        """What the sides of training crops must be multiples of; 1 where the images are padded."""
+        return 1
+
+    @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
     def preprocess(self, batch: list[dict]) -> ImageList:
         """Normalised images, padded at the right and bottom to a multiple of the backbone's need, or of 32."""
         images = [(x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for x in batch]
-        return ImageList.from_tensors(images, self.backbone.size_divisibility or _PAD_TO)
+        return ImageList.from_tensors(images, input_divisor(self.backbone))
 
     def forward(self, batch: list[dict] | dict[str, list[dict]]) -> dict[str, torch.Tensor] | list[dict]:
         """Args:

@@ -26,7 +26,8 @@ from ..per_pixel import DPTHead, UpsampleHead
 from ..pixel_losses import PixelLoss, cross_entropy_loss
 from ..prompts import text_tower_of
 from ..semantic import normalized
-from .base import ReadOut
+from ..unused import freeze_unused
+from .base import ReadOut, input_divisor
 from .pixel_segmenter import PixelSegmenter
 
 _LOG_PERIOD = 20  # steps; as often as the trainer writes its scalars
@@ -105,7 +106,7 @@ class SemiDAViL(PixelSegmenter):
         self.feature, self.head, self.guidance = feature, head, guidance
         self.beside, self.captions, self.loss = language, captions, loss
         self.loss_weight, self.unlabeled_weight, self.confidence = loss_weight, unlabeled_weight, confidence
-        self._freeze_unused()
+        freeze_unused(backbone, self.feature_map, input_divisor(backbone))
         self.encoder = None
         if guidance is not None:
             clip = self.language
@@ -139,24 +140,6 @@ class SemiDAViL(PixelSegmenter):
             "confidence": cfg.SSL.CONFIDENCE,
             "read_out": ReadOut.from_config(cfg),
         }
-
-    def _freeze_unused(self) -> None:
-        """Freezes what does not lead to the classified map, such as CLIP's own head: data-parallel training wants a gradient
-        for every parameter that is trained."""
-        trained = [p for p in self.backbone.parameters() if p.requires_grad]
-        if not trained:
-            return
-        side = 2 * (self.backbone.size_divisibility or 32)
-        training = self.backbone.training
-        self.backbone.eval()  # running statistics must not learn from the probe
-        with torch.enable_grad():
-            probe = self.feature_map(torch.zeros(1, 3, side, side)).sum()
-        self.backbone.train(training)
-        gradients = [None] * len(trained)
-        if probe.requires_grad:
-            gradients = torch.autograd.grad(probe, trained, allow_unused=True)
-        for parameter, gradient in zip(trained, gradients, strict=True):
-            parameter.requires_grad_(gradient is not None)
 
     @property
     def language(self) -> OpenCLIPBackbone:
