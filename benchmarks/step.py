@@ -52,8 +52,8 @@ def _samples(size: int, count: int, seed: int) -> list[dict]:
         samples.append(
             {
                 "image": image,
-                "strong": 255 - image,
-                "valid": torch.ones(size, size, dtype=torch.bool),
+                "strong": (255 - image)[None],
+                "inside": torch.ones(size, size, dtype=torch.bool),
                 "targets": Targets(labels, masks),
                 "file_name": "",
             }
@@ -75,7 +75,7 @@ def build_ours(size: int, count: int, amp: bool) -> Callable[[], dict]:
     """The step as the trainer runs it."""
     model, cfg = _model(amp)
     teacher, optimizer = EMATeacher(model), build_optimizer(cfg, model)
-    labeler = PseudoLabeler(teacher, CutMix(1.0), model.taxonomy.thing_ids, model.device)
+    labeler = PseudoLabeler(teacher.labels, CutMix(1.0), model.taxonomy.thing_ids, model.device)
     labeled, unlabeled = _samples(size, count, 0), _samples(size, count, 1)
     rng = np.random.default_rng(0)
 
@@ -108,7 +108,7 @@ def build_naive(size: int, count: int, amp: bool) -> Callable[[], dict]:
         plan = CutMix(1.0).plan(count, size, size, rng)
         with autocast(cfg):
             own, partner = label(unlabeled), label([unlabeled[i] for i in plan.partner])
-            images = mix_images(torch.stack([x["strong"] for x in unlabeled]).to(model.device), plan)
+            images = mix_images(torch.stack([x["strong"][0] for x in unlabeled]).to(model.device), plan)
             pseudo = []
             for i in range(count):
                 inside = plan.inside(i, size, size, model.device)

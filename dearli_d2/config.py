@@ -36,6 +36,9 @@ def add_dearli_config(cfg: CfgNode) -> None:
     # last blocks of an OpenCLIP image tower that are trained, where it is not frozen; -1 = all of it
     cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS = -1
     cfg.MODEL.BACKBONE.PYRAMID_DIM = 256  # channels of the feature pyramid of plain ViTs
+    cfg.MODEL.BACKBONE.LAYERS = ()  # four blocks of a plain timm ViT, from 0 on, that make the pyramid; () = its last one
+    cfg.MODEL.BACKBONE.LEVEL_DIMS = (48, 96, 192, 384)  # channels of the pyramid of LAYERS
+    cfg.MODEL.BACKBONE.CHECKPOINT_BLOCKS = False  # of a timm network: less memory, a forward pass more
 
     cfg.MODEL.PIXEL_DECODER = CfgNode()  # MSDeformAttn pixel decoder (Mask2Former, Sec. 3.2.2)
     cfg.MODEL.PIXEL_DECODER.DIM = 256
@@ -120,6 +123,22 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEMIDAVIL.HARD_FRACTION = 0.2  # h of DyCE: share of the pixels that are mined
     cfg.MODEL.SEMIDAVIL.OMEGA = 0.5  # of DyCE: 1 = mean over mined pixels, 0 = sum of the means of their classes
 
+    cfg.MODEL.DPT = CfgNode()  # used where MODEL.META_ARCHITECTURE is "DPTSegmenter" or "SegKC", there of the junior
+    cfg.MODEL.DPT.DIM = 64  # channels of the fused maps
+    cfg.MODEL.DPT.NORM = "BN"  # over all GPUs; or "GN"
+    cfg.MODEL.DPT.LOSS_WEIGHT = 1.0  # of labelled images
+    cfg.MODEL.DPT.FEATURE_DROPOUT = False  # channels of unlabelled images (UniMatch V2)
+
+    cfg.MODEL.SENIOR = CfgNode()  # used where MODEL.META_ARCHITECTURE is "SegKC"; the junior is MODEL.BACKBONE
+    cfg.MODEL.SENIOR.BACKBONE = cfg.MODEL.BACKBONE.clone()
+    cfg.MODEL.SENIOR.DIM = 128  # as MODEL.DPT.DIM
+    cfg.MODEL.SEGKC = CfgNode()
+    cfg.MODEL.SEGKC.CONSULT = True  # the senior reads the junior's features in training
+    cfg.MODEL.SEGKC.CONSULT_GRAD = False  # whether its losses reach the junior through them
+    cfg.MODEL.SEGKC.KD_WEIGHT = 1.0  # 0 = no distillation
+    cfg.MODEL.SEGKC.KD_TEMPERATURE = 2.0
+    cfg.MODEL.SEGKC.READ = "junior"  # or "senior", for a diagnosis: whose scores inference returns
+
     cfg.DATASETS.UNSEEN_CLASSES = ()  # names that training must not see (zero-shot); removed when labels are read
     cfg.DATASETS.UNLABELED = ()  # names of data sets or views; their annotations are never read for training
     cfg.DATASETS.SOURCE = ()  # labelled data of another domain, a stream of its own; classes as those of DATASETS.TRAIN
@@ -151,9 +170,11 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.SSL.MIN_AREA = 0  # pixels of a pseudo-segment
     cfg.SSL.CONFIDENCE = 0.95  # semantic pseudo-labels: least probability of a pixel's class, else it carries no loss
     cfg.SSL.JITTER = (0.8, 0.8, 0.8, 0.2)  # strong view: brightness, contrast, saturation, hue
+    cfg.SSL.JITTER_PROBABILITY = 1.0
     cfg.SSL.GREYSCALE = 0.2  # probability
     cfg.SSL.BLUR = 0.5  # probability
     cfg.SSL.BLUR_SIGMA = (0.1, 2.0)  # pixels
+    cfg.SSL.STRONG_VIEWS = 1  # of each unlabelled image, 1 or 2
     cfg.SSL.MIX = "cutmix"  # or "classmix": half of the classes of another image in the batch
     cfg.SSL.CUTMIX = 0.5  # probability of a paste per image, 0 = off
     cfg.SSL.CUTMIX_AREA = (0.02, 0.4)  # of the crop

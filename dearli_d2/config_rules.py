@@ -107,6 +107,54 @@ def _semidavil_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
     ]
 
 
+def _dpt_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
+    name, weight, segkc = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DPT.LOSS_WEIGHT, cfg.MODEL.SEGKC
+    return [
+        (
+            cfg.INPUT.TARGETS == "semantic" and not (cfg.TEST.PANOPTIC_ON or cfg.TEST.INSTANCE_ON),
+            f"{name} segments semantically: INPUT.TARGETS semantic, TEST.PANOPTIC_ON and TEST.INSTANCE_ON False",
+        ),
+        (cfg.MODEL.CLASSIFIER == "linear", f"{name} has a linear classifier: MODEL.CLASSIFIER linear"),
+        (cfg.MODEL.DPT.NORM in ("BN", "GN"), f"MODEL.DPT.NORM is {cfg.MODEL.DPT.NORM!r}; it can be BN or GN"),
+        (cfg.MODEL.DPT.DIM >= 1 and cfg.MODEL.SENIOR.DIM >= 1, "MODEL.DPT.DIM and MODEL.SENIOR.DIM must be positive"),
+        (weight > 0, "MODEL.DPT.LOSS_WEIGHT must be positive"),
+        (segkc.KD_WEIGHT >= 0, "MODEL.SEGKC.KD_WEIGHT must be 0 or more"),
+        (segkc.KD_TEMPERATURE > 0, "MODEL.SEGKC.KD_TEMPERATURE must be positive"),
+        (
+            segkc.READ in ("junior", "senior"),
+            f"MODEL.SEGKC.READ is {segkc.READ!r}; it can be junior or senior",
+        ),
+        (
+            name != "SegKC" or cfg.TEST.WEIGHTS == "student",
+            "SegKC has no EMA teacher: TEST.WEIGHTS must be student; MODEL.SEGKC.READ senior evaluates the senior",
+        ),
+        (
+            name != "SegKC" or not cfg.SSL.TEACHER_WEIGHTS,
+            "SegKC has no EMA teacher: SSL.TEACHER_WEIGHTS must be empty",
+        ),
+    ]
+
+
+def _backbone_rules(key: str, backbone: CfgNode) -> list[tuple[bool, str]]:
+    layers, timm = backbone.LAYERS, backbone.NAME == "TimmBackbone"
+    return [
+        (
+            backbone.TRAINABLE_BLOCKS == -1
+            or (backbone.TRAINABLE_BLOCKS >= 0 and backbone.NAME.startswith("OpenCLIP") and not backbone.FREEZE),
+            f"{key}.TRAINABLE_BLOCKS is -1, or 0 and more for an OpenCLIP backbone with {key}.FREEZE False",
+        ),
+        (
+            not layers or (timm and len(layers) == 4 and min(layers) >= 0 and list(layers) == sorted(set(layers))),
+            f"{key}.LAYERS is (), or four rising numbers of blocks of a plain ViT with {key}.NAME TimmBackbone",
+        ),
+        (
+            len(backbone.LEVEL_DIMS) == 4 and min(backbone.LEVEL_DIMS) >= 1,
+            f"{key}.LEVEL_DIMS must be four numbers of channels",
+        ),
+        (timm or not backbone.CHECKPOINT_BLOCKS, f"{key}.CHECKPOINT_BLOCKS is for {key}.NAME TimmBackbone"),
+    ]
+
+
 def validate(cfg: CfgNode) -> None:
     """Raises `ConfigError` for the first rule that does not hold."""
     former, decoder = cfg.MODEL.MASK_FORMER, cfg.MODEL.PIXEL_DECODER
@@ -134,15 +182,8 @@ def validate(cfg: CfgNode) -> None:
             + ("; own data: DATASETS.CUSTOM.ROOT is missing" if cfg.DATASETS.CUSTOM.CLASSES else ""),
         ),
         (cfg.SEED >= 0, "SEED must be 0 or more"),
-        (
-            cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS == -1
-            or (
-                cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS >= 0
-                and cfg.MODEL.BACKBONE.NAME.startswith("OpenCLIP")
-                and not cfg.MODEL.BACKBONE.FREEZE
-            ),
-            "MODEL.BACKBONE.TRAINABLE_BLOCKS is -1, or 0 and more for an OpenCLIP backbone with MODEL.BACKBONE.FREEZE False",
-        ),
+        *_backbone_rules("MODEL.BACKBONE", cfg.MODEL.BACKBONE),
+        *_backbone_rules("MODEL.SENIOR.BACKBONE", cfg.MODEL.SENIOR.BACKBONE),
         (former.HIDDEN_DIM % former.HEADS == 0, "MODEL.MASK_FORMER.HIDDEN_DIM must be a multiple of its HEADS"),
         (
             former.HIDDEN_DIM % 4 == 0 and decoder.DIM % 4 == 0,
@@ -175,7 +216,10 @@ def validate(cfg: CfgNode) -> None:
             not (cfg.SSL.START and cfg.SSL.TEACHER_WEIGHTS),
             "SSL.START makes the teacher from the student, so SSL.TEACHER_WEIGHTS would be lost; use one of them",
         ),
-        *((0 <= cfg.SSL[key] <= 1, f"SSL.{key} is a probability") for key in ("CUTMIX", "GREYSCALE", "BLUR")),
+        *(
+            (0 <= cfg.SSL[key] <= 1, f"SSL.{key} is a probability")
+            for key in ("CUTMIX", "JITTER_PROBABILITY", "GREYSCALE", "BLUR")
+        ),
         (
             len(cfg.SSL.JITTER) == 4 and all(j >= 0 for j in cfg.SSL.JITTER) and cfg.SSL.JITTER[3] <= 0.5,
             "SSL.JITTER must be (brightness, contrast, saturation, hue), none negative, hue at most 0.5",
@@ -197,6 +241,8 @@ def validate(cfg: CfgNode) -> None:
             not cfg.TEST.WINDOW or not (cfg.TEST.PANOPTIC_ON or cfg.TEST.INSTANCE_ON),
             "TEST.WINDOW gives semantic scores only: TEST.PANOPTIC_ON and TEST.INSTANCE_ON must be off",
         ),
+        (cfg.SSL.STRONG_VIEWS in (1, 2), "SSL.STRONG_VIEWS must be 1 or 2"),
+        *(_dpt_rules(cfg) if cfg.MODEL.META_ARCHITECTURE in ("DPTSegmenter", "SegKC") else []),
         *(_hvl_rules(cfg) if cfg.MODEL.META_ARCHITECTURE == "HVL" else []),
         *(_semidavil_rules(cfg) if cfg.MODEL.META_ARCHITECTURE == "SemiDAViL" else []),
         *(_split_rules(cfg) if cfg.MODEL.META_ARCHITECTURE == "SplitMatching" else []),

@@ -89,8 +89,9 @@ def _labeled_order(cfg: CfgNode, dicts: list[dict], seed: int) -> RareClassOrder
 
 def build_unlabeled_mapper(cfg: CfgNode) -> UnlabeledTrainMapper:
     """Weak and strong view of unlabelled images."""
-    strong = StrongPhotometry(cfg.SSL.JITTER, cfg.SSL.GREYSCALE, cfg.SSL.BLUR, cfg.SSL.BLUR_SIGMA)
-    return UnlabeledTrainMapper(_geometry(cfg), strong, cfg.INPUT.CROP_SIZE, cfg.INPUT.PAD_VALUE)
+    ssl = cfg.SSL
+    strong = StrongPhotometry(ssl.JITTER, ssl.GREYSCALE, ssl.BLUR, ssl.BLUR_SIGMA, ssl.JITTER_PROBABILITY)
+    return UnlabeledTrainMapper(_geometry(cfg), strong, cfg.INPUT.CROP_SIZE, cfg.INPUT.PAD_VALUE, ssl.STRONG_VIEWS)
 
 
 def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, list[dict]]]:

@@ -82,7 +82,8 @@ class PanopticTrainMapper:
         self.targets = targets
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Returns "image" (3, S, S) uint8, "targets" (S x S), and what is `passed_on`."""
+        """Returns "image" (3, S, S) uint8, "targets" (S x S), "inside" (S, S) bool (False = padding), and what is
+        `passed_on`."""
         return self.sample_and_view(dataset_dict)[0]
 
     def sample_and_view(self, dataset_dict: dict) -> tuple[dict, View]:
@@ -100,6 +101,7 @@ class PanopticTrainMapper:
         sample = {
             "image": pad_image(pixels, self.pad_to, self.pad_value),
             "targets": targets,
+            "inside": inside_padding(pixels, self.pad_to),
             **passed_on(dataset_dict),
         }
         return sample, view
@@ -162,25 +164,29 @@ class UnlabeledTrainMapper:
 
     Args:
         geometry: shared by both views. strong: photometric augmentation of the strong view.
-        pad_to, pad_value: see `PanopticTrainMapper`.
+        pad_to, pad_value: see `PanopticTrainMapper`. strong_views: how many strong views are drawn.
     """
 
     def __init__(
-        self, geometry: WeakGeometry, strong: Callable[[np.ndarray], np.ndarray], pad_to: int, pad_value: int = 128
+        self,
+        geometry: WeakGeometry,
+        strong: Callable[[np.ndarray], np.ndarray],
+        pad_to: int,
+        pad_value: int = 128,
+        strong_views: int = 1,
     ) -> None:
-        self.geometry, self.strong, self.pad_to, self.pad_value = geometry, strong, pad_to, pad_value
+        self.geometry, self.strong, self.strong_views = geometry, strong, strong_views
+        self.pad_to, self.pad_value = pad_to, pad_value
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Returns "image" (weak) and "strong", both (3, S, S) uint8, "valid" (S, S) bool (False = padding), and what is
-        `passed_on`."""
+        """Returns "image" (3, S, S) uint8, the weak view, "strong" (V, 3, S, S) uint8, "inside" (S, S) bool (False =
+        padding), and what is `passed_on`."""
         view = self.geometry(read_image(dataset_dict["file_name"]))
-        height, width = view.image.shape[:2]
-        valid = torch.zeros(self.pad_to, self.pad_to, dtype=torch.bool)
-        valid[:height, :width] = True
+        strong = [pad_image(self.strong(view.image), self.pad_to, self.pad_value) for _ in range(self.strong_views)]
         return {
             "image": pad_image(view.image, self.pad_to, self.pad_value),
-            "strong": pad_image(self.strong(view.image), self.pad_to, self.pad_value),
-            "valid": valid,
+            "strong": torch.stack(strong),
+            "inside": inside_padding(view.image, self.pad_to),
             **passed_on(dataset_dict),
         }
 
@@ -196,6 +202,13 @@ def pad_image(image: np.ndarray, size: int, value: int) -> torch.Tensor:
     padded = np.full((size, size, 3), value, dtype=np.uint8)
     padded[:height, :width] = image
     return torch.from_numpy(padded.transpose(2, 0, 1).copy())
+
+
+def inside_padding(image: np.ndarray, size: int) -> torch.Tensor:
+    """(size, size) bool: where `pad_image` puts the (H, W, 3) image."""
+    inside = torch.zeros(size, size, dtype=torch.bool)
+    inside[: image.shape[0], : image.shape[1]] = True
+    return inside
 
 
 class TestMapper:

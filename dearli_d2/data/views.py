@@ -61,8 +61,8 @@ class StrongPhotometry:
     """Colour jitter, greyscale and blur of the strong view; CutMix, its last part, works on batches (`engine.cutmix`).
 
     Args:
-        jitter: brightness, contrast, saturation (relative) and hue (turns, at most 0.5), always applied.
-        grey_probability, blur_probability: of the other two. blur_sigma: range in pixels.
+        jitter: brightness, contrast, saturation (relative) and hue (turns, at most 0.5).
+        grey_probability, blur_probability, jitter_probability: of each of the three. blur_sigma: range in pixels.
     """
 
     def __init__(
@@ -71,11 +71,13 @@ class StrongPhotometry:
         grey_probability: float = 0.2,
         blur_probability: float = 0.5,
         blur_sigma: tuple[float, float] = (0.1, 2.0),
+        jitter_probability: float = 1.0,
     ) -> None:
         kernel = 2 * int(np.ceil(3 * blur_sigma[1])) + 1
+        colors = v2.ColorJitter(*jitter)
         self.transform = v2.Compose(
             [
-                v2.ColorJitter(*jitter),
+                colors if jitter_probability == 1 else v2.RandomApply([colors], jitter_probability),
                 v2.RandomGrayscale(grey_probability),
                 v2.RandomApply([v2.GaussianBlur(kernel, blur_sigma)], blur_probability),
             ]

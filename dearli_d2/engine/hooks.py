@@ -35,7 +35,7 @@ class SaveHook(HookBase):
 
 
 class PictureHook(HookBase):
-    """Weak view, teacher's pseudo-label, strong view with CutMix and its targets of the first unlabelled images of a batch,
+    """Weak view, its pseudo-label, strong view with CutMix and its targets of the first unlabelled images of a batch,
     and labelled images with their targets: to `OUTPUT_DIR/batches/` and TensorBoard, in the first step, the first with
     unlabelled images, and then every `period` ones."""
 
@@ -56,7 +56,7 @@ class PictureHook(HookBase):
 
 
 class PseudoLabelMonitor(HookBase):
-    """Quality of the teacher's pseudo-labels, for unlabelled images whose annotations exist (on benchmarks the "unlabelled"
+    """Quality of the pseudo-labels, for unlabelled images whose annotations exist (on benchmarks the "unlabelled"
     part has them): a diagnosis, nothing that training could learn from. Logged as "pseudo_label/PQ", of semantic ones as
     "pseudo_label/mIoU" of the pixels that carry a loss and "pseudo_label/coverage", their share in percent; at the first
     step with unlabelled images, then every `period` ones."""
@@ -84,7 +84,7 @@ class PseudoLabelMonitor(HookBase):
         for d in self.dicts:
             with autocast(self.trainer.cfg):
                 sample = {**passed_on(d), "image": self.mapper(d)["image"]}
-                targets = self.trainer.teacher.pseudo_label([sample])[0]
+                targets = self.trainer.pseudo_labeler.label([sample])["targets"][0]
             quality.add(targets, d)
         for part in comm.gather(quality)[1:]:  # on the main process the others' counts, else nothing
             quality.merge(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -15,6 +16,7 @@ _NORMS = (
     nn.LocalResponseNorm,
     nn.modules.instancenorm._InstanceNorm,
 )
+_TOWER = re.compile(r"(senior\.)?backbone\.(?!pyramid\.)")
 _EMBEDDING_NAMES = ("level_embed", "logit_scale", "positional_embedding", "class_embedding", "pos_embed", "cls_token")
 
 
@@ -22,13 +24,13 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
     """Groups by learning rate and weight decay; each has "names" for reports.
 
     Weight decay is WEIGHT_DECAY_NORM for normalisation layers and WEIGHT_DECAY_EMBED for embeddings, the latter
-    including position and level embeddings and temperatures that are bare parameters. The backbone's learning rate is
+    including position and level embeddings and temperatures that are bare parameters. The learning rate of a backbone is
     BASE_LR x BACKBONE_MULTIPLIER; its feature pyramid, which is new, has the full one.
     """
     solver = cfg.SOLVER
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter, module in _trainable(model):
-        in_tower = name.startswith("backbone.") and not name.startswith("backbone.pyramid.")
+        in_tower = _TOWER.match(name) is not None
         rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if in_tower else 1.0)
         decay = solver.WEIGHT_DECAY
         if isinstance(module, _NORMS):

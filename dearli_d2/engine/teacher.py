@@ -86,6 +86,10 @@ class EMATeacher:
         """Hard pseudo-labels on the device for weak views; see the model's `pseudo_label`."""
         return self.model.pseudo_label(inputs)
 
+    def labels(self, inputs: list[dict]) -> dict[str, list[Targets]]:
+        """The same as `PseudoLabeler` takes it."""
+        return {"targets": self.pseudo_label(inputs)}
+
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:
     """The largest modules that training cannot change: no trainable parameter, and in eval mode even while the model trains

@@ -90,7 +90,8 @@ def check_writable(folder: str) -> None:
 
 class DualStreamTrainer(TrainerBase):
     """Trains the model of a config; `train()` runs to SOLVER.MAX_ITER. With DATASETS.UNLABELED a step also learns from the
-    pseudo-labels of an EMA teacher (DEARLi, Sec. 3.1); without, from labels alone.
+    pseudo-labels of an EMA teacher (DEARLi, Sec. 3.1), or of the model's own networks for each other (SegKC); without, from
+    labels alone.
 
     Random numbers of a step follow from (SEED, rank, iteration), samples from the stream's positions; so a resumed run
     repeats the interrupted one exactly.
@@ -111,7 +112,8 @@ class DualStreamTrainer(TrainerBase):
         self.student.check_training(cfg)
         if state is None:
             self._load_start_weights()
-        self.teacher = EMATeacher(self.student, cfg.SSL.EMA_DECAY, cfg.SSL.BURN_IN) if cfg.DATASETS.UNLABELED else None
+        taught = bool(cfg.DATASETS.UNLABELED) and not self.student.labels_itself
+        self.teacher = EMATeacher(self.student, cfg.SSL.EMA_DECAY, cfg.SSL.BURN_IN) if taught else None
         self.optimizer = build_optimizer(cfg, self.student)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.scaler = build_scaler(cfg)
@@ -140,7 +142,7 @@ class DualStreamTrainer(TrainerBase):
             )
 
     def _build_pseudo_labeler(self) -> PseudoLabeler | None:
-        if self.teacher is None:
+        if not self.cfg.DATASETS.UNLABELED:
             return None
         ssl = self.cfg.SSL
         mix: CutMix | ClassMix | None = None
@@ -148,12 +150,13 @@ class DualStreamTrainer(TrainerBase):
             by_class = ssl.MIX == "classmix"
             mix = ClassMix(ssl.CUTMIX) if by_class else CutMix(ssl.CUTMIX, ssl.CUTMIX_AREA, ssl.CUTMIX_ASPECT)
         things = self.taxonomy.thing_ids if self.cfg.INPUT.TARGETS == "panoptic" else ()
-        return PseudoLabeler(self.teacher, mix, things, self.student.device)
+        label = self.student.cross_labels if self.teacher is None else self.teacher.labels
+        return PseudoLabeler(label, mix, things, self.student.device)
 
     def _build_hooks(self) -> list[hooks.HookBase]:
         cfg = self.cfg
         result = [hooks.IterationTimer(), SaveHook(cfg.SOLVER.CHECKPOINT_PERIOD)]
-        if self.teacher is not None:
+        if self.pseudo_labeler is not None:
             if cfg.SSL.PICTURE_PERIOD and comm.is_main_process():
                 result.append(PictureHook(cfg.SSL.PICTURE_PERIOD))
             if cfg.SSL.MONITOR_PERIOD:

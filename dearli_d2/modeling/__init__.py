@@ -11,8 +11,10 @@ from ..data.taxonomy import Taxonomy
 from ..errors import ConfigError, DatasetError
 from .backbone import open_clip as _open_clip  # noqa: F401  registration
 from .backbone import timm as _timm  # noqa: F401  registration
+from .meta_arch import dpt_segmenter as _dpt_segmenter  # noqa: F401  registration
 from .meta_arch import hvl as _hvl  # noqa: F401  registration
 from .meta_arch import mask_former as _mask_former  # noqa: F401  registration
+from .meta_arch import segkc as _segkc  # noqa: F401  registration
 from .meta_arch import semidavil as _semidavil  # noqa: F401  registration
 from .meta_arch import split_matching as _split_matching  # noqa: F401  registration
 
@@ -41,7 +43,7 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
     if not load_backbone:
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.MODEL.BACKBONE.WEIGHTS = ""
+        cfg.MODEL.BACKBONE.WEIGHTS = cfg.MODEL.SENIOR.BACKBONE.WEIGHTS = ""
     try:
         architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     except KeyError as error:

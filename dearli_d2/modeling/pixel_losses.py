@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..errors import ConfigError
+from .ranks import over_ranks
 
 IGNORE = 255
 
@@ -115,6 +116,21 @@ def _mean_with(losses: torch.Tensor, more: torch.Tensor, target: torch.Tensor, i
     """Mean of the sum of both over valid pixels."""
     valid = target != ignore_index
     return ((losses + more) * valid).sum() / valid.sum().clamp(min=1)
+
+
+def distillation_loss(
+    teacher: torch.Tensor, student: torch.Tensor, inside: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """temperature^2 KL(teacher || student) of the softened class distributions (Hinton et al. 2015), mean over pixels.
+
+    Args:
+        teacher, student: (B, C, H, W) logits; no gradient reaches the teacher. inside: (B, H, W) bool, which pixels count.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        theirs = (teacher.detach().float() / temperature).log_softmax(1)
+        own = (student.float() / temperature).log_softmax(1)
+        divergence = (theirs.exp() * (theirs - own)).sum(1)
+    return temperature**2 * (divergence * inside).sum() / over_ranks(inside.sum())
 
 
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {

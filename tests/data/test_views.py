@@ -23,10 +23,10 @@ def test_weak_and_strong_view_are_aligned_pixel_by_pixel(ssl_config, tmp_path, m
     for seed in range(12):
         with seeded(seed):
             sample = mapper({"file_name": "x", "image_id": 1})
-        valid = sample["valid"]
-        assert torch.equal(sample["strong"][:, valid], 255 - sample["image"][:, valid])
+        valid = sample["inside"]
+        assert torch.equal(sample["strong"][0][:, valid], 255 - sample["image"][:, valid])
         assert (sample["image"][:, ~valid] == 128).all()
-        assert (sample["strong"][:, ~valid] == 128).all()
+        assert (sample["strong"][0][:, ~valid] == 128).all()
         sizes.add(int(valid.sum()))
     assert len(sizes) > 1  # some views are smaller than the crop
 
@@ -91,7 +91,7 @@ def test_a_source_stream_has_losses_of_its_own(ssl_config):
 
 def test_unlabelled_samples_carry_no_annotation(ssl_config):
     batch = next(build_streams(ssl_config("DATASETS.UNLABELED", "('miniworld_train',)")))
-    assert set(batch["unlabeled"][0]) == {"image", "strong", "valid", "file_name", "image_id"}
+    assert set(batch["unlabeled"][0]) == {"image", "strong", "inside", "file_name", "image_id"}
 
 
 def rare_order(temperature=0.0, area=0.005, first_area=900):

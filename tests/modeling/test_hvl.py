@@ -500,7 +500,7 @@ def test_sliding_windows_of_the_whole_image_change_nothing(hvl_config):
 def test_pseudo_labels_are_semantic_and_cut_to_the_valid_pixels(hvl_config):
     model = build_model(hvl_config("SSL.CONFIDENCE", "0.09"))
     teacher, inputs = EMATeacher(model), [{"image": s["image"]} for s in samples(2)]
-    inputs[1]["valid"] = torch.arange(64).expand(64, 64) < 40
+    inputs[1]["inside"] = torch.arange(64).expand(64, 64) < 40
     for target in teacher.pseudo_label(inputs):
         assert len(set(target.labels.tolist())) == len(target.labels)
         assert torch.equal(target.masks.any(0), target.valid)

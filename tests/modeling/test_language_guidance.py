@@ -114,8 +114,11 @@ def test_token_features_are_those_of_the_text_tower_before_pooling(semidavil):
 def test_a_mixed_image_is_described_by_both_captions(semidavil):
     cfg = semidavil("SSL.CUTMIX", "1.0", "SSL.CONFIDENCE", "0.0")
     model = build_model(cfg)
-    labeler = PseudoLabeler(EMATeacher(model), ClassMix(1.0), (), "cpu")
-    inputs = [{**sample(caption=c), "strong": sample()["image"]} for c in ("grass", "sky and sand", "water")]
+    labeler = PseudoLabeler(EMATeacher(model).labels, ClassMix(1.0), (), "cpu")
+    inputs = [
+        {**sample(caption=c), "strong": sample()["image"][None], "inside": torch.ones(64, 64).bool()}
+        for c in ("grass", "sky and sand", "water")
+    ]
     mixed = labeler(inputs, np.random.default_rng(0))  # a permutation that moves every image
     assert [x["caption"] if isinstance(x["caption"], str) else len(x["caption"]) for x in mixed] == [2, 2, 2]
     for x, own in zip(mixed, inputs, strict=True):

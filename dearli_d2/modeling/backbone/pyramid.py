@@ -1,6 +1,8 @@
-"""A feature pyramid from one map of one stride, for plain ViTs (ViTDet, Sec. 3)."""
+"""Feature pyramids from maps of one stride, for plain ViTs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -10,8 +12,8 @@ from ..pixel_decoder import group_count
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """res2..res5 at patch/4, patch/2, patch and 2 patch by transposed convolutions, identity and max-pooling, each
-    followed by a 1x1 convolution with GroupNorm.
+    """From one map (ViTDet, Sec. 3): res2..res5 at patch/4, patch/2, patch and 2 patch by transposed convolutions, identity and
+    max-pooling, each followed by a 1x1 convolution with GroupNorm.
 
     Args:
         in_dim: channels of the tokens. dim: channels of every level. patch: stride of the tokens in pixels.
@@ -35,10 +37,7 @@ class SimpleFeaturePyramid(nn.Module):
                 for name, (resize, channels) in stages.items()
             }
         )
-        self._shapes = {
-            name: ShapeSpec(channels=dim, stride=stride)
-            for name, stride in zip(stages, (patch // 4, patch // 2, patch, patch * 2), strict=True)
-        }
+        self._shapes = _shapes([dim] * 4, patch)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return self._shapes
@@ -46,3 +45,40 @@ class SimpleFeaturePyramid(nn.Module):
     def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, in_dim, h, w) to four maps."""
         return {name: stage(tokens) for name, stage in self.stages.items()}
+
+
+class Reassemble(nn.Module):
+    """From four maps, of blocks at several depths (DPT, Sec. 3.1): res2..res5 by a 1x1 convolution each, and a transposed
+    convolution of stride 4 or 2, identity and a convolution of stride 2.
+
+    Args:
+        in_dim: channels of the tokens. channels: of the four levels. patch: stride of the tokens in pixels.
+    """
+
+    def __init__(self, in_dim: int, channels: Sequence[int], patch: int) -> None:
+        super().__init__()
+        self._shapes = _shapes(channels, patch)
+        a, b, _, d = channels
+        resize = (
+            nn.ConvTranspose2d(a, a, 4, stride=4),
+            nn.ConvTranspose2d(b, b, 2, stride=2),
+            nn.Identity(),
+            nn.Conv2d(d, d, 3, stride=2, padding=1),
+        )
+        self.stages = nn.ModuleList(
+            [nn.Sequential(nn.Conv2d(in_dim, n, 1), layer) for n, layer in zip(channels, resize, strict=True)]
+        )
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return self._shapes
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Four (B, in_dim, h, w), from early to late, to four levels of h * 4, h * 2, h and h / 2, rounded up."""
+        return {name: stage(x) for name, stage, x in zip(self._shapes, self.stages, maps, strict=True)}
+
+
+def _shapes(channels: Sequence[int], patch: int) -> dict[str, ShapeSpec]:
+    strides = patch // 4, patch // 2, patch, patch * 2
+    return {
+        f"res{i + 2}": ShapeSpec(channels=c, stride=s) for i, (c, s) in enumerate(zip(channels, strides, strict=True))
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -9,11 +10,13 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from timm.models._features import FeatureGetterNet
+from torch import nn
 
 from ...errors import ConfigError, WeightsError
 from ...weights import read_state_dict
 from .package_weights import PACKAGES, read_package_weights
-from .pyramid import SimpleFeaturePyramid
+from .pyramid import Reassemble, SimpleFeaturePyramid
 
 _STRIDES = (4, 8, 16, 32)
 
@@ -21,23 +24,35 @@ _STRIDES = (4, 8, 16, 32)
 @BACKBONE_REGISTRY.register()
 class TimmBackbone(Backbone):
     """`res2`..`res5`. A network with stages gives those of strides 4, 8, 16, 32; a plain ViT gives its last block
-    through a simple feature pyramid (trainable even if the ViT is frozen).
+    through a simple feature pyramid, or four of its blocks reassembled (both trainable even if the ViT is frozen).
 
     Args:
         arch: timm model name. weights: "pretrained" (downloaded by timm), "package:NAME" (from an installed Python
             package, see `package_weights`), a local file, or "" for a random start.
         frozen: eval mode and no gradient for the timm model.
         pyramid_dim: channels of the pyramid of a plain ViT.
+        layers: four blocks of a plain ViT, counted from 0, that are reassembled instead, each behind the ViT's last norm.
+        channels: of the reassembled levels.
+        checkpoint: computes blocks again in the backward pass instead of keeping what they need.
 
     Raises:
-        ConfigError: unknown `arch`, or one without the strides. WeightsError: weights that cannot be had.
+        ConfigError: unknown `arch`, or one without the strides or the layers. WeightsError: weights that cannot be had.
     """
 
     @configurable
-    def __init__(self, arch: str, weights: str = "", frozen: bool = False, pyramid_dim: int = 256) -> None:
+    def __init__(
+        self,
+        arch: str,
+        weights: str = "",
+        frozen: bool = False,
+        pyramid_dim: int = 256,
+        layers: Sequence[int] = (),
+        channels: Sequence[int] = (),
+        checkpoint: bool = False,
+    ) -> None:
         super().__init__()
         self.frozen = frozen
-        self.model, plain = _build(arch, pretrained=weights == "pretrained")
+        self.model, plain = _build(arch, weights == "pretrained", layers)
         if weights.startswith("package:"):
             _load(self.model, read_package_weights(weights.removeprefix("package:"), arch), weights)
         elif weights and weights != "pretrained":
@@ -47,17 +62,24 @@ class TimmBackbone(Backbone):
                     f"'package:NAME' with NAME one of {', '.join(PACKAGES)}, the path of a local file, or '' for a random start"
                 )
             _load(self.model, read_state_dict(weights), weights)
-        reductions, channels = self.model.feature_info.reduction(), self.model.feature_info.channels()
-        self.pyramid = None
+        reductions, widths = self.model.feature_info.reduction(), self.model.feature_info.channels()
+        self.pyramid: nn.Module | None = None
+        self._divisor = max(reductions)
         if plain:
-            self.patch = reductions[-1]
-            self.pyramid = SimpleFeaturePyramid(channels[-1], pyramid_dim, self.patch)
+            patch = reductions[-1]
+            if layers:
+                self.pyramid = Reassemble(widths[-1], channels, patch)
+            else:
+                self.pyramid = SimpleFeaturePyramid(widths[-1], pyramid_dim, patch)
+                self._divisor = 2 * patch  # its max-pooling
             self._shapes = self.pyramid.output_shape()
         else:
             self._shapes = {
                 f"res{i + 2}": ShapeSpec(channels=c, stride=r)
-                for i, (c, r) in enumerate(zip(channels, reductions, strict=True))
+                for i, (c, r) in enumerate(zip(widths, reductions, strict=True))
             }
+        if checkpoint:
+            (self.model.model if plain else self.model).set_grad_checkpointing()
         if frozen:
             self.model.requires_grad_(False)
         self.train()
@@ -69,6 +91,9 @@ class TimmBackbone(Backbone):
             "weights": cfg.MODEL.BACKBONE.WEIGHTS,
             "frozen": cfg.MODEL.BACKBONE.FREEZE,
             "pyramid_dim": cfg.MODEL.BACKBONE.PYRAMID_DIM,
+            "layers": cfg.MODEL.BACKBONE.LAYERS,
+            "channels": cfg.MODEL.BACKBONE.LEVEL_DIMS,
+            "checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT_BLOCKS,
         }
 
     def train(self, mode: bool = True) -> TimmBackbone:
@@ -79,7 +104,7 @@ class TimmBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        return 2 * self.patch if self.pyramid is not None else 32
+        return self._divisor
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return self._shapes
@@ -89,7 +114,7 @@ class TimmBackbone(Backbone):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.model(images)
         if self.pyramid is not None:
-            return self.pyramid(maps[-1])
+            return self.pyramid(maps if isinstance(self.pyramid, Reassemble) else maps[-1])
         # some families (Swin) give channels last
         maps = [
             m if m.shape[1] == shape.channels else m.permute(0, 3, 1, 2).contiguous()
@@ -98,7 +123,7 @@ class TimmBackbone(Backbone):
         return dict(zip(self._shapes, maps, strict=True))
 
 
-def _build(arch: str, pretrained: bool) -> tuple[torch.nn.Module, bool]:
+def _build(arch: str, pretrained: bool, layers: Sequence[int]) -> tuple[nn.Module, bool]:
     """The feature extractor, and whether it is a plain network of one stride."""
     if not timm.is_model(arch):
         similar = ", ".join(timm.list_models(f"*{arch.split('_')[0]}*")[:5]) or "see timm.list_models()"
@@ -106,7 +131,21 @@ def _build(arch: str, pretrained: bool) -> tuple[torch.nn.Module, bool]:
     try:
         probe = timm.create_model(arch, features_only=True, pretrained=False)
         reductions = probe.feature_info.reduction()
-        if len(set(reductions)) == 1:
+        plain = len(set(reductions)) == 1
+        if layers:
+            blocks = len(getattr(getattr(probe, "model", probe), "blocks", ()))
+            if not plain or max(layers) >= blocks:
+                raise ConfigError(
+                    f"MODEL.BACKBONE.LAYERS {tuple(layers)}: {arch} "
+                    + (
+                        f"has the blocks 0 to {blocks - 1}"
+                        if plain
+                        else "is no plain ViT, its stages are taken: use ()"
+                    )
+                )
+            whole = timm.create_model(arch, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+            return FeatureGetterNet(whole, out_indices=list(layers), norm=True), True
+        if plain:
             return timm.create_model(arch, features_only=True, pretrained=pretrained, dynamic_img_size=True), True
         indices = [reductions.index(stride) for stride in _STRIDES if stride in reductions]
         if len(indices) != len(_STRIDES):
@@ -123,10 +162,11 @@ def _build(arch: str, pretrained: bool) -> tuple[torch.nn.Module, bool]:
         ) from error
 
 
-def _load(model: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
-    """Loads classification weights into a feature extractor, which renames `a.b` to `a_b` for its stages."""
+def _load(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Loads classification weights into a feature extractor, which renames `a.b` to `a_b` for its stages, or puts "model."
+    before all names."""
     own = model.state_dict()
-    by_flat_name = {name.replace(".", "_"): name for name in own}
+    by_flat_name = {name.removeprefix("model.").replace(".", "_"): name for name in own}
     renamed = {by_flat_name[k.replace(".", "_")]: v for k, v in state.items() if k.replace(".", "_") in by_flat_name}
     missing = [name for name in own if name not in renamed and not name.endswith("num_batches_tracked")]
     wrong = [name for name, value in renamed.items() if value.shape != own[name].shape]

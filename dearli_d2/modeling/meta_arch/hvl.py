@@ -319,7 +319,7 @@ class HVL(MaskFormer):
         for index, sample in enumerate(inputs):  # one image at a time: full-size masks of all queries are large
             masks = resize_logits(mask_logits[index : index + 1], images.tensor.shape[-2:])[..., :height, :width]
             probability = normalized(semantic_inference(class_logits[index : index + 1], masks))
-            valid = sample["valid"].to(self.device, non_blocking=True) if "valid" in sample else None
+            valid = sample["inside"].to(self.device, non_blocking=True) if "inside" in sample else None
             targets += confident_targets(probability, self.options.confidence, [valid])
         return targets
 

@@ -249,10 +249,10 @@ class MaskFormer(Segmenter):
         The panoptic read-out of the (ensembled) posterior: segments do not overlap, stuff of one class is one segment.
 
         Args:
-            inputs: "image" (3, H, W) 0..255, all of one size, and optionally "valid" (H, W) bool: segments are cut to it.
+            inputs: "image" (3, H, W) 0..255, all of one size, and optionally "inside" (H, W) bool: segments are cut to it.
 
         Returns:
-            On the device, one per image; "valid" is passed on.
+            On the device, one per image; where "inside" is False nothing is valid.
         """
         images = self.preprocess(inputs)
         size, options = inputs[0]["image"].shape[-2:], self.pseudo_labeling
@@ -267,7 +267,7 @@ class MaskFormer(Segmenter):
             full = resize_logits(masks, images.tensor.shape[-2:])[..., : size[0], : size[1]]
             thresholds = options.object_threshold, options.overlap_threshold
             region = panoptic_regions(logits, full, self.taxonomy.thing_ids, *thresholds)
-            inside = sample["valid"].to(self.device, non_blocking=True) if "valid" in sample else None
+            inside = sample["inside"].to(self.device, non_blocking=True) if "inside" in sample else None
             if inside is not None:
                 region.panoptic.mul_(inside)
             regions.append(region)

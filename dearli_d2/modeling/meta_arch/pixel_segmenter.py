@@ -51,13 +51,13 @@ class PixelSegmenter(Segmenter):
         images = self.preprocess(inputs)
         height, width = inputs[0]["image"].shape[-2:]
         probability = self.scores(images, inputs)[..., :height, :width]
-        valid = [x["valid"].to(self.device, non_blocking=True) if "valid" in x else None for x in inputs]
+        valid = [x["inside"].to(self.device, non_blocking=True) if "inside" in x else None for x in inputs]
         return confident_targets(probability, self.confidence, valid)
 
     def set_taxonomy(self, taxonomy: object) -> None:
         """Raises `ConfigError`: the classes of a trained classifier cannot be changed."""
         raise ConfigError("this model has a linear classifier of fixed classes; only a text classifier can take others")
 
-    def class_maps(self, samples: Sequence[dict], size: Sequence[int]) -> torch.Tensor:
+    def class_maps(self, samples: Sequence[dict], size: Sequence[int], key: str = "targets") -> torch.Tensor:
         """(B, H, W) int64 targets of a batch padded to `size`, 255 = no loss."""
-        return torch.stack([x["targets"].to(self.device).padded(*size).semantic(IGNORE) for x in samples])
+        return torch.stack([x[key].to(self.device).padded(*size).semantic(IGNORE) for x in samples])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
+from detectron2.layers import NaiveSyncBatchNorm
 from torch import nn
 
 from ..pixel_decoder import group_count
@@ -17,16 +18,18 @@ class DPTHead(nn.Module):
     """`res2`..`res5`, whatever their strides, to (B, num_classes, ...) at twice the resolution of `res2`.
 
     Args:
-        in_channels: of each level. dim: of the fused maps.
+        in_channels: of each level. dim: of the fused maps. norm: "GN", "BN" (over all ranks where there are several) or
+            "BN_CPU", the same for ranks without a GPU.
     """
 
-    def __init__(self, in_channels: Mapping[str, int], dim: int, num_classes: int) -> None:
+    def __init__(self, in_channels: Mapping[str, int], dim: int, num_classes: int, norm: str = "GN") -> None:
         super().__init__()
+        self.dim = dim
         self.project = nn.ModuleDict(
             {name: nn.Conv2d(in_channels[name], dim, 3, padding=1, bias=False) for name in LEVELS}
         )
-        self.refine = nn.ModuleDict({name: _Residual(dim) for name in LEVELS[:-1]})
-        self.fuse = nn.ModuleDict({name: _Residual(dim) for name in LEVELS})
+        self.refine = nn.ModuleDict({name: _Residual(dim, norm) for name in LEVELS[:-1]})
+        self.fuse = nn.ModuleDict({name: _Residual(dim, norm) for name in LEVELS})
         self.out = nn.ModuleDict({name: nn.Conv2d(dim, dim, 1) for name in LEVELS})
         self.classifier = nn.Conv2d(dim, num_classes, 1)
 
@@ -51,15 +54,23 @@ def _finer(name: str) -> str | None:
     return LEVELS[index - 1] if index else None
 
 
+# torch's SyncBatchNorm is for GPUs alone; detectron2's has no fp32 statistics under bf16 autocast
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "GN": lambda dim: nn.GroupNorm(group_count(dim), dim),
+    "BN": nn.SyncBatchNorm,
+    "BN_CPU": NaiveSyncBatchNorm,
+}
+
+
 class _Residual(nn.Module):
     """Two pre-activated 3x3 convolutions beside the identity."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, norm: str) -> None:
         super().__init__()
         layers = [
             part
             for _ in range(2)
-            for part in (nn.ReLU(), nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.GroupNorm(group_count(dim), dim))
+            for part in (nn.ReLU(), nn.Conv2d(dim, dim, 3, padding=1, bias=False), _NORMS[norm](dim))
         ]
         self.layers = nn.Sequential(*layers)
 

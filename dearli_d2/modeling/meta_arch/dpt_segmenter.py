@@ -1,0 +1,201 @@
+"""A backbone and a DPT head: semantic segmentation without queries. It is SegKC's junior alone, and its labels-only and
+EMA-teacher baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import ImageList
+
+from ...data.taxonomy import Taxonomy
+from ...errors import ConfigError
+from ..inference import resize_logits
+from ..per_pixel import DPTHead
+from ..per_pixel.dpt import LEVELS
+from ..pixel_losses import IGNORE, pixel_cross_entropy
+from ..ranks import over_ranks
+from ..unused import freeze_unused
+from .base import ReadOut, input_divisor
+from .pixel_segmenter import PixelSegmenter
+
+
+@META_ARCH_REGISTRY.register()
+class DPTSegmenter(PixelSegmenter):
+    """Images of any size are brought to the nearest multiples of the backbone's `size_divisibility` for inference, and the
+    scores back; training takes crops that are multiples.
+
+    Args:
+        backbone: with res2..res5. head: over them. label_weight, unlabeled_weight, confidence: keys MODEL.DPT.LOSS_WEIGHT,
+            SSL.LOSS_WEIGHT, SSL.CONFIDENCE. feature_dropout: of unlabelled images (UniMatch V2, Sec. 3.3), see
+            `channel_dropout`. strong_views: of each unlabelled image.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: DPTHead,
+        taxonomy: Taxonomy | None,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        label_weight: float = 1.0,
+        unlabeled_weight: float = 1.0,
+        confidence: float = 0.95,
+        feature_dropout: bool = False,
+        strong_views: int = 1,
+        read_out: ReadOut = ReadOut(),
+    ) -> None:
+        super().__init__(backbone, taxonomy, pixel_mean, pixel_std, read_out)
+        self.head = head
+        self.label_weight, self.unlabeled_weight, self.confidence = label_weight, unlabeled_weight, confidence
+        self.feature_dropout, self.strong_views = feature_dropout, strong_views
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
+        backbone, head = build_network(cfg)
+        return {
+            "backbone": backbone,
+            "head": head,
+            "taxonomy": taxonomy,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "label_weight": cfg.MODEL.DPT.LOSS_WEIGHT,
+            "unlabeled_weight": cfg.SSL.LOSS_WEIGHT,
+            "confidence": cfg.SSL.CONFIDENCE,
+            "feature_dropout": cfg.MODEL.DPT.FEATURE_DROPOUT,
+            "strong_views": cfg.SSL.STRONG_VIEWS,
+            "read_out": ReadOut.from_config(cfg),
+        }
+
+    @property
+    def divisor(self) -> int:
+        """What sides of the input are multiples of at inference."""
+        return input_divisor(self.backbone)
+
+    @property
+    def training_divisor(self) -> int:
+        return self.divisor
+
+    def check_training(self, cfg: CfgNode) -> None:
+        """The crop must be a multiple of the patch, or of the coarsest stride."""
+        size, divisor = cfg.INPUT.CROP_SIZE, self.training_divisor
+        if size % divisor:
+            below = size // divisor * divisor
+            raise ConfigError(
+                f"INPUT.CROP_SIZE {size} is no multiple of {divisor}, which the backbone needs; the nearest are "
+                f"{f'{below} and ' if below else ''}{below + divisor}"
+            )
+
+    def features(self, images: torch.Tensor, dropped: int = 0) -> torch.Tensor:
+        """(B, D, h, w) the fused map before the classifier. `dropped`: the last images of the batch that lose channels."""
+        return self.head.features(channel_dropout(self.backbone(images), dropped, self.strong_views))
+
+    def logits(self, images: torch.Tensor, samples: Sequence[dict] | None) -> torch.Tensor:
+        return self.head.classifier(self.features(images))
+
+    def scores(self, inputs: ImageList, samples: list[dict]) -> torch.Tensor:
+        sizes, (height, width) = inputs.image_sizes, inputs.tensor.shape[-2:]
+        if len(set(sizes)) == 1:
+            return _padded(self._resized_scores(inputs.tensor, samples, sizes[0]), height, width)
+        rows = zip(inputs.tensor.split(1), samples, sizes, strict=True)
+        return torch.cat([_padded(self._resized_scores(x, [s], size), height, width) for x, s, size in rows])
+
+    def _resized_scores(self, images: torch.Tensor, samples: list[dict], size: tuple[int, int]) -> torch.Tensor:
+        """(B, K, *size) of images padded to more than `size`."""
+        return resize_logits(self.logits(fitted(images, size, self.divisor), samples).float(), size).softmax(1)
+
+    def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
+        """Cross-entropy on annotated pixels, mean over them; on confident pixels of unlabelled images, their sum over the
+        number of all pixels (UniMatch)."""
+        samples, images, known = self.joined(streams)
+        dropped = len(samples) - known if self.feature_dropout else 0
+        logits = resize_logits(self.head.classifier(self.features(images, dropped)), images.shape[-2:])
+        target = self.class_maps(samples, images.shape[-2:])
+        losses = {"loss_sup": self.label_weight * supervised_loss(logits[:known], target[:known])}
+        if known < len(samples):
+            consistency = consistency_loss(logits[known:], target[known:], self.inside(samples[known:]))
+            losses["unlabeled_loss_con"] = self.unlabeled_weight * consistency
+        return losses
+
+    def joined(self, streams: Mapping[str, list[dict]]) -> tuple[list[dict], torch.Tensor, int]:
+        """All samples, unlabelled ones last; their images; how many are labelled."""
+        labeled = [x for name, stream in streams.items() if name != "unlabeled" for x in stream]
+        samples = [*labeled, *streams.get("unlabeled", [])]
+        return samples, self.preprocess(samples).tensor, len(labeled)
+
+    def inside(self, samples: Sequence[dict]) -> torch.Tensor:
+        """(B, H, W) bool: the pixels of the images that are no padding."""
+        return torch.stack([x["inside"] for x in samples]).to(self.device, non_blocking=True)
+
+
+def fitted(images: torch.Tensor, size: tuple[int, int], divisor: int) -> torch.Tensor:
+    """(B, 3, H, W) images, padded to more than `size`, without padding and at the nearest multiples of `divisor`, at least
+    one."""
+    multiples = tuple(max(1, round(side / divisor)) * divisor for side in size)
+    return resize_logits(images[..., : size[0], : size[1]], multiples)
+
+
+def build_network(cfg: CfgNode) -> tuple[Backbone, DPTHead]:
+    """Backbone of MODEL.BACKBONE and head of MODEL.DPT.
+
+    Raises:
+        ConfigError: a backbone without the four levels.
+    """
+    backbone = build_backbone(cfg)
+    channels = {name: shape.channels for name, shape in backbone.output_shape().items()}
+    missing = [name for name in LEVELS if name not in channels]
+    if missing:
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} gives {', '.join(channels)}; the DPT head needs {', '.join(missing)} too"
+        )
+    norm = cfg.MODEL.DPT.NORM
+    if norm == "BN" and not cfg.MODEL.DEVICE.startswith("cuda"):
+        norm = "BN_CPU"
+    freeze_unused(
+        backbone, lambda images: torch.stack([backbone(images)[n].sum() for n in LEVELS]), input_divisor(backbone)
+    )
+    return backbone, DPTHead(channels, cfg.MODEL.DPT.DIM, cfg.MODEL.NUM_CLASSES, norm)
+
+
+def supervised_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, mean over the annotated pixels of all ranks; 0 where there are none."""
+    return pixel_cross_entropy(logits, target).sum() / over_ranks((target != IGNORE).sum())
+
+
+def consistency_loss(logits: torch.Tensor, target: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy summed over the confident pixels, over the number of all pixels that are no padding, of all ranks.
+
+    Args:
+        logits: (B, K, H, W). target: (B, H, W), 255 = not confident. inside: (B, H, W) bool.
+    """
+    return pixel_cross_entropy(logits, target).sum() / over_ranks(inside.sum())
+
+
+def channel_dropout(pyramid: Mapping[str, torch.Tensor], count: int, views: int) -> Mapping[str, torch.Tensor]:
+    """The last `count` images lose each channel of each level with probability 0.5, the others are doubled; half of the
+    images are left as they are. Of two views of an image, the second keeps what the first loses (UniMatch V2, Sec. 3.3).
+
+    Args:
+        pyramid: `LEVELS` of (B, C, h, w). views: the last images are `views` parts of `count` / `views` images each.
+    """
+    if not count:
+        return pyramid
+    images, result, device = count // views, {}, pyramid[LEVELS[0]].device
+    whole = torch.zeros(images, dtype=torch.bool, device=device)
+    whole[torch.randperm(images, device=device)[: images // 2]] = True
+    for name in LEVELS:
+        level = pyramid[name]
+        factor = 2.0 * torch.randint(0, 2, (images, level.shape[1], 1, 1), device=device)
+        parts = [torch.where(whole[:, None, None, None], 1.0, f) for f in (factor, 2 - factor)[:views]]
+        kept, changed = level[:-count], level[-count:]
+        result[name] = torch.cat([kept, changed * torch.cat(parts).to(level.dtype)])
+    return result
+
+
+def _padded(scores: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    return F.pad(scores, (0, width - scores.shape[3], 0, height - scores.shape[2]))

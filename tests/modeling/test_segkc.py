@@ -1,0 +1,588 @@
+"""SegKC: what the networks teach each other, what inference needs, and the DPT segmenter that is left at the end."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+
+from dearli_d2.checkpoint import export, load_weights, main
+from dearli_d2.config import get_config
+from dearli_d2.engine.cutmix import CutMix
+from dearli_d2.engine.optimizer import parameter_groups
+from dearli_d2.engine.pseudo_labels import PseudoLabeler
+from dearli_d2.engine.trainer import DualStreamTrainer
+from dearli_d2.errors import ConfigError, WeightsError
+from dearli_d2.modeling import build_model
+from dearli_d2.modeling.backbone.pyramid import Reassemble
+from dearli_d2.modeling.backbone.timm import TimmBackbone
+from dearli_d2.modeling.meta_arch.base import ReadOut
+from dearli_d2.modeling.meta_arch.dpt_segmenter import DPTSegmenter, channel_dropout
+from dearli_d2.modeling.per_pixel import DPTHead
+from dearli_d2.modeling.per_pixel.dpt import LEVELS
+from dearli_d2.modeling.pixel_losses import distillation_loss
+from dearli_d2.predict import Predictor
+from dearli_d2.structures import Targets
+from tests.conftest import SSL
+
+ALONE = "MODEL.META_ARCHITECTURE", "DPTSegmenter"
+
+
+@pytest.fixture
+def segkc(mini_config):
+    """segkc(*overrides): the miniworld config, unlabelled images from the first step."""
+    return lambda *overrides: mini_config(*SSL, "SSL.CONFIDENCE", "0.1", *overrides, file="segkc.yaml")
+
+
+def image(size=64):
+    return torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
+
+
+def stripes(classes=(1, 5, 12), size=64, valid=None):
+    """One horizontal stripe a class."""
+    masks = torch.zeros(len(classes), size, size, dtype=torch.bool)
+    for i, rows in enumerate(torch.arange(size).chunk(len(classes))):
+        masks[i, rows] = True
+    return Targets(torch.tensor(classes), masks, torch.ones(size, size).bool() if valid is None else valid)
+
+
+def labeled(classes=(1, 5, 12)):
+    return {"image": image(), "targets": stripes(classes), "inside": torch.ones(64, 64).bool()}
+
+
+def unlabeled(of_senior=(0, 3), of_junior=(4, 2)):
+    return {**labeled(of_senior), "senior_targets": stripes(of_junior)}
+
+
+def with_open_gate(model):
+    torch.nn.init.constant_(model.senior.consultation.gate, 0.7)
+    return model
+
+
+class Patches(torch.nn.Module):
+    """A backbone of one convolution and a `Reassemble`, as a plain ViT with that patch is seen from outside."""
+
+    def __init__(self, patch=14):
+        super().__init__()
+        self.size_divisibility = patch
+        self.embed = torch.nn.Conv2d(3, 8, patch, stride=patch)
+        self.pyramid = Reassemble(8, (4, 6, 8, 10), patch)
+
+    def output_shape(self):
+        return self.pyramid.output_shape()
+
+    def forward(self, images):
+        assert images.shape[2] % self.size_divisibility == images.shape[3] % self.size_divisibility == 0
+        return self.pyramid([self.embed(images)] * 4)
+
+
+def patch_segmenter(patch=14, **options):
+    backbone = Patches(patch)
+    head = DPTHead({name: shape.channels for name, shape in backbone.output_shape().items()}, 8, 5, "BN_CPU")
+    arguments = {"taxonomy": None, "pixel_mean": [0.0] * 3, "pixel_std": [255.0] * 3, **options}
+    return DPTSegmenter(backbone=backbone, head=head, **arguments).eval()
+
+
+# ---------------------------------------------------------------------------------------------- what inference needs
+
+
+def test_the_junior_needs_no_senior_at_inference(segkc):
+    model = build_model(segkc()).eval()
+    inputs = [{"image": image(50), "height": 90, "width": 70}]
+    before = model(inputs)[0]["sem_seg"]
+    del model.senior
+    assert torch.equal(model(inputs)[0]["sem_seg"], before)
+    assert before.shape == (16, 90, 70)
+
+
+def test_an_exported_junior_predicts_bit_by_bit_the_same(segkc, tmp_path):
+    cfg = segkc("SOLVER.MAX_ITER", "2", "MODEL.DPT.NORM", "BN", "INPUT.MIN_SIZE_TEST", "0")
+    DualStreamTrainer(cfg).train()
+    path = f"{cfg.OUTPUT_DIR}/model_final.pth"
+    small = tmp_path / "junior.pth"
+    assert main(["export", "--weights", path, "--out", str(small), "--junior"]) == 0
+    content = torch.load(small, weights_only=True)
+    assert not any("senior" in name for name in content["model"])
+    assert "SENIOR" not in content["config"]
+    alone_config = get_config(small.with_suffix(".yaml"))
+    alone, whole = Predictor(alone_config, small), Predictor(cfg, path)
+    assert type(alone.model) is DPTSegmenter
+    picture = image(45).permute(1, 2, 0).numpy()
+    assert np.array_equal(alone(picture).semantic, whole(picture).semantic)
+    for predictor in (alone, whole):
+        predictor.model.eval()
+    scores = [p.model([{"image": image()[:, :33]}]) for p in (alone, alone)]
+    assert scores[0][0]["sem_seg"].shape == (16, 33, 64)
+    inputs = [{"image": image()}]
+    assert torch.equal(alone.model(inputs)[0]["sem_seg"], whole.model(inputs)[0]["sem_seg"])
+
+
+def test_export_of_a_run_without_a_junior_is_an_error(segkc, tmp_path, capsys):
+    cfg = segkc(*ALONE, "SOLVER.MAX_ITER", "1", "DATASETS.UNLABELED", "()")
+    DualStreamTrainer(cfg).train()
+    with pytest.raises(WeightsError, match="no checkpoint of a SegKC run"):
+        export(f"{cfg.OUTPUT_DIR}/model_final.pth", tmp_path / "j.pth", "junior")
+    assert not list(tmp_path.glob("j.*"))
+    assert (
+        main(["export", "--weights", f"{cfg.OUTPUT_DIR}/model_final.pth", "--out", str(tmp_path / "j.pth"), "--junior"])
+        == 2
+    )
+    assert "SegKC" in capsys.readouterr().err
+
+
+def test_the_senior_can_be_read_for_a_diagnosis(segkc):
+    model, reader = build_model(segkc()), build_model(segkc("MODEL.SEGKC.READ", "senior"))
+    reader.load_state_dict(model.state_dict())
+    inputs = [{"image": image()}]
+    junior, senior = (m.eval()(inputs)[0]["sem_seg"] for m in (model, reader))
+    images = model.preprocess(inputs).tensor
+    both = [F.interpolate(x, size=(64, 64), mode="bilinear").softmax(1)[0] for x in model.both_logits(images)]
+    assert torch.allclose(junior, both[0], atol=1e-5)
+    assert torch.allclose(senior, both[1], atol=1e-5)
+    assert not torch.allclose(junior, senior, atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [(13, 15), (14, 14), (3, 90), (100, 67), (1000, 667)])
+def test_whole_images_of_any_size(size):
+    """The network sees multiples of the patch, the output has the size of the input."""
+    model = patch_segmenter()
+    assert model([{"image": torch.randint(0, 256, (3, *size), dtype=torch.uint8)}])[0]["sem_seg"].shape == (5, *size)
+
+
+def test_images_are_resized_not_padded_to_multiples():
+    model = patch_segmenter()
+    pixels = torch.randint(0, 256, (3, 30, 47), dtype=torch.uint8)
+    resized = F.interpolate(pixels[None] / 255.0, size=(28, 42), mode="bilinear")
+    expected = F.interpolate(model.logits(resized, None), size=(30, 47), mode="bilinear").softmax(1)[0]
+    assert torch.allclose(model([{"image": pixels}])[0]["sem_seg"], expected, atol=1e-5)
+    two = model([{"image": pixels}, {"image": torch.zeros(3, 60, 20, dtype=torch.uint8)}])  # of a batch each on its own
+    assert torch.allclose(two[0]["sem_seg"], expected, atol=1e-5)
+    assert two[1]["sem_seg"].shape == (5, 60, 20)
+
+
+@pytest.mark.parametrize(("height", "width"), [(90, 130), (28, 28), (20, 61)])
+def test_windows_of_a_network_that_sees_single_pixels_give_the_whole_image(height, width):
+    """1 x 1 patches and no context: windows may change nothing, and their weights must sum to 1 up to the border."""
+
+    class Pixels(torch.nn.Module):
+        size_divisibility = 1
+
+        def forward(self, images):
+            return images
+
+    class Head(torch.nn.Module):
+        def features(self, maps):
+            return maps
+
+        def classifier(self, maps):
+            return torch.cat([maps, maps.sum(1, keepdim=True), torch.zeros_like(maps[:, :1])], 1)
+
+    pixels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    results = []
+    for window in (0, 28):
+        model = patch_segmenter(read_out=ReadOut(panoptic=False, window=window, window_stride=18))
+        model.backbone, model.head = Pixels(), Head()
+        model.feature_dropout = False
+        results.append(model([{"image": pixels}])[0]["sem_seg"])
+    assert torch.allclose(*results, atol=1e-5)
+    assert torch.allclose(results[1].sum(0), torch.ones(height, width), atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- who teaches whom
+
+
+def test_distillation_is_kl_divergence_of_softened_distributions():
+    teacher, student = torch.randn(2, 2, 5, 4, 3).double().float()
+    teacher.requires_grad_()
+    student.requires_grad_()
+    inside = torch.ones(2, 4, 3).bool()
+    inside[0, 0] = False
+    loss = distillation_loss(teacher, student, inside, 2.0)
+    expected = F.kl_div(
+        (student.double() / 2).log_softmax(1), (teacher.double() / 2).log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
+    assert loss.item() == pytest.approx(4 * expected[inside].mean().item(), rel=1e-5)
+    loss.backward()
+    assert teacher.grad is None
+    assert student.grad[:, :, 1:].any()
+    assert not student.grad[0, :, 0].any()  # padding
+
+
+def test_distillation_is_zero_for_equal_logits_and_up_to_a_constant():
+    logits, inside = torch.randn(1, 5, 4, 4), torch.ones(1, 4, 4).bool()
+    assert distillation_loss(logits, logits.clone(), inside, 2.0).item() == pytest.approx(0, abs=1e-6)
+    shifted = logits + 3 * torch.randn(1, 1, 4, 4)
+    assert distillation_loss(logits, shifted, inside, 2.0).item() == pytest.approx(0, abs=1e-5)
+    assert distillation_loss(logits, torch.randn(1, 5, 4, 4), inside, 2.0) > 0.1
+
+
+def test_temperature_squared_keeps_the_size_of_the_gradient():
+    teacher, inside = 0.1 * torch.randn(1, 5, 8, 8), torch.ones(1, 8, 8).bool()
+    sizes = []
+    for temperature in (1.0, 4.0, 16.0):
+        student = (0.1 * torch.randn(1, 5, 8, 8, generator=torch.Generator().manual_seed(1))).requires_grad_()
+        distillation_loss(teacher, student, inside, temperature).backward()
+        sizes.append(float(student.grad.norm()))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+    assert sizes[2] == pytest.approx(sizes[0], rel=0.1)
+
+
+def test_distillation_reaches_the_junior_alone(segkc):
+    model = with_open_gate(build_model(segkc()).train())
+    model({"labeled": [labeled()], "unlabeled": [unlabeled()]})["loss_kd"].backward()
+    assert all(p.grad is None for p in model.senior.parameters())
+    assert all(p.grad is not None for p in (*model.backbone.parameters(), *model.head.parameters()))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_seniors_losses_reach_the_junior_only_if_asked(segkc, grad):
+    model = with_open_gate(build_model(segkc("MODEL.SEGKC.CONSULT_GRAD", str(grad))).train())
+    losses = model({"labeled": [labeled()], "unlabeled": [unlabeled()]})
+    (losses["loss_sup_senior"] + losses["unlabeled_loss_con_senior"]).backward()
+    reached = any(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
+    assert reached == grad
+    assert all(p.grad is not None for p in model.senior.parameters() if p.requires_grad)
+
+
+def test_labels_cross(segkc, monkeypatch):
+    """Each network's labels go to the other: what the senior says changes the junior's loss alone, and the reverse."""
+    model = build_model(segkc())
+    samples = [{"image": image()}, {"image": image()}]
+    labels = model.cross_labels(samples)
+    model.eval()
+    junior, senior = model.both_logits(model.preprocess(samples).tensor)
+    for name, logits in (("targets", senior), ("senior_targets", junior)):
+        probability, label = F.interpolate(logits, size=(64, 64), mode="bilinear").softmax(1).max(1)
+        for target, p, best in zip(labels[name], probability, label, strict=True):
+            assert torch.equal(target.valid, p >= model.confidence)
+            assert torch.equal(target.semantic(), torch.where(p >= model.confidence, best, 255))
+    model.train()
+    known, base = [labeled()], unlabeled()
+    changed = {"targets": "junior", "senior_targets": "senior"}
+    for key, learner in changed.items():
+        losses = [model({"labeled": known, "unlabeled": [x]}) for x in (base, {**base, key: stripes((9, 8))})]
+        for name in losses[0]:
+            same = torch.equal(losses[0][name], losses[1][name])
+            assert same == (name != f"unlabeled_loss_con_{learner}"), name
+
+
+def test_pseudo_labels_have_no_gradient_and_leave_the_mode_alone(segkc):
+    model = build_model(segkc()).train()
+    state, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    model.cross_labels([{"image": image()}])
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    broken = [{"image": torch.zeros(2, 64, 64, dtype=torch.uint8)}]  # of two channels
+    with pytest.raises(RuntimeError):
+        model.cross_labels(broken)
+    assert model.training
+
+
+def test_running_statistics_see_labelled_and_strong_images_once(segkc):
+    cfg = segkc("MODEL.DPT.NORM", "BN", "SOLVER.MAX_ITER", "1")
+    trainer = DualStreamTrainer(cfg)
+    norm = trainer.student.head.fuse["res2"].layers[2]
+    seen = []
+    norm.register_forward_pre_hook(lambda module, inputs: seen.append((module.training, len(inputs[0]))))
+    trainer.train()
+    assert seen == [(False, 2), (True, 4)]  # weak views in eval mode, then 2 labelled and 2 strong ones
+    counts = {int(b) for n, b in trainer.student.named_buffers() if n.endswith("num_batches_tracked")}
+    assert counts == {1}
+
+
+def test_the_senior_starts_as_a_plain_network_and_then_consults(segkc):
+    model = build_model(segkc()).eval()
+    images = torch.randn(2, 3, 64, 64)
+    plain = model.senior.head(model.senior.backbone(images))
+    assert torch.equal(model.both_logits(images)[1], plain)
+    with_open_gate(model)
+    assert not torch.allclose(model.both_logits(images)[1], plain, atol=1e-3)
+    without = build_model(segkc("MODEL.SEGKC.CONSULT", "False"))
+    assert without.senior.consultation is None
+    without.train()({"labeled": [labeled()]})["loss_sup_senior"].backward()
+    model.train()
+    model.senior.consultation.gate.data.zero_()
+    model({"labeled": [labeled()]})["loss_sup_senior"].backward()
+    assert model.senior.consultation.gate.grad.any()  # learns at once
+
+
+def test_losses_are_halves_over_labelled_and_over_all_pixels(segkc):
+    model = build_model(segkc("MODEL.DPT.NORM", "GN")).train()
+    known, unknown = labeled(), unlabeled()
+    known["targets"].masks[0] = False  # a third is not annotated
+    known["targets"].valid[:22] = False
+    unknown["inside"][:, 40:] = False  # padding
+    unknown["targets"].valid[:10] = False  # below the confidence
+    unknown["targets"].valid[:, 40:] = False
+    losses = model({"labeled": [known], "unlabeled": [unknown]})
+    images = model.preprocess([known, unknown]).tensor
+    junior, senior = (F.interpolate(x, size=(64, 64), mode="bilinear").double() for x in model.both_logits(images))
+    cross = {
+        (who, i, key): F.cross_entropy(
+            x[i : i + 1], [known, unknown][i][key].semantic()[None], ignore_index=255, reduction="sum"
+        )
+        for who, x in (("junior", junior), ("senior", senior))
+        for i, key in ((0, "targets"), (1, "targets" if who == "junior" else "senior_targets"))
+    }
+    annotated, pixels = int((known["targets"].semantic() != 255).sum()), 64 * 40
+    assert annotated == 42 * 64
+    for who in ("junior", "senior"):
+        key = "targets" if who == "junior" else "senior_targets"
+        assert losses[f"loss_sup_{who}"].item() == pytest.approx(
+            0.5 * cross[who, 0, "targets"].item() / annotated, rel=1e-4
+        )
+        assert losses[f"unlabeled_loss_con_{who}"].item() == pytest.approx(
+            0.5 * cross[who, 1, key].item() / pixels, rel=1e-4
+        )
+    inside = torch.stack([known["inside"], unknown["inside"]])
+    divergence = F.kl_div(
+        (junior / 2).log_softmax(1), (senior / 2).log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
+    assert losses["loss_kd"].item() == pytest.approx(4 * divergence[inside].mean().item(), rel=1e-4)
+
+
+def test_consistency_is_zero_where_nothing_is_confident(segkc):
+    model = build_model(segkc()).train()
+    model.confidence = 1.01
+    labels = model.cross_labels([{"image": image()}])
+    sample = {"image": image(), "inside": torch.ones(64, 64).bool(), **{name: part[0] for name, part in labels.items()}}
+    losses = model({"labeled": [labeled()], "unlabeled": [sample]})
+    for who in ("junior", "senior"):
+        assert losses[f"unlabeled_loss_con_{who}"].item() == 0
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+
+
+def test_both_labels_are_mixed_alike(segkc):
+    model = build_model(segkc())
+    labeler = PseudoLabeler(model.cross_labels, CutMix(1.0), (), "cpu")
+    inputs = []
+    for width in (64, 40):
+        inside = torch.zeros(64, 64).bool()
+        inside[:, :width] = True
+        inputs.append({"image": image(), "strong": image()[None], "inside": inside})
+    for seed in range(5):
+        mixed = labeler(inputs, np.random.default_rng(seed))
+        labels = model.cross_labels(inputs)
+        for i, sample in enumerate(mixed):
+            pasted = (sample["image"] != inputs[i]["strong"][0]).any(0)
+            for name in labels:
+                expected = torch.where(pasted, labels[name][1 - i].semantic(), labels[name][i].semantic())
+                assert torch.equal(sample[name].semantic(), expected)
+            assert torch.equal(sample["inside"], torch.where(pasted, inputs[1 - i]["inside"], inputs[i]["inside"]))
+
+
+def test_two_strong_views_share_labels_and_differ_in_the_mix(segkc):
+    trainer = DualStreamTrainer(
+        segkc("SSL.STRONG_VIEWS", "2", "SSL.CUTMIX", "1.0", "MODEL.DPT.FEATURE_DROPOUT", "True", "SOLVER.MAX_ITER", "1")
+    )
+    trainer.train()
+    samples = trainer.batch["unlabeled"]
+    assert len(samples) == 4
+    for first, second in zip(samples[:2], samples[2:], strict=True):
+        assert first["file_name"] == second["file_name"]
+        assert first["pseudo_label"] is second["pseudo_label"]
+        assert not torch.equal(first["image"], second["image"])
+
+
+def test_dropped_channels_of_two_views_complement_each_other():
+    pyramid = {name: torch.ones(5, 6 + i, 2, 2) for i, name in enumerate(LEVELS)}
+    for _ in range(10):
+        result = channel_dropout(pyramid, 4, 2)
+        for level in result.values():
+            assert (level[0] == 1).all()  # labelled
+            assert torch.equal(level[1:3] + level[3:5], torch.full_like(level[1:3], 2.0))
+            changed = [bool((level[i] != 1).any()) for i in (1, 2)]
+            assert sum(changed) == 1  # of two images one is left whole
+            assert set(level[1:].unique().tolist()) <= {0.0, 1.0, 2.0}
+    assert channel_dropout(pyramid, 0, 1) is pyramid
+
+
+# ---------------------------------------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize(("patch", "side"), [(14, 70), (16, 80)])
+def test_reassembled_levels_have_four_strides(patch, side):
+    """5 x 5 tokens: 20, 10, 5 and 3 (half of 5, rounded up)."""
+    levels = Reassemble(12, (4, 5, 6, 7), patch)([torch.randn(1, 12, side // patch, side // patch) for _ in range(4)])
+    assert {n: tuple(x.shape[1:]) for n, x in levels.items()} == {
+        "res2": (4, 20, 20), "res3": (5, 10, 10), "res4": (6, 5, 5), "res5": (7, 3, 3),
+    }  # fmt: skip
+    shapes = Reassemble(12, (4, 5, 6, 7), patch).output_shape()
+    assert shapes["res4"] == ShapeSpec(channels=6, stride=patch)
+
+
+def test_layers_of_a_vit_are_its_own_normalised_tokens(tmp_path):
+    """Against timm's model, whose weights come from a file as they are published, without "model." before the names."""
+    torch.manual_seed(3)
+    whole = timm.create_model("vit_tiny_patch16_224", num_classes=0, dynamic_img_size=True).eval()
+    torch.save(whole.state_dict(), tmp_path / "vit.pth")
+    arguments = {"weights": str(tmp_path / "vit.pth"), "layers": (2, 5, 8, 11), "channels": (4, 5, 6, 7)}
+    backbone = TimmBackbone("vit_tiny_patch16_224", **arguments).eval()
+    images = torch.randn(1, 3, 64, 96)
+    maps = []
+    x = whole.norm_pre(whole.patch_drop(whole._pos_embed(whole.patch_embed(images))))
+    for i, block in enumerate(whole.blocks):
+        x = block(x)
+        if i in (2, 5, 8, 11):
+            maps.append(whole.norm(x)[:, 1:].transpose(1, 2).reshape(1, 192, 4, 6))
+    expected = backbone.pyramid(maps)
+    for name, level in backbone(images).items():
+        assert torch.allclose(level, expected[name], atol=1e-5), name
+    assert backbone.size_divisibility == 16
+
+
+def test_checkpointed_blocks_give_the_same_gradients():
+    gradients = []
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        backbone = TimmBackbone(
+            "vit_tiny_patch16_224", layers=(2, 5, 8, 11), channels=(4, 4, 4, 4), checkpoint=checkpoint
+        )
+        calls = []
+        backbone.train().model.model.blocks[3].norm1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        sum(x.sum() for x in backbone(torch.ones(1, 3, 32, 32)).values()).backward()
+        assert len(calls) == 1 + checkpoint
+        gradients.append([p.grad for p in backbone.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True) if a is not None)
+
+
+def test_a_pair_of_different_families_with_dinov2(segkc):
+    """Patch 14 and stride 32: crops are multiples of both, inference of the junior's alone."""
+    vit = ("MODEL.BACKBONE.ARCH", "vit_small_patch14_dinov2", "MODEL.BACKBONE.LAYERS", "(2, 5, 8, 11)")
+    model = build_model(segkc(*vit))
+    assert model.training_divisor == 14 * 16  # the ConvNeXt has stride 32
+    assert model.divisor == 14
+    with pytest.raises(ConfigError, match=r"CROP_SIZE 64 is no multiple of 224.*nearest are 224"):
+        model.check_training(segkc(*vit))
+    assert model.eval()([{"image": image(20)}])[0]["sem_seg"].shape == (16, 20, 20)
+
+
+def test_learning_rates_of_backbones_and_heads(segkc):
+    cfg = segkc("SOLVER.BASE_LR", "0.0002", "SOLVER.BACKBONE_MULTIPLIER", "0.025")
+    model = build_model(cfg)
+    rates = {name: group["lr"] for group in parameter_groups(cfg, model) for name in group["names"]}
+    assert set(rates) == {n for n, p in model.named_parameters() if p.requires_grad}
+    for name, rate in rates.items():
+        tower = name.startswith(("backbone.", "senior.backbone."))
+        assert rate == pytest.approx(5e-6 if tower else 2e-4), name
+    vit = segkc("MODEL.BACKBONE.ARCH", "vit_tiny_patch16_224", "MODEL.BACKBONE.LAYERS", "(2, 5, 8, 11)")
+    rates = {n: g["lr"] for g in parameter_groups(vit, build_model(vit)) for n in g["names"]}
+    assert rates["backbone.pyramid.stages.0.0.weight"] == rates["head.classifier.weight"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_agree_with_fp32_under_autocast(segkc, dtype):
+    model = with_open_gate(build_model(segkc("MODEL.DPT.NORM", "GN")).train())
+    streams = {"labeled": [labeled()], "unlabeled": [unlabeled()]}
+    full = model(streams)
+    with torch.autocast("cpu", dtype=dtype):
+        half = model(streams)
+    for name, loss in full.items():
+        assert half[name].dtype == torch.float32
+        assert half[name].item() == pytest.approx(loss.item(), rel=0.05, abs=2e-3), name
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def test_a_run_resumes_bit_by_bit_and_scores_its_pseudo_labels(segkc, tmp_path, monkeypatch):
+    options = "SOLVER.MAX_ITER", "4", "SSL.CUTMIX", "1.0", "SSL.MONITOR_PERIOD", "2", "SSL.MONITOR_IMAGES", "2"
+    whole = DualStreamTrainer(segkc(*options, "OUTPUT_DIR", str(tmp_path / "whole")))
+    assert whole.teacher is None
+    whole.train()
+    assert "pseudo_label/mIoU" in (tmp_path / "whole" / "metrics.json").read_text()
+    step = DualStreamTrainer.run_step
+
+    def stops(self):
+        if self.iter == 3:
+            raise KeyboardInterrupt
+        step(self)
+
+    cfg = segkc(*options, "OUTPUT_DIR", str(tmp_path / "parts"))
+    with monkeypatch.context() as patch:
+        patch.setattr(DualStreamTrainer, "run_step", stops)
+        with pytest.raises(KeyboardInterrupt):
+            DualStreamTrainer(cfg).train()
+    resumed = DualStreamTrainer(cfg, resume=True)
+    assert resumed.start_iter == 2
+    resumed.train()
+    one, two = (torch.load(tmp_path / n / "model_final.pth", weights_only=True) for n in ("whole", "parts"))
+    assert set(one) == {"model", "optimizer", "scheduler", "scaler", "iteration", "best", "config", "taxonomy"}
+    assert all(torch.equal(tensor, two["model"][name]) for name, tensor in one["model"].items())
+    assert set(resumed.batch["unlabeled"][0]) >= {"targets", "senior_targets"}
+
+
+def test_the_junior_alone_learns_from_an_ema_teacher_too(segkc):
+    trainer = DualStreamTrainer(segkc(*ALONE, "SOLVER.MAX_ITER", "2"))
+    trainer.train()
+    assert trainer.teacher is not None
+    assert set(trainer.student.losses(trainer.batch)) == {"loss_sup", "unlabeled_loss_con"}
+
+
+def test_two_equal_networks_are_allowed_with_a_warning(segkc, caplog):
+    same = ("MODEL.SENIOR.BACKBONE.NAME", "TimmBackbone", "MODEL.SENIOR.BACKBONE.ARCH", "resnet10t",
+            "MODEL.SENIOR.BACKBONE.WEIGHTS", "", "MODEL.SENIOR.DIM", "32")  # fmt: skip
+    cfg = segkc(*same)
+    model = build_model(cfg)
+    with caplog.at_level(logging.WARNING):
+        model.check_training(cfg)
+    assert "same network" in caplog.text
+    own, other = model.backbone.state_dict(), model.senior.backbone.state_dict()
+    assert any(not torch.equal(own[n], other[n]) for n in own)  # different starts
+    caplog.clear()
+    build_model(segkc()).check_training(segkc())
+    assert "same network" not in caplog.text
+
+
+def test_weights_without_a_senior_do_not_load_into_a_pair(segkc, tmp_path):
+    alone = build_model(segkc(*ALONE))
+    torch.save({"model": alone.state_dict()}, tmp_path / "alone.pth")
+    with pytest.raises(WeightsError, match=r"senior\.backbone"):
+        load_weights(build_model(segkc()), tmp_path / "alone.pth")
+
+
+VIT = "MODEL.BACKBONE.ARCH", "vit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("MODEL.SEGKC.READ", "both"), "READ is 'both'"),
+        (("MODEL.SEGKC.KD_TEMPERATURE", "0.0"), "KD_TEMPERATURE"),
+        (("MODEL.SEGKC.KD_WEIGHT", "-1.0"), "KD_WEIGHT"),
+        (("MODEL.DPT.NORM", "LN"), "NORM is 'LN'"),
+        (("TEST.WEIGHTS", "teacher"), "no EMA teacher"),
+        (("SSL.TEACHER_WEIGHTS", "x.pth"), "no EMA teacher"),
+        (("TEST.PANOPTIC_ON", "True"), "SegKC segments semantically"),
+        (("SSL.STRONG_VIEWS", "3"), "STRONG_VIEWS"),
+        ((*VIT, "MODEL.BACKBONE.LAYERS", "(2, 5, 8)"), "LAYERS"),
+        ((*VIT, "MODEL.BACKBONE.LAYERS", "(5, 2, 8, 11)"), "four rising"),
+        (("MODEL.SENIOR.BACKBONE.LAYERS", "(2, 5, 8, 11)"), "SENIOR.BACKBONE.LAYERS.*TimmBackbone"),
+        (("MODEL.SENIOR.BACKBONE.CHECKPOINT_BLOCKS", "True"), "CHECKPOINT_BLOCKS is for"),
+        (("MODEL.BACKBONE.LEVEL_DIMS", "(1, 2)"), "LEVEL_DIMS"),
+    ],
+)
+def test_impossible_values_are_config_errors(segkc, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        segkc(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((*VIT, "MODEL.BACKBONE.LAYERS", "(2, 5, 8, 12)"), "has the blocks 0 to 11"),
+        (("MODEL.BACKBONE.LAYERS", "(0, 1, 2, 3)"), "resnet10t is no plain ViT"),
+        (("MODEL.BACKBONE.NAME", "build_resnet_backbone"), "needs res2, res3, res5 too"),
+    ],
+)
+def test_backbones_without_the_asked_layers_are_errors(segkc, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        build_model(segkc(*overrides))
