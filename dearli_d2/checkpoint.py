@@ -1,7 +1,7 @@
 """Weights into models, with one readable report; and a check of name lists against a config's model.
 
 python -m dearli_d2.checkpoint verify --config-file C (--weights W | --names names.json)
-python -m dearli_d2.checkpoint export --weights RUN/model_final.pth --out model.pth [--which teacher]
+python -m dearli_d2.checkpoint export --weights RUN/model_final.pth --out model.pth [--which teacher | --junior]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
 from .errors import DearliError, WeightsError
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 # published name: ours, where a part of a name was changed between releases
 _RENAMED_PARTS = {"predictor.static_query.": "predictor.query_feat."}
 _IGNORED_ENDINGS = ("criterion.empty_weight", "criterion_labeled.empty_weight", "criterion_pseudolabeled.empty_weight")
+_SENIOR = "senior."  # of SegKC
 _IGNORED_NAMES = ("pixel_mean", "pixel_std")  # constants of the config, in some published files
 
 
@@ -157,13 +159,40 @@ def verify(config_file: str, weights: str | None, names: str | None, overrides: 
 
 
 def export(weights: str, out: str | Path, which: str) -> int:
-    """Writes what inference needs of a run's checkpoint: weights of student or teacher, classes, config; no optimiser.
-    Returns the number of tensors."""
+    """Writes what inference needs of a run's checkpoint: weights, classes, config; no optimiser.
+
+    Args:
+        which: "student", "teacher", or "junior": of SegKC the junior alone, as a `DPTSegmenter`, whose config is written
+            beside `out` too, as `.yaml`.
+
+    Returns:
+        The number of tensors.
+
+    Raises:
+        WeightsError: no such weights in the checkpoint.
+    """
     content = read_file(weights)
     small = {key: content[key] for key in ("taxonomy", "config") if key in content}
-    small["model"] = state_dict_of(content, weights, which)
+    small["model"] = state_dict_of(content, weights, "student" if which == "junior" else which)
+    if which == "junior":
+        _keep_junior(small, weights)
+        text = small["config"]
+        write_atomically(Path(out).with_suffix(".yaml"), lambda temporary: temporary.write_text(text))
     write_atomically(out, lambda temporary: torch.save(small, temporary))
     return len(small["model"])
+
+
+def _keep_junior(content: dict, weights: str) -> None:
+    state = {name: value for name, value in content["model"].items() if not name.startswith(_SENIOR)}
+    if len(state) == len(content["model"]) or "config" not in content:
+        raise WeightsError(
+            f"{weights} is no checkpoint of a SegKC run, which holds a senior and a junior; export it without --junior"
+        )
+    config = CfgNode.load_cfg(content["config"])
+    config.MODEL.META_ARCHITECTURE = "DPTSegmenter"
+    config.MODEL.BACKBONE.WEIGHTS = ""
+    del config.MODEL["SENIOR"], config.MODEL["SEGKC"]
+    content["model"], content["config"] = state, config.dump()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -180,7 +209,15 @@ def main(argv: list[str] | None = None) -> int:
     export_command = commands.add_parser("export", help="what inference needs, without the optimiser")
     export_command.add_argument("--weights", required=True, help="checkpoint of a run")
     export_command.add_argument("--out", required=True, help=".pth file")
-    export_command.add_argument("--which", choices=("student", "teacher"), default="student")
+    part = export_command.add_mutually_exclusive_group()
+    part.add_argument("--which", choices=("student", "teacher"), default="student")
+    part.add_argument(
+        "--junior",
+        dest="which",
+        action="store_const",
+        const="junior",
+        help="of a SegKC run; also writes its config, .yaml",
+    )
     args = parser.parse_args(argv)
     try:
         if args.command == "export":

@@ -87,7 +87,7 @@ def schedule_rows(cfg: CfgNode) -> list[list[str]]:
     if cfg.DATASETS.UNLABELED:
         rows[1:1] = [
             ["batch, unlabelled", f"{cfg.SSL.IMS_PER_BATCH} from iteration {cfg.SSL.START} on"],
-            ["teacher", f"EMA {cfg.SSL.EMA_DECAY:g}, pseudo-labels {_pseudo_labels(cfg)}"],
+            ["teacher", f"{_teacher(cfg)}, pseudo-labels {_pseudo_labels(cfg)}"],
         ]
     for role, names, batch, start in (
         ("labelled", cfg.DATASETS.TRAIN, cfg.SOLVER.IMS_PER_BATCH, 0),
@@ -103,6 +103,12 @@ def schedule_rows(cfg: CfgNode) -> list[list[str]]:
                 [f"passes over the {role} images", f"{max(cfg.SOLVER.MAX_ITER - start, 0) * batch / images:.1f}"]
             )
     return rows
+
+
+def _teacher(cfg: CfgNode) -> str:
+    return (
+        "junior and senior, of each other" if cfg.MODEL.META_ARCHITECTURE == "SegKC" else f"EMA {cfg.SSL.EMA_DECAY:g}"
+    )
 
 
 def _pseudo_labels(cfg: CfgNode) -> str:
@@ -125,7 +131,7 @@ def model_rows(cfg: CfgNode) -> list[list[str]]:
     workspace and the allocator's reserve come on top.
     """
     images = cfg.SOLVER.IMS_PER_BATCH if cfg.DATASETS.TRAIN else 0
-    images += cfg.SSL.IMS_PER_BATCH if cfg.DATASETS.UNLABELED else 0
+    images += cfg.SSL.IMS_PER_BATCH * cfg.SSL.STRONG_VIEWS if cfg.DATASETS.UNLABELED else 0
     images += cfg.SSL.SOURCE_IMS_PER_BATCH if cfg.DATASETS.SOURCE else 0
     cfg = cfg.clone()
     cfg.defrost()
@@ -134,10 +140,11 @@ def model_rows(cfg: CfgNode) -> list[list[str]]:
     parameters = list(model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
-    small, large = (_saved_bytes(cfg, model, side) for side in _PROBES)
-    per_pixel = (large - small) / (_PROBES[1] ** 2 - _PROBES[0] ** 2)
-    activations = images * (small + per_pixel * (cfg.INPUT.CROP_SIZE**2 - _PROBES[0] ** 2))
-    copies = 4 + bool(cfg.DATASETS.UNLABELED)  # weight, gradient, two moments, EMA
+    sides = [-(-side // model.training_divisor) * model.training_divisor for side in _PROBES]
+    small, large = (_saved_bytes(cfg, model, side) for side in sides)
+    per_pixel = (large - small) / (sides[1] ** 2 - sides[0] ** 2)
+    activations = images * (small + per_pixel * (cfg.INPUT.CROP_SIZE**2 - sides[0] ** 2))
+    copies = 4 + (bool(cfg.DATASETS.UNLABELED) and not model.labels_itself)  # weight, gradient, two moments, EMA
     fixed = _BYTES * (trainable * copies + frozen)
     return [
         ["trainable parameters", f"{trainable / 1e6:.2f} M"],
