@@ -149,3 +149,32 @@ def test_three_streams_train_in_two_processes(tmp_path, monkeypatch):
         launch(train, processes, 1, 0, "auto", (tmp_path / str(processes), config, SEMIDAVIL))
     one, two = (losses_of(tmp_path / str(n)) for n in (1, 2))
     assert two[0]["loss_sup"] == pytest.approx(one[0]["loss_sup"], rel=0.02)  # padding differs from rank to rank
+
+
+SEGKC = ("SSL.START", "0", "SSL.IMS_PER_BATCH", "4", "SSL.CUTMIX", "0.0", "SSL.CONFIDENCE", "0.1", "SSL.PICTURE_PERIOD", "0",
+         "SSL.MONITOR_PERIOD", "0", "SOLVER.BASE_LR", "1e-4", "INPUT.SCALE_RANGE", "(2.0, 2.4)")  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["GN", "BN"])
+def test_cross_supervision_in_two_processes_equals_one_with_the_joint_batch(tmp_path, monkeypatch, norm):
+    """Losses, weights and running statistics. The junior's ResNet has statistics of its own ranks, as everywhere in
+    detectron2, so here a network without them takes its place."""
+    monkeypatch.setattr(events.JSONWriter, "__init__", events.JSONWriter.__init__)
+    tower = ("MODEL.BACKBONE.NAME", "OpenCLIPConvNeXt", "MODEL.BACKBONE.ARCH", "miniworld-convnext", "MODEL.BACKBONE.WEIGHTS",
+             "shipped", "MODEL.DPT.NORM", norm)  # fmt: skip
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        config = CONFIG.with_name("segkc.yaml")
+        launch(train, processes, 1, 0, "auto", (tmp_path / str(processes), config, (*SEGKC, *tower)))
+    one, two = (losses_of(tmp_path / str(n)) for n in (1, 2))
+    assert sorted(one) == sorted(two) == [0, 1]
+    for step in one:
+        assert {"loss_kd", "unlabeled_loss_con_junior", "unlabeled_loss_con_senior"} <= set(one[step])
+        for name, value in one[step].items():
+            assert two[step][name] == pytest.approx(value, rel=0.02), (step, name)
+    states = [torch.load(tmp_path / str(n) / "model_final.pth", weights_only=True)["model"] for n in (1, 2)]
+    for name, tensor in states[0].items():
+        if tensor.is_floating_point():
+            assert (tensor - states[1][name]).abs().mean() < 5e-4, (
+                name
+            )  # torch has the unbiased variance, detectron2 not

@@ -142,3 +142,26 @@ def test_kmeans_equals_the_cpu():
     points = torch.nn.functional.normalize(torch.randn(4, 256, 32), dim=-1)
     here, there = cosine_kmeans(points, points[:, ::32]), cosine_kmeans(points.cuda(), points[:, ::32].cuda())
     assert (here[0] == there[0].cpu()).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+@pytest.mark.parametrize("norm", ["BN", "GN"])
+def test_cross_supervision_steps(mini_config, dtype, norm):
+    amp = [] if dtype is None else ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype]
+    options = [
+        "SSL.START",
+        "0",
+        "SSL.CUTMIX",
+        "1.0",
+        "SSL.CONFIDENCE",
+        "0.1",
+        "SSL.PICTURE_PERIOD",
+        "2",
+        "MODEL.DPT.NORM",
+        norm,
+    ]
+    options += ["SSL.STRONG_VIEWS", "2", "MODEL.DPT.FEATURE_DROPOUT", "True"]
+    trainer = DualStreamTrainer(mini_config("MODEL.DEVICE", "cuda", *options, *amp, file="segkc.yaml"))
+    trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
+    assert all(s[key].masks.is_cuda for s in trainer.batch["unlabeled"] for key in ("targets", "senior_targets"))
