@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tabulate import tabulate
 
 Task = Callable[[], object]
 
@@ -59,6 +60,33 @@ def in_own_process(function: Callable[..., float], *args: object) -> float:
     result = queue.get()
     process.join()
     return result
+
+
+def compare_steps(builders: dict[str, Callable[..., Task]], options: tuple, rounds: int) -> str:
+    """Table of seconds and peak memory of training steps, with ratios to the last of them.
+
+    Args:
+        builders: name to a function of module level that makes the step from `options`.
+    """
+    memory = {name: in_own_process(_peak_of_steps, build, options) for name, build in builders.items()}
+    seconds = interleaved_seconds({name: build(*options) for name, build in builders.items()}, rounds)
+    last = list(builders)[-1]
+    rows = [
+        [name, seconds[name], seconds[name] / seconds[last], memory[name], memory[name] / memory[last]]
+        for name in builders
+    ]
+    headers = ["schedule", "seconds", "ratio", "peak MB", "ratio"]
+    return tabulate(rows, headers, floatfmt=("", ".2f", ".2f", ".0f", ".2f"), tablefmt="github")
+
+
+def _peak_of_steps(build: Callable[..., Task], options: tuple) -> float:
+    """Peak of two steps in megabytes: allocated GPU memory, or the resident set of the process with the interpreter in it."""
+    step = build(*options)
+    for _ in range(2):
+        step()
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _put(queue: multiprocessing.Queue, function: Callable[..., float], args: tuple) -> None:

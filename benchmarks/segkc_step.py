@@ -10,7 +10,6 @@ weak views with a graph that nobody needs, the senior asks the junior for its fe
 from __future__ import annotations
 
 import argparse
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from dearli_d2.engine.pseudo_labels import PseudoLabeler
 from dearli_d2.modeling import build_model
 from dearli_d2.structures import Targets
 
-from .measure import in_own_process, interleaved_seconds
+from .measure import compare_steps, interleaved_seconds
 
 CONFIG = Path(__file__).parents[1] / "configs" / "pascal_voc" / "segkc_b_s_92.yaml"
 CLASSES, CONFIDENCE = 21, 0.06  # random weights are never sure
@@ -128,16 +127,6 @@ def build_naive(size: int, count: int, amp: bool) -> Callable[[], float]:
 BUILDERS = {"ours": build_ours, "naive": build_naive}
 
 
-def peak_megabytes(which: str, options: tuple) -> float:
-    """Peak of two steps: allocated GPU memory, or the resident set of the process with the interpreter in it."""
-    step = BUILDERS[which](*options)
-    for _ in range(2):
-        step()
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def inference_tasks(size: int) -> dict[str, Callable[[], object]]:
     """One image through the junior and through the senior, which reads the junior."""
     tasks = {}
@@ -158,14 +147,7 @@ def main() -> None:
     parser.add_argument("--amp", action="store_true", help="bf16 autocast")
     args = parser.parse_args()
     options = args.size, args.images, args.amp
-    memory = {name: in_own_process(peak_megabytes, name, options) for name in BUILDERS}
-    seconds = interleaved_seconds({name: build(*options) for name, build in BUILDERS.items()}, args.rounds)
-    rows = [
-        [name, seconds[name], seconds[name] / seconds["naive"], memory[name], memory[name] / memory["naive"]]
-        for name in BUILDERS
-    ]
-    headers = ["schedule", "seconds", "ratio", "peak MB", "ratio"]
-    print(tabulate(rows, headers, floatfmt=("", ".2f", ".2f", ".0f", ".2f"), tablefmt="github"))
+    print(compare_steps(BUILDERS, options, args.rounds))
     model, _ = _model(amp=False)
     counts = {"junior": 0, "senior": 0}
     for name, parameter in model.named_parameters():

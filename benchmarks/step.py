@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import resource
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from dearli_d2.modeling import build_model
 from dearli_d2.modeling.inference import resize_logits
 from dearli_d2.structures import Targets
 
-from .measure import in_own_process, interleaved_seconds, synchronize
+from .measure import compare_steps, synchronize
 from .reference import loop_panoptic
 
 CONFIG = Path(__file__).parents[1] / "configs" / "ade20k" / "dear_convnext_b_1_128.yaml"
@@ -159,16 +158,6 @@ def _optimise(model: nn.Module, optimizer: torch.optim.Optimizer, losses: dict[s
 BUILDERS = {"ours": build_ours, "naive": build_naive}
 
 
-def peak_megabytes(which: str, options: tuple) -> float:
-    """Peak of two steps: allocated GPU memory, or the resident set of the process with the interpreter in it."""
-    step = BUILDERS[which](*options)
-    for _ in range(2):
-        step()
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 # ---------------------------------------------------------------------------------------------- profile
 
 
@@ -232,14 +221,7 @@ def main() -> None:
     if args.profile:
         print(tabulate(profile(options), ["part", "seconds"], floatfmt=".2f", tablefmt="github"))
         return
-    memory = {name: in_own_process(peak_megabytes, name, options) for name in BUILDERS}
-    seconds = interleaved_seconds({name: build(*options) for name, build in BUILDERS.items()}, args.rounds)
-    rows = [
-        [name, seconds[name], seconds[name] / seconds["naive"], memory[name], memory[name] / memory["naive"]]
-        for name in BUILDERS
-    ]
-    headers = ["schedule", "seconds", "ratio", "peak MB", "ratio"]
-    print(tabulate(rows, headers, floatfmt=("", ".2f", ".2f", ".0f", ".2f"), tablefmt="github"))
+    print(compare_steps(BUILDERS, options, args.rounds))
 
 
 if __name__ == "__main__":

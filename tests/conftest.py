@@ -84,6 +84,20 @@ def ssl_config(mini_config):
     return lambda *overrides, file="dear.yaml": mini_config(*SSL, *overrides, file=file)
 
 
+def train_until(cfg, step: int):
+    """A run that is interrupted in a step, which is not finished."""
+    from dearli_d2.engine.trainer import DualStreamTrainer
+
+    class Interrupted(DualStreamTrainer):
+        def run_step(self):
+            if self.iter == step:
+                raise KeyboardInterrupt
+            super().run_step()
+
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted(cfg).train()
+
+
 @pytest.fixture
 def semidavil(mini_config):
     """semidavil(*overrides): the miniworld config with the paper's values, unlabelled images from the first step."""

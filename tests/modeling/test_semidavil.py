@@ -14,6 +14,7 @@ from dearli_d2.modeling import build_model
 from dearli_d2.modeling.pixel_losses import dyce_loss
 from dearli_d2.modeling.prompts import text_tower_of
 from dearli_d2.structures import Targets
+from tests.conftest import train_until
 
 CAPTION = "a picture of grass and striped red"
 
@@ -170,22 +171,11 @@ def test_without_labelled_target_images_it_trains_and_resumes(semidavil):
     assert again.start_iter == 2
 
 
-def test_three_streams_resume_bit_by_bit(semidavil, tmp_path, monkeypatch):
+def test_three_streams_resume_bit_by_bit(semidavil, tmp_path):
     options = "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2", "SSL.CONFIDENCE", "0.1", "SSL.CUTMIX", "1.0"
     DualStreamTrainer(semidavil(*options, "OUTPUT_DIR", str(tmp_path / "whole"))).train()
-    step = DualStreamTrainer.run_step
-
-    def stops(self):
-        if self.iter == 3:
-            raise KeyboardInterrupt
-        step(self)
-
     cfg = semidavil(*options, "OUTPUT_DIR", str(tmp_path / "parts"))
-    trainer = DualStreamTrainer(cfg)
-    with monkeypatch.context() as patch:
-        patch.setattr(DualStreamTrainer, "run_step", stops)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
+    train_until(cfg, 3)
     resumed = DualStreamTrainer(cfg, resume=True)
     assert resumed.start_iter == 2
     resumed.train()
