@@ -38,6 +38,7 @@ bench: $(STAMP)  ## speed and memory against peers, as ratios of one run
 	$(PY) -W ignore -m benchmarks.step
 	$(PY) -W ignore -m benchmarks.regions
 	$(PY) -W ignore -m benchmarks.dyce
+	$(PY) -W ignore -m benchmarks.segkc_step
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage

@@ -51,7 +51,10 @@ def data_rows(cfg: CfgNode) -> list[list[str]]:
     for key, path in (("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS), ("SSL.TEACHER_WEIGHTS", cfg.SSL.TEACHER_WEIGHTS)):
         if path:
             rows.append([key, path, "there" if Path(path).is_file() else "MISSING"])
-    rows.append(["backbone weights", cfg.MODEL.BACKBONE.WEIGHTS or "none (random)", cfg.MODEL.BACKBONE.ARCH])
+    backbones = {"backbone weights": cfg.MODEL.BACKBONE}
+    if cfg.MODEL.META_ARCHITECTURE == "SegKC":
+        backbones["senior's backbone weights"] = cfg.MODEL.SENIOR.BACKBONE
+    rows += [[role, backbone.WEIGHTS or "none (random)", backbone.ARCH] for role, backbone in backbones.items()]
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks import hvl, semidavil, split_matching, study
+from benchmarks import hvl, segkc, semidavil, split_matching, study
 from benchmarks.text_matters import run_seed
 from dearli_d2.demo import climb
 
@@ -86,6 +86,19 @@ def language_and_dyce_help_adaptation(out) -> None:
     assert guided[0] > unlabelled[0] + 3
     assert labels[0] < pretrained[0] < full[0]
     assert full[1] > plain[1] + 3  # DyCE, on rare classes
+
+
+def cross_supervision_helps_the_junior(out) -> None:
+    """mIoU of the junior: labels alone, a pair of two juniors, an unlike pair."""
+    names = ("labels", "equal", "segkc")
+    labels, equal, unlike = means(segkc.ROWS, segkc.METRICS, segkc.options_of_seed, out, names, "miniworld_val")
+    assert unlike[0] > labels[0] + 2
+    assert unlike[0] > equal[0]
+
+
+@pytest.mark.slow
+def test_cross_supervision_helps_the_junior(tmp_path):
+    cross_supervision_helps_the_junior(tmp_path)
 
 
 @pytest.mark.slow

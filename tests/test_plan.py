@@ -56,6 +56,23 @@ def test_rows_of_domain_adaptation(mini_config):
     assert any(row[0] == "activations of 7 images" for row in model_rows(cfg))
 
 
+def test_rows_of_a_pair(mini_config):
+    """Both networks count, in training; nothing is averaged."""
+    cfg = mini_config("SSL.STRONG_VIEWS", "2", "SSL.IMS_PER_BATCH", "3", "INPUT.CROP_SIZE", "128", file="segkc.yaml")
+    roles = {row[0]: row[2] for row in data_rows(cfg)}
+    assert (roles["backbone weights"], roles["senior's backbone weights"]) == ("resnet10t", "miniworld-convnext")
+    schedule, pair = dict(schedule_rows(cfg)), dict(model_rows(cfg))
+    assert "junior and senior, of each other" in schedule["teacher"]
+    model = build_model(cfg)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    assert pair["trainable parameters"] == f"{trained / 1e6:.2f} M"
+    assert pair["weights, gradients, optimiser, teacher"] == f"{4 * (4 * trained + frozen) / 2**30:.2f} GiB"
+    assert "activations of 8 images" in pair  # 2 labelled, 3 unlabelled in two views
+    alone = dict(model_rows(mini_config("MODEL.META_ARCHITECTURE", "DPTSegmenter", file="segkc.yaml")))
+    assert float(alone["trainable parameters"].split()[0]) < trained / 1e6
+
+
 def test_memory_grows_with_the_batch_and_equals_what_autograd_keeps(mini_config):
     def activations(*overrides: str) -> float:
         row = next(
