@@ -1,4 +1,4 @@
-"""What each part of SegKC gives the junior on miniworld: 50 labelled scenes, 950 unlabelled ones. The junior is a small ResNet
+"""What each part of SegKC gives the junior on miniworld: 20 labelled scenes, 980 unlabelled ones. The junior is a small ResNet
 from random weights, the senior of the unlike pair the CLIP tower that is shipped.
 
 python -m benchmarks.segkc [--seeds 3] [--shard i/n] [--rows ...]
@@ -35,7 +35,7 @@ METRICS = (study.Metric("mIoU", study.semantic("mIoU")), study.Metric("accuracy"
 
 def options_of_seed(out: Path, seed: int) -> Sequence[str]:
     """Other labelled scenes for each seed, the same for every row."""
-    part = f"miniworld_train@0.05~{seed}"
+    part = f"miniworld_train@0.02~{seed}"
     data = ["DATASETS.TRAIN", f"('{part}',)", "DATASETS.UNLABELED", f"('{part}:unlabeled',)"]
     return [*data, "SOLVER.CHECKPOINT_PERIOD", "1000", "SSL.MONITOR_PERIOD", "0", "SSL.PICTURE_PERIOD", "0"]
 

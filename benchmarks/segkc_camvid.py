@@ -1,0 +1,32 @@
+"""What SegKC gives a junior on CamVid photographs with 23 (1/16) and 46 (1/8) labels: EfficientNet-Lite0, the senior Lite2.
+
+python -m benchmarks.segkc_camvid [--seeds 1] [--rows ...]    (needs a CamVid folder, see datasets/README.md)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import study
+
+ALONE = ("MODEL.META_ARCHITECTURE", "DPTSegmenter", "DATASETS.UNLABELED", "()")
+ROWS = tuple(
+    study.Row(f"1/{part}: {name}", f"{folder}_1_{part}", f"camvid/segkc_1_{part}.yaml", options)
+    for part in (16, 8)
+    for name, folder, options in (("junior alone, labels only", "labels", ALONE), ("SegKC", "segkc", ()))
+)
+METRICS = (
+    study.Metric("mIoU", study.semantic("mIoU")),
+    study.Metric("accuracy", study.semantic("pixel_accuracy")),
+    study.Metric("rarest third", study.mean_iou_of("sign symbol", "pedestrian", "bicyclist")),
+)
+
+
+def options_of_seed(out: Path, seed: int) -> Sequence[str]:
+    """The published choice of labelled images for every seed."""
+    return ["SSL.MONITOR_PERIOD", "0", "SSL.PICTURE_PERIOD", "0"]
+
+
+if __name__ == "__main__":
+    study.main(__doc__, ROWS, METRICS, options_of_seed, "segkc_camvid", "camvid_val")
