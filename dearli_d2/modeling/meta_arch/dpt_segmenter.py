@@ -130,7 +130,7 @@ class DPTSegmenter(PixelSegmenter):
 
     def inside(self, samples: Sequence[dict]) -> torch.Tensor:
         """(B, H, W) bool: the pixels of the images that are no padding."""
-        return torch.stack([x["inside"] for x in samples]).to(self.device, non_blocking=True)
+        return torch.stack([x["inside"].to(self.device, non_blocking=True) for x in samples])
 
 
 def fitted(images: torch.Tensor, size: tuple[int, int], divisor: int) -> torch.Tensor:
