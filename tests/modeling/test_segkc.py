@@ -161,9 +161,10 @@ def test_images_are_resized_not_padded_to_multiples():
     resized = F.interpolate(pixels[None] / 255.0, size=(28, 42), mode="bilinear")
     expected = F.interpolate(model.logits(resized, None), size=(30, 47), mode="bilinear").softmax(1)[0]
     assert torch.allclose(model([{"image": pixels}])[0]["sem_seg"], expected, atol=1e-5)
-    two = model([{"image": pixels}, {"image": torch.zeros(3, 60, 20, dtype=torch.uint8)}])  # of a batch each on its own
+    other = torch.randint(0, 256, (3, 60, 20), dtype=torch.uint8)
+    two = model([{"image": pixels}, {"image": other}])  # of a batch each on its own
     assert torch.allclose(two[0]["sem_seg"], expected, atol=1e-5)
-    assert two[1]["sem_seg"].shape == (5, 60, 20)
+    assert torch.allclose(two[1]["sem_seg"], model([{"image": other}])[0]["sem_seg"], atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(90, 130), (28, 28), (20, 61)])
