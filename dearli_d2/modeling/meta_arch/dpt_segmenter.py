@@ -122,12 +122,6 @@ class DPTSegmenter(PixelSegmenter):
             losses["unlabeled_loss_con"] = self.unlabeled_weight * consistency
         return losses
 
-    def joined(self, streams: Mapping[str, list[dict]]) -> tuple[list[dict], torch.Tensor, int]:
-        """All samples, unlabelled ones last; their images; how many are labelled."""
-        labeled = [x for name, stream in streams.items() if name != "unlabeled" for x in stream]
-        samples = [*labeled, *streams.get("unlabeled", [])]
-        return samples, self.preprocess(samples).tensor, len(labeled)
-
     def inside(self, samples: Sequence[dict]) -> torch.Tensor:
         """(B, H, W) bool: the pixels of the images that are no padding."""
         return torch.stack([x["inside"].to(self.device, non_blocking=True) for x in samples])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.structures import ImageList
@@ -57,6 +57,12 @@ class PixelSegmenter(Segmenter):
     def set_taxonomy(self, taxonomy: object) -> None:
         """Raises `ConfigError`: the classes of a trained classifier cannot be changed."""
         raise ConfigError("this model has a linear classifier of fixed classes; only a text classifier can take others")
+
+    def joined(self, streams: Mapping[str, list[dict]]) -> tuple[list[dict], torch.Tensor, int]:
+        """All samples, unlabelled ones last; their images; how many are labelled."""
+        labeled = [x for name, stream in streams.items() if name != "unlabeled" for x in stream]
+        samples = [*labeled, *streams.get("unlabeled", [])]
+        return samples, self.preprocess(samples).tensor, len(labeled)
 
     def class_maps(self, samples: Sequence[dict], size: Sequence[int], key: str = "targets") -> torch.Tensor:
         """(B, H, W) int64 targets of a batch padded to `size`, 255 = no loss."""

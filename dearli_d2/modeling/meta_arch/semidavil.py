@@ -196,17 +196,14 @@ class SemiDAViL(PixelSegmenter):
     def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
         """The chosen loss over source and labelled target together, and cross-entropy on the confident pixels of the
         unlabelled target."""
-        samples = [x for stream in streams.values() for x in stream]
-        images = self.preprocess(samples).tensor
+        samples, images, known = self.joined(streams)
         logits = resize_logits(self.logits(images, samples), images.shape[-2:])
         target = self.class_maps(samples, images.shape[-2:])
-        unlabeled = torch.tensor([name == "unlabeled" for name, stream in streams.items() for _ in stream])
-        known, unknown = (~unlabeled).nonzero()[:, 0], unlabeled.nonzero()[:, 0]
-        losses = {"loss_sup": self.loss_weight * self.loss(logits[known], target[known])}
-        if len(unknown):
-            consistency = cross_entropy_loss(logits[unknown], target[unknown])
+        losses = {"loss_sup": self.loss_weight * self.loss(logits[:known], target[:known])}
+        if known < len(samples):
+            consistency = cross_entropy_loss(logits[known:], target[known:])
             losses["unlabeled_loss_con"] = self.unlabeled_weight * consistency
-        self._log(logits[known], target[known])
+        self._log(logits[:known], target[:known])
         return losses
 
     @torch.no_grad()
