@@ -23,12 +23,12 @@ ROWS = (
     study.Row("junior alone, labels only", "labels", CONFIG, (*ALONE, "DATASETS.UNLABELED", "()")),
     study.Row("junior alone, EMA teacher", "teacher", CONFIG, (*ALONE, "SSL.EMA_DECAY", "0.98")),
     study.Row("pair: cross supervision", "cross", CONFIG, (*NO_CONSULT, *NO_KD)),
-    study.Row("  + feature consultation", "consult", CONFIG, NO_KD),
-    study.Row("  + distillation (SegKC)", "segkc", CONFIG),
+    study.Row("  + consultation", "consult", CONFIG, NO_KD),
+    study.Row("  + distillation: SegKC", "segkc", CONFIG),
     study.Row("SegKC without consultation", "no_consult", CONFIG, NO_CONSULT),
     study.Row("SegKC, CONSULT_GRAD True", "consult_grad", CONFIG, ("MODEL.SEGKC.CONSULT_GRAD", "True")),
     study.Row("SegKC, two equal juniors", "equal", CONFIG, EQUAL),
-    study.Row("SegKC, its senior", "senior", CONFIG, ("MODEL.SEGKC.READ", "senior"), weights_of="segkc"),
+    study.Row("its senior", "senior", CONFIG, ("MODEL.SEGKC.READ", "senior"), weights_of="segkc"),
 )
 METRICS = (study.Metric("mIoU", study.semantic("mIoU")), study.Metric("accuracy", study.semantic("pixel_accuracy")))
 

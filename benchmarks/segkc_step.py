@@ -3,8 +3,9 @@ image.
 
     python -m benchmarks.segkc_step [--size 224] [--images 2] [--rounds 3] [--amp]
 
-DINOv2-B and -S with random weights, as many unlabelled as labelled crops. Naive: every batch goes through every network on its own,
-weak views with a graph that nobody needs, the senior asks the junior for its features again each time.
+DINOv2-B and -S with random weights, as many unlabelled as labelled crops. Naive: labelled, strong and weak images go through each
+network on their own, weak ones with a graph that nobody needs, and once more as CutMix partners (as published implementations of
+CutMix do), and the senior asks the junior for its features again each time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tabulate import tabulate
 from torch import nn
 
 from dearli_d2.config import get_config
-from dearli_d2.engine.cutmix import CutMix, mix_images
+from dearli_d2.engine.cutmix import CutMix, CutMixPlan, mix_images
 from dearli_d2.engine.optimizer import autocast, build_optimizer
 from dearli_d2.engine.pseudo_labels import PseudoLabeler
 from dearli_d2.modeling import build_model
@@ -91,9 +92,13 @@ def build_naive(size: int, count: int, amp: bool) -> Callable[[], float]:
     def full(logits: torch.Tensor) -> torch.Tensor:
         return F.interpolate(logits, size=(size, size), mode="bilinear").float()
 
-    def labels(logits: torch.Tensor, plan: object) -> torch.Tensor:
+    def labels(logits: torch.Tensor) -> torch.Tensor:
         confidence, label = logits.detach().softmax(1).max(1)
-        return mix_images(label.masked_fill(confidence < CONFIDENCE, 255)[:, None], plan)[:, 0]
+        return label.masked_fill(confidence < CONFIDENCE, 255)
+
+    def pasted(own: torch.Tensor, other: torch.Tensor, plan: CutMixPlan) -> torch.Tensor:
+        inside = [plan.inside(i, size, size, own.device) for i in range(count)]
+        return torch.where(torch.stack(inside), other, own)
 
     def distilled(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
         target, own = (teacher.detach() / 2).softmax(1), (student / 2).log_softmax(1)
@@ -108,15 +113,19 @@ def build_naive(size: int, count: int, amp: bool) -> Callable[[], float]:
         target = torch.stack([x["targets"].semantic() for x in labeled]).to(model.device)
         with autocast(cfg):
             weak = images_of("image", unlabeled)
-            of_junior, of_senior = junior(weak), senior(weak)
+            own = junior(weak), senior(weak)
+            with torch.no_grad():
+                partners = weak[list(plan.partner)]
+                other = junior(partners), senior(partners)
+            crossed = [pasted(labels(a), labels(b), plan) for a, b in zip(own, other, strict=True)]
             known = images_of("image", labeled)
             pair = junior(known), senior(known)
             total = sum(F.cross_entropy(x, target, ignore_index=255) for x in pair) / 2 + distilled(pair[1], pair[0])
             strong = mix_images(images_of("strong", unlabeled), plan)
             pair = junior(strong), senior(strong)
-            for logits, other in zip(pair, (of_senior, of_junior), strict=True):
-                crossed = F.cross_entropy(logits, labels(other, plan), ignore_index=255, reduction="none")
-                total = total + crossed.mean() / 2
+            for logits, target in zip(pair, reversed(crossed), strict=True):
+                loss = F.cross_entropy(logits, target, ignore_index=255, reduction="none")
+                total = total + loss.mean() / 2
             total = total + distilled(pair[1], pair[0])
         _optimise(model, optimizer, total)
         return total.item()
