@@ -30,7 +30,7 @@ class DPTSegmenter(PixelSegmenter):
 
     Args:
         backbone: with res2..res5. head: over them. label_weight, unlabeled_weight, confidence: keys MODEL.DPT.LOSS_WEIGHT,
-            SSL.LOSS_WEIGHT, SSL.CONFIDENCE. feature_dropout: of unlabelled images (UniMatch V2, Sec. 3.3), see
+            SSL.LOSS_WEIGHT, SSL.CONFIDENCE. feature_dropout: of unlabelled images (UniMatch V2), see
             `channel_dropout`. strong_views: of each unlabelled image.
     """
 
@@ -172,7 +172,7 @@ def consistency_loss(logits: torch.Tensor, target: torch.Tensor, inside: torch.T
 
 def channel_dropout(pyramid: Mapping[str, torch.Tensor], count: int, views: int) -> Mapping[str, torch.Tensor]:
     """The last `count` images lose each channel of each level with probability 0.5, the others are doubled; half of the
-    images are left as they are. Of two views of an image, the second keeps what the first loses (UniMatch V2, Sec. 3.3).
+    images are left as they are. Of two views of an image, the second keeps what the first loses (UniMatch V2).
 
     Args:
         pyramid: `LEVELS` of (B, C, h, w). views: the last images are `views` parts of `count` / `views` images each.
