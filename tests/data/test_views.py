@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dearli_d2.data.build import build_streams, build_unlabeled_mapper
+from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.streams import RareClassOrder, seeded
 from dearli_d2.data.views import StrongPhotometry
 from dearli_d2.engine.trainer import DualStreamTrainer
@@ -126,3 +127,27 @@ def test_rare_class_sampling_needs_areas_and_images():
         rare_order(first_area=None)
     with pytest.raises(DatasetError, match="no class covers as much"):
         rare_order(area=0.95)
+
+
+@pytest.mark.parametrize(("probability", "low", "high"), [(0.0, 0, 0), (0.5, 30, 70), (1.0, 100, 100)])
+def test_colours_are_jittered_with_their_probability(probability, low, high):
+    image = np.random.default_rng(0).integers(1, 255, (8, 8, 3), dtype=np.uint8)
+    strong = StrongPhotometry(grey_probability=0, blur_probability=0, jitter_probability=probability)
+    changed = 0
+    for seed in range(100):
+        with seeded(seed):
+            changed += not np.array_equal(strong(image), image)
+    assert low <= changed <= high
+
+
+def test_several_strong_views_differ_and_share_the_geometry(ssl_config):
+    cfg = ssl_config(
+        "SSL.STRONG_VIEWS", "2", "SSL.BLUR", "0.0", "SSL.GREYSCALE", "0.0", "SSL.JITTER", "(0.4, 0.0, 0.0, 0.0)"
+    )
+    with seeded(1):
+        sample = build_unlabeled_mapper(cfg)(dataset_dicts("miniworld_val")[0])
+    first, second = sample["strong"].float()
+    assert not torch.equal(first, second)
+    bright = (sample["image"] > 20).all(0) & (sample["image"] < 150).all(0)  # a factor of brightness, pixel by pixel
+    ratio = (first / second)[:, bright & sample["inside"]]
+    assert ratio.std() < 0.05
