@@ -11,10 +11,15 @@ from pathlib import Path
 from . import study
 
 ALONE = ("MODEL.META_ARCHITECTURE", "DPTSegmenter", "DATASETS.UNLABELED", "()")
+CROSS = ("MODEL.SEGKC.CONSULT", "False", "MODEL.SEGKC.KD_WEIGHT", "0.0")
 ROWS = tuple(
     study.Row(f"1/{part}: {name}", f"{folder}_1_{part}", f"camvid/segkc_1_{part}.yaml", options)
     for part in (16, 8)
-    for name, folder, options in (("junior alone, labels only", "labels", ALONE), ("SegKC", "segkc", ()))
+    for name, folder, options in (
+        ("junior alone, labels only", "labels", ALONE),
+        ("pair: cross supervision", "cross", CROSS),
+        ("SegKC", "segkc", ()),
+    )
 )
 METRICS = (
     study.Metric("mIoU", study.semantic("mIoU")),
