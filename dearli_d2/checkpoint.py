@@ -191,6 +191,7 @@ def _keep_junior(content: dict, weights: str) -> None:
     config = CfgNode.load_cfg(content["config"])
     config.MODEL.META_ARCHITECTURE = "DPTSegmenter"
     config.MODEL.BACKBONE.WEIGHTS = ""
+    config.MODEL.DEVICE = "auto"  # of the machine that reads it
     del config.MODEL["SENIOR"], config.MODEL["SEGKC"]
     content["model"], content["config"] = state, config.dump()
 

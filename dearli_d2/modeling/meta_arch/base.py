@@ -94,7 +94,8 @@ class Segmenter(nn.Module):
 
     def forward(self, batch: list[dict] | dict[str, list[dict]]) -> dict[str, torch.Tensor] | list[dict]:
         """Args:
-            batch: one dict an image: "image" (3, H, W) RGB 0..255; for training "targets" (`Targets`, H x W); for
+            batch: one dict an image: "image" (3, H, W) RGB 0..255; for training "targets" (`Targets`, H x W) and, for
+                losses per pixel of all of an image, "inside" (H, W) bool, False = padding; for
                 inference optionally "height", "width": size of the output. In training also several streams by name,
                 {"labeled": [...], "unlabeled": [...]}, the latter with pseudo-labels as targets: all go through the
                 network together, each with losses and normalisers of its own.

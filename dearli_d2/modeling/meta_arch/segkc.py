@@ -13,6 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from torch import nn
 
 from ...data.taxonomy import Taxonomy
+from ...errors import ConfigError, WeightsError
 from ...structures import Targets
 from ..inference import resize_logits
 from ..per_pixel import DPTHead
@@ -101,7 +102,10 @@ class SegKC(DPTSegmenter):
     def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
         options = cfg.MODEL.SEGKC
         arguments = super().from_config(cfg, taxonomy)
-        backbone, head = build_network(senior_config(cfg))
+        try:
+            backbone, head = build_network(senior_config(cfg))
+        except (ConfigError, WeightsError) as error:
+            raise type(error)(str(error).replace("MODEL.BACKBONE.", "MODEL.SENIOR.BACKBONE.")) from error
         consultation = Consultation(arguments["head"].dim, head.dim) if options.CONSULT else None
         return {
             **arguments,
