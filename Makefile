@@ -39,6 +39,7 @@ bench: $(STAMP)  ## speed and memory against peers, as ratios of one run
 	$(PY) -W ignore -m benchmarks.regions
 	$(PY) -W ignore -m benchmarks.dyce
 	$(PY) -W ignore -m benchmarks.segkc_step
+	$(PY) -W ignore -m benchmarks.summed_losses
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage

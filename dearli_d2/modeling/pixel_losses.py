@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
+from .inference import resize_logits
 from .ranks import over_ranks
 
 IGNORE = 255
+# of the full-size logits that a summed loss holds at once; 64 MB in fp32
+CHUNK_VALUES = 2**24
 
 
 def pixel_cross_entropy(logits: torch.Tensor, target: torch.Tensor, ignore_index: int = IGNORE) -> torch.Tensor:
@@ -118,19 +122,66 @@ def _mean_with(losses: torch.Tensor, more: torch.Tensor, target: torch.Tensor, i
     return ((losses + more) * valid).sum() / valid.sum().clamp(min=1)
 
 
+def summed_loss(
+    loss: Callable[..., torch.Tensor], logits: Sequence[torch.Tensor], maps: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Sum over all pixels of a loss that knows one image at a time.
+
+    The logits of a large batch at full size, and what a loss keeps of them for its gradient, can be more than the network
+    itself needs. They are brought to full size for a few images at a time, and again in the backward pass.
+
+    Args:
+        loss: of logits and maps, to (b, H, W). logits: of (B, C, h, w), resized to the maps. maps: of (B, H, W).
+    """
+    size = maps[0].shape[-2:]
+
+    def of_some(*tensors: torch.Tensor) -> torch.Tensor:
+        full = (resize_logits(x.float(), size) for x in tensors[: len(logits)])
+        return loss(*full, *tensors[len(logits) :]).sum()
+
+    images, classes = logits[0].shape[:2]
+    count = max(1, CHUNK_VALUES // (classes * size.numel()))
+    with torch.autocast(logits[0].device.type, enabled=False):
+        if count >= images:
+            return of_some(*logits, *maps)
+        parts = zip(*(x.split(count) for x in (*logits, *maps)), strict=True)
+        return sum(checkpoint(of_some, *part, use_reentrant=False, preserve_rng_state=False) for part in parts)
+
+
+def supervised_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, mean over the annotated pixels of all ranks; 0 where there are none.
+
+    Args:
+        logits: (B, C, h, w), resized to the target. target: (B, H, W), 255 = ignore.
+    """
+    return summed_loss(pixel_cross_entropy, (logits,), (target,)) / over_ranks((target != IGNORE).sum())
+
+
+def consistency_loss(logits: torch.Tensor, target: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy summed over the confident pixels, over the number of all pixels that are no padding, of all ranks
+    (UniMatch).
+
+    Args:
+        logits: (B, C, h, w), resized to the target. target: (B, H, W), 255 = not confident. inside: (B, H, W) bool.
+    """
+    return summed_loss(pixel_cross_entropy, (logits,), (target,)) / over_ranks(inside.sum())
+
+
 def distillation_loss(
     teacher: torch.Tensor, student: torch.Tensor, inside: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """temperature^2 KL(teacher || student) of the softened class distributions (Hinton et al. 2015), mean over pixels.
 
     Args:
-        teacher, student: (B, C, H, W) logits; no gradient reaches the teacher. inside: (B, H, W) bool, which pixels count.
+        teacher, student: (B, C, h, w) logits, resized to `inside`; no gradient reaches the teacher. inside: (B, H, W) bool,
+            which pixels count.
     """
-    with torch.autocast(student.device.type, enabled=False):
-        theirs = (teacher.detach().float() / temperature).log_softmax(1)
-        own = (student.float() / temperature).log_softmax(1)
-        divergence = (theirs.exp() * (theirs - own)).sum(1)
-    return temperature**2 * (divergence * inside).sum() / over_ranks(inside.sum())
+
+    def divergence(teacher: torch.Tensor, student: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        theirs, own = ((x / temperature).log_softmax(1) for x in (teacher, student))
+        return (theirs.exp() * (theirs - own)).sum(1) * inside
+
+    return temperature**2 * summed_loss(divergence, (teacher.detach(), student), (inside,)) / over_ranks(inside.sum())
 
 
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {

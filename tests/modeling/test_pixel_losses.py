@@ -8,14 +8,20 @@ import torch.nn.functional as F
 
 from dearli_d2.config_rules import PIXEL_LOSSES
 from dearli_d2.errors import ConfigError
+from dearli_d2.modeling import pixel_losses
 from dearli_d2.modeling.losses import dyce_loss
 from dearli_d2.modeling.pixel_losses import (
     LOSSES,
     PixelLoss,
+    consistency_loss,
     cross_entropy_loss,
+    distillation_loss,
     dual_cross_entropy_loss,
     dual_focal_loss,
     focal_loss,
+    pixel_cross_entropy,
+    summed_loss,
+    supervised_loss,
 )
 
 
@@ -180,3 +186,45 @@ def test_the_config_knows_the_losses():
     assert tuple(LOSSES) == PIXEL_LOSSES
     with pytest.raises(ConfigError, match="dice"):
         PixelLoss("dice", 3)
+
+
+# ------------------------------------------------------------------------------------- sums over chunks of images
+
+
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_a_summed_loss_holds_few_images_at_full_size(images, monkeypatch):
+    monkeypatch.setattr(pixel_losses, "CHUNK_VALUES", images * 3 * 64 + 5)
+    logits = torch.randn(5, 3, 4, 4, requires_grad=True)
+    target = torch.randint(0, 3, (5, 8, 8))
+    target[1:3, :5] = 255
+    held = []
+
+    def loss(full, target):
+        held.append(full.shape)
+        return pixel_cross_entropy(full, target)
+
+    total = summed_loss(loss, (logits,), (target,))
+    assert held == [(b, 3, 8, 8) for b in {1: [1] * 5, 2: [2, 2, 1], 5: [5]}[images]]
+    (gradient,) = torch.autograd.grad(total, logits)
+    # what the backward pass needs was computed anew, except where all fits at once
+    assert len(held) == {1: 10, 2: 6, 5: 1}[images]
+    double = logits.detach().double().requires_grad_()
+    full = F.interpolate(double, size=(8, 8), mode="bilinear")
+    expected = F.cross_entropy(full, target, ignore_index=255, reduction="sum")
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.allclose(gradient.double(), torch.autograd.grad(expected, double)[0], atol=1e-5)
+
+
+def test_losses_of_low_resolution_equal_those_of_full_resolution(monkeypatch):
+    monkeypatch.setattr(pixel_losses, "CHUNK_VALUES", 1)
+    teacher, student = torch.randn(2, 3, 4, 6, 5)
+    target, inside = torch.randint(0, 4, (3, 13, 9)), torch.rand(3, 13, 9) < 0.8
+    target[torch.rand(3, 13, 9) < 0.3] = 255
+    theirs, own = (F.interpolate(x.double(), size=(13, 9), mode="bilinear") for x in (teacher, student))
+    entropy = F.cross_entropy(own, target, ignore_index=255, reduction="sum")
+    divergence = F.kl_div((own / 2).log_softmax(1), (theirs / 2).softmax(1), reduction="none").sum(1)[inside].mean()
+    supervised = supervised_loss(student, target).item()
+    assert supervised == pytest.approx((entropy / (target != 255).sum()).item(), rel=1e-5)
+    consistent = consistency_loss(student, target, inside).item()
+    assert consistent == pytest.approx((entropy / inside.sum()).item(), rel=1e-5)
+    assert distillation_loss(teacher, student, inside, 2.0).item() == pytest.approx(4 * divergence.item(), rel=1e-5)

@@ -16,8 +16,7 @@ from ...errors import ConfigError
 from ..inference import resize_logits
 from ..per_pixel import DPTHead
 from ..per_pixel.dpt import LEVELS
-from ..pixel_losses import IGNORE, pixel_cross_entropy
-from ..ranks import over_ranks
+from ..pixel_losses import consistency_loss, supervised_loss
 from ..unused import freeze_unused
 from .base import ReadOut, input_divisor
 from .pixel_segmenter import PixelSegmenter
@@ -114,7 +113,7 @@ class DPTSegmenter(PixelSegmenter):
         number of all pixels (UniMatch)."""
         samples, images, known = self.joined(streams)
         dropped = len(samples) - known if self.feature_dropout else 0
-        logits = resize_logits(self.head.classifier(self.features(images, dropped)), images.shape[-2:])
+        logits = self.head.classifier(self.features(images, dropped))
         target = self.class_maps(samples, images.shape[-2:])
         losses = {"loss_sup": self.label_weight * supervised_loss(logits[:known], target[:known])}
         if known < len(samples):
@@ -154,20 +153,6 @@ def build_network(cfg: CfgNode) -> tuple[Backbone, DPTHead]:
         backbone, lambda images: torch.stack([backbone(images)[n].sum() for n in LEVELS]), input_divisor(backbone)
     )
     return backbone, DPTHead(channels, cfg.MODEL.DPT.DIM, cfg.MODEL.NUM_CLASSES, norm)
-
-
-def supervised_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy, mean over the annotated pixels of all ranks; 0 where there are none."""
-    return pixel_cross_entropy(logits, target).sum() / over_ranks((target != IGNORE).sum())
-
-
-def consistency_loss(logits: torch.Tensor, target: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over the confident pixels, over the number of all pixels that are no padding, of all ranks.
-
-    Args:
-        logits: (B, K, H, W). target: (B, H, W), 255 = not confident. inside: (B, H, W) bool.
-    """
-    return pixel_cross_entropy(logits, target).sum() / over_ranks(inside.sum())
 
 
 def channel_dropout(pyramid: Mapping[str, torch.Tensor], count: int, views: int) -> Mapping[str, torch.Tensor]:

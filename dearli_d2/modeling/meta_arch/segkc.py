@@ -17,16 +17,14 @@ from ...errors import ConfigError, WeightsError
 from ...structures import Targets
 from ..inference import resize_logits
 from ..per_pixel import DPTHead
-from ..pixel_losses import distillation_loss
+from ..pixel_losses import consistency_loss, distillation_loss, supervised_loss
 from ..semantic import confident_targets
 from .base import input_divisor
 from .dpt_segmenter import (
     DPTSegmenter,
     build_network,
     channel_dropout,
-    consistency_loss,
     fitted,
-    supervised_loss,
 )
 
 logger = logging.getLogger(__name__)
@@ -168,7 +166,7 @@ class SegKC(DPTSegmenter):
         samples, images, known = self.joined(streams)
         size = images.shape[-2:]
         dropped = len(samples) - known if self.feature_dropout else 0
-        junior, senior = (resize_logits(x, size) for x in self.both_logits(images, dropped))
+        junior, senior = self.both_logits(images, dropped)
         target, inside = self.class_maps(samples, size), self.inside(samples)
         sup, con = self.label_weight / 2, self.unlabeled_weight / 2
         losses = {
