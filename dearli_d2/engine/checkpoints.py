@@ -31,8 +31,11 @@ class RunCheckpoints:
 
     def save(self, name: str, state: dict[str, Any]) -> Path:
         """Writes `state` to `name`.pth and notes it as the last one; older periodic ones are then removed."""
-        path = self.folder / f"{name}.pth"
-        write_atomically(path, lambda temporary: torch.save(state, temporary))
+        for left in self.folder.glob(
+            ".model_*.pth"
+        ):  # by a process that was killed while it wrote; each is a whole model large
+            left.unlink()
+        path = self.save_apart(name, state)
         write_atomically(self.folder / _LAST, lambda temporary: temporary.write_text(path.name))
         periodic = sorted(p for p in self.folder.iterdir() if _PERIODIC.fullmatch(p.name))
         for old in periodic[: -self.keep]:

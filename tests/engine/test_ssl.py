@@ -249,6 +249,7 @@ def test_resume_after_kill_9_repeats_losses_student_and_teacher_bit_by_bit(tmp_p
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
     assert a["teacher"]["updates"] == b["teacher"]["updates"] == 6
     assert all(torch.equal(v, b["teacher"]["model"][k]) for k, v in a["teacher"]["model"].items())
+    assert not list(broken.glob(".model_*"))
 
 
 @pytest.mark.parametrize(
