@@ -135,7 +135,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEGKC = CfgNode()
     cfg.MODEL.SEGKC.CONSULT = True  # the senior reads the junior's features in training
     cfg.MODEL.SEGKC.CONSULT_GRAD = False  # whether its losses reach the junior through them
-    cfg.MODEL.SEGKC.KD_WEIGHT = 1.0  # 0 = no distillation
+    cfg.MODEL.SEGKC.KD_WEIGHT = 1.0  # of the distillation, which begins with SSL.START; 0 = none
     cfg.MODEL.SEGKC.KD_TEMPERATURE = 2.0
     cfg.MODEL.SEGKC.READ = "junior"  # or "senior", for a diagnosis: whose scores inference returns
 

@@ -266,6 +266,7 @@ def test_losses_are_halves_over_labelled_and_over_all_pixels(segkc):
         (junior / 2).log_softmax(1), (senior / 2).log_softmax(1), reduction="none", log_target=True
     ).sum(1)
     assert losses["loss_kd"].item() == pytest.approx(4 * divergence[inside].mean().item(), rel=1e-4)
+    assert set(model({"labeled": [known]})) == {"loss_sup_junior", "loss_sup_senior"}  # before SSL.START
 
 
 def test_consistency_is_zero_where_nothing_is_confident(segkc):

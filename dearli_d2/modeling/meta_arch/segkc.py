@@ -162,7 +162,8 @@ class SegKC(DPTSegmenter):
         return {"targets": senior, "senior_targets": junior}
 
     def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
-        """The paper's L_sup, L_con and L_KD; the first two as the halves of each network."""
+        """The paper's L_sup, L_con and L_KD; the first two as the halves of each network. Without unlabelled images (before
+        SSL.START) both learn from labels alone: a senior that knows nothing yet has nothing to distil."""
         samples, images, known = self.joined(streams)
         size = images.shape[-2:]
         dropped = len(samples) - known if self.feature_dropout else 0
@@ -178,9 +179,9 @@ class SegKC(DPTSegmenter):
             rest = inside[known:]
             losses["unlabeled_loss_con_junior"] = con * consistency_loss(junior[known:], target[known:], rest)
             losses["unlabeled_loss_con_senior"] = con * consistency_loss(senior[known:], crossed, rest)
-        if self.distillation_weight:
-            distillation = distillation_loss(senior, junior, inside, self.temperature)
-            losses["loss_kd"] = self.distillation_weight * distillation
+            if self.distillation_weight:
+                distillation = distillation_loss(senior, junior, inside, self.temperature)
+                losses["loss_kd"] = self.distillation_weight * distillation
         return losses
 
 
