@@ -102,15 +102,10 @@ def cluster(dense: torch.Tensor, settings: RegionSettings) -> torch.Tensor:
         count.scatter_add_(1, assignment, torch.ones_like(assignment, dtype=count.dtype))
         centroids.append(means)
         areas.append(count / (height * width) / len(settings.windows))
-    labels = []
-    for image in range(batch):
-        fused = fuse(
-            torch.cat([c[image] for c in centroids]),
-            torch.cat([a[image] for a in areas]),
-            settings.fusion,
-            settings.min_area,
-        )
-        labels.append((points[image] @ fused.T).argmax(-1) + 1)
+    # merging asks for a number at each of its steps: on the host, where none of them waits
+    means, shares = torch.cat(centroids, 1).cpu(), torch.cat(areas, 1).cpu()
+    fused = [fuse(*image, settings.fusion, settings.min_area) for image in zip(means, shares, strict=True)]
+    labels = [(p @ f.to(p.device, non_blocking=True).T).argmax(-1) + 1 for p, f in zip(points, fused, strict=True)]
     return torch.stack(labels).view(batch, height, width)
 
 

@@ -1,0 +1,87 @@
+"""No tensor is left on the wrong device, and the host does not wait for the device more than it must: on a pretended GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dearli_d2.engine.trainer import DualStreamTrainer
+from tests.conftest import SSL
+from tests.pretend_cuda import DeviceMix, PretendCuda, move
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the real device")
+
+VIEWS = ("SSL.CONFIDENCE", "0.1", "SSL.STRONG_VIEWS", "2", "MODEL.DPT.FEATURE_DROPOUT", "True")
+SOURCE = ("SSL.SOURCE_IMS_PER_BATCH", "2", "SSL.CONFIDENCE", "0.1")
+# the most that one call of each may wait: pseudo-labels, losses, evaluation of two images
+CASES = {
+    "m2f": ("m2f.yaml", (), (0, 1, 2)),
+    "m2f_lang": ("m2f_lang.yaml", (), (0, 1, 2)),
+    "dear": ("dear.yaml", (*SSL, "SSL.CUTMIX", "1.0"), (1, 1, 2)),
+    "hvl": ("hvl.yaml", SSL, (2, 1, 0)),
+    "split_matching": ("split_matching.yaml", (), (0, 40, 0)),
+    "semidavil": ("semidavil.yaml", (*SSL, *SOURCE), (1, 1, 0)),
+    "segkc": ("segkc.yaml", (*SSL, *VIEWS), (2, 0, 0)),
+    "dpt_segmenter": ("segkc.yaml", (*SSL, "MODEL.META_ARCHITECTURE", "DPTSegmenter"), (1, 0, 0)),
+}
+
+
+def run(trainer: DualStreamTrainer, batch: dict, waits: dict) -> list:
+    """Pseudo-labels, losses and predictions of a step; the second time, when embeddings of text are there."""
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        trainer.student.train()
+        counts = [sum(waits.values())]
+        streams = dict(batch)
+        if "unlabeled" in batch:
+            streams["unlabeled"] = trainer.pseudo_labeler(batch["unlabeled"], np.random.default_rng(0))
+        counts.append(sum(waits.values()))
+        losses = trainer.student(streams)
+        counts.append(sum(waits.values()))
+        trainer.student.eval()
+        images = [{k: x[k] for k in ("image", "caption") if k in x} for x in batch["labeled"]]
+        with torch.no_grad():
+            outputs = trainer.student(images)
+        counts.append(sum(waits.values()))
+        results = [losses, outputs, tuple(np.diff(counts))]
+    return results
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_step_and_prediction_on_a_pretended_gpu(case, mini_config):
+    file, options, most = CASES[case]
+    trainer = DualStreamTrainer(mini_config("DATALOADER.NUM_WORKERS", "0", *options, file=file))
+    batch = next(trainer.stream)
+    state = {name: value.clone() for name, value in trainer.student.state_dict().items()}
+    expected, _, _ = run(trainer, batch, {})
+    trainer.student.load_state_dict(state)  # running statistics
+    with PretendCuda() as device:
+        for module in (trainer.student, trainer.teacher.model if trainer.teacher else None):
+            if module is not None:
+                move(module)
+        trainer.pseudo_labeler = trainer._build_pseudo_labeler()
+        losses, outputs, waited = run(trainer, batch, device.waits)
+        assert all(loss.device.type == "cuda" for loss in losses.values())
+        assert outputs[0]["sem_seg"].device.type == "cuda"
+        assert losses.keys() == expected.keys()
+        for name, loss in losses.items():
+            assert loss.item() == pytest.approx(expected[name].item(), rel=1e-4), name
+    assert all(count <= limit for count, limit in zip(waited, most, strict=True)), (waited, dict(device.waits))
+
+
+def test_the_pretended_gpu_finds_what_is_on_the_wrong_device():
+    with PretendCuda() as device:
+        there, here = torch.ones(3, 4, device="cuda"), torch.ones(4)
+        with pytest.raises(DeviceMix, match="add"):
+            there + here
+        with pytest.raises(DeviceMix, match="into a tensor on the CPU"):
+            here[torch.arange(2, device="cuda")]
+        assert (there + here.to("cuda") * torch.tensor(2.0)).cpu().tolist() == [[3.0] * 4] * 3
+        there[torch.arange(2)] = 5
+        assert there.sum().item() == 44
+        assert there.device.type == "cuda"
+        before = sum(device.waits.values())
+        there.max().item(), there[there > 1], there.nonzero(), there.cpu(), here.nonzero()
+        assert sum(device.waits.values()) - before == 4
