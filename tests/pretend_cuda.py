@@ -44,6 +44,10 @@ class CudaTensor(torch.Tensor):
     def __repr__(self) -> str:
         return f"CudaTensor({self.inner!r})"
 
+    def tolist(self) -> Any:
+        """torch has none for subclasses."""
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return _run(func, args, kwargs or {})

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 
+from dearli_d2.engine.evaluation import evaluate
+from dearli_d2.engine.hooks import PictureHook, PseudoLabelMonitor
 from dearli_d2.engine.trainer import DualStreamTrainer
+from dearli_d2.masks.sam import SamGenerator
 from tests.conftest import SSL
+from tests.masks.test_masks import scene, tiny_sam
 from tests.pretend_cuda import DeviceMix, PretendCuda, move
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the real device")
@@ -25,6 +30,14 @@ CASES = {
     "segkc": ("segkc.yaml", (*SSL, *VIEWS), (2, 0, 0)),
     "dpt_segmenter": ("segkc.yaml", (*SSL, "MODEL.META_ARCHITECTURE", "DPTSegmenter"), (1, 0, 0)),
 }
+
+
+def to_gpu(trainer: DualStreamTrainer) -> None:
+    """Models to the pretended device; what is made of them anew."""
+    move(trainer.student)
+    if trainer.teacher is not None:
+        move(trainer.teacher.model)
+    trainer.pseudo_labeler = trainer._build_pseudo_labeler()
 
 
 def run(trainer: DualStreamTrainer, batch: dict, waits: dict) -> list:
@@ -58,10 +71,7 @@ def test_step_and_prediction_on_a_pretended_gpu(case, mini_config):
     expected, _, _ = run(trainer, batch, {})
     trainer.student.load_state_dict(state)  # running statistics
     with PretendCuda() as device:
-        for module in (trainer.student, trainer.teacher.model if trainer.teacher else None):
-            if module is not None:
-                move(module)
-        trainer.pseudo_labeler = trainer._build_pseudo_labeler()
+        to_gpu(trainer)
         losses, outputs, waited = run(trainer, batch, device.waits)
         assert all(loss.device.type == "cuda" for loss in losses.values())
         assert outputs[0]["sem_seg"].device.type == "cuda"
@@ -69,6 +79,39 @@ def test_step_and_prediction_on_a_pretended_gpu(case, mini_config):
         for name, loss in losses.items():
             assert loss.item() == pytest.approx(expected[name].item(), rel=1e-4), name
     assert all(count <= limit for count, limit in zip(waited, most, strict=True)), (waited, dict(device.waits))
+
+
+@pytest.mark.parametrize("file", ["dear.yaml", "hvl.yaml", "semidavil.yaml", "segkc.yaml"])
+def test_pictures_monitor_teacher_and_evaluation_on_a_pretended_gpu(file, mini_config):
+    options = "SSL.PICTURE_PERIOD", "1", "SSL.MONITOR_PERIOD", "1", "SSL.MONITOR_IMAGES", "2", "TEST.PICTURES", "1"
+    cfg = mini_config(
+        *SSL, *options, "DATALOADER.NUM_WORKERS", "0", "DATASETS.TEST", "('miniworld_val@n2',)", file=file
+    )
+    trainer = DualStreamTrainer(cfg)
+    trainer.iter, trainer.batch = 0, next(trainer.stream)
+    with PretendCuda(), EventStorage(0):
+        to_gpu(trainer)
+        unlabeled = trainer.batch["unlabeled"]
+        trainer.batch["unlabeled"] = trainer.pseudo_labeler(unlabeled, np.random.default_rng(0))
+        watching = [h for h in trainer._hooks if isinstance(h, PictureHook | PseudoLabelMonitor)]
+        assert len(watching) == 2
+        for hook in watching:
+            hook.before_train()
+            hook.after_step()
+        if trainer.teacher is not None:
+            trainer.teacher.update(trainer.student)
+        assert evaluate(cfg, trainer.student)
+
+
+def test_sam_on_a_pretended_gpu():
+    sam, images = tiny_sam(), [scene(0), scene(1)]
+    generator = SamGenerator(sam, points_per_side=8, prompts=13, predicted_iou=0.4, stability=0.3)
+    expected = generator(images)
+    with PretendCuda():
+        move(sam)
+        found = generator(images)
+    assert [len(x) for x in found] == [len(x) for x in expected]
+    assert [a["area"] for x in found for a in x] == pytest.approx([a["area"] for x in expected for a in x], rel=0.01)
 
 
 def test_the_pretended_gpu_finds_what_is_on_the_wrong_device():
