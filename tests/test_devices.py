@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -40,14 +42,12 @@ def to_gpu(trainer: DualStreamTrainer) -> None:
     trainer.pseudo_labeler = trainer._build_pseudo_labeler()
 
 
-def run(trainer: DualStreamTrainer, batch: dict, waits: dict) -> list:
-    """Pseudo-labels, losses and predictions of a step; the second time, when embeddings of text are there."""
-    results = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        trainer.student.train()
-        counts = [sum(waits.values())]
-        streams = dict(batch)
+def run(trainer: DualStreamTrainer, batch: dict, waits: dict, dtype: torch.dtype | None = None) -> tuple:
+    """Losses of a step with its pseudo-labels, predictions, and how often each of the three waited."""
+    torch.manual_seed(0)
+    trainer.student.train()
+    streams, counts = dict(batch), [sum(waits.values())]
+    with torch.autocast("cuda", dtype) if dtype else nullcontext():
         if "unlabeled" in batch:
             streams["unlabeled"] = trainer.pseudo_labeler(batch["unlabeled"], np.random.default_rng(0))
         counts.append(sum(waits.values()))
@@ -58,12 +58,14 @@ def run(trainer: DualStreamTrainer, batch: dict, waits: dict) -> list:
         with torch.no_grad():
             outputs = trainer.student(images)
         counts.append(sum(waits.values()))
-        results = [losses, outputs, tuple(np.diff(counts))]
-    return results
+    return losses, outputs, np.diff(counts).tolist()
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_step_and_prediction_on_a_pretended_gpu(case, mini_config):
+def test_step_and_prediction_on_a_pretended_gpu(case, mini_config, monkeypatch):
+    # autocast asks for a GPU; what it casts to which type is decided without one
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
     file, options, most = CASES[case]
     trainer = DualStreamTrainer(mini_config("DATALOADER.NUM_WORKERS", "0", *options, file=file))
     batch = next(trainer.stream)
@@ -72,12 +74,15 @@ def test_step_and_prediction_on_a_pretended_gpu(case, mini_config):
     trainer.student.load_state_dict(state)  # running statistics
     with PretendCuda() as device:
         to_gpu(trainer)
-        losses, outputs, waited = run(trainer, batch, device.waits)
-        assert all(loss.device.type == "cuda" for loss in losses.values())
-        assert outputs[0]["sem_seg"].device.type == "cuda"
-        assert losses.keys() == expected.keys()
-        for name, loss in losses.items():
-            assert loss.item() == pytest.approx(expected[name].item(), rel=1e-4), name
+        for dtype, tolerance in ((None, 1e-4), (torch.bfloat16, 0.1), (torch.float16, 0.1)):
+            losses, outputs, waited = run(trainer, batch, device.waits, dtype)
+            assert all(x.device.type == "cuda" for x in (*losses.values(), outputs[0]["sem_seg"]))
+            assert all(x.dtype == torch.float32 for x in losses.values())
+            assert outputs[0]["sem_seg"].isfinite().all()
+            assert losses.keys() == expected.keys()
+            for name, loss in losses.items():
+                assert loss.item() == pytest.approx(expected[name].item(), rel=tolerance, abs=tolerance), name
+    # the last time, when embeddings of the text were there
     assert all(count <= limit for count, limit in zip(waited, most, strict=True)), (waited, dict(device.waits))
 
 
