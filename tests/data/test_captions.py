@@ -141,6 +141,8 @@ def test_labels_give_captions_of_annotated_images_only(folder):
 def tiny_blip(tmp_path_factory):
     """A randomly initialised BLIP of a few thousand parameters, as a folder."""
     transformers = pytest.importorskip("transformers")
+    if not transformers.utils.is_torch_available():
+        pytest.skip("the installed transformers needs a newer torch")
     out = tmp_path_factory.mktemp("blip")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", *(f"w{i}" for i in range(40))]
     (out / "vocab.txt").write_text("\n".join(words))
