@@ -40,7 +40,7 @@ def test_evaluator_of_the_truth_is_perfect_and_reports_are_written(tmp_path):
     taxonomy, dicts = taxonomy_of("miniworld_val"), dataset_dicts("miniworld_val")
     evaluator = SemanticEvaluator(taxonomy)
     for d in dicts:
-        scores = torch.nn.functional.one_hot(torch.from_numpy(read_semantic(d)).long(), 16).permute(2, 0, 1).float()
+        scores = torch.nn.functional.one_hot(torch.tensor(read_semantic(d)).long(), 16).permute(2, 0, 1).float()
         evaluator.process([d], [{"sem_seg": scores}])
     results = evaluator.evaluate()
     assert results["semantic"]["mIoU"] == 100
