@@ -153,7 +153,7 @@ def test_anchor_loss_is_bounded_below_and_has_a_gradient_where_classes_coincide(
     apart = torch.stack([torch.log1p((fixed[k] - fixed[j]).norm()) for k in range(5) for j in range(5) if j != k])
     assert float(anchor_loss(fixed, fixed, 1.0)) == pytest.approx(-float(apart.mean()), abs=1e-4)
     pull = (moved - fixed).norm(dim=-1).mean()
-    assert anchor_loss(moved, fixed, 0.0).item() == pytest.approx(float(pull), abs=1e-4)
+    assert anchor_loss(moved, fixed, 0.0).item() == pytest.approx(pull.item(), abs=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------- queries and presence
