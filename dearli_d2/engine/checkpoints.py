@@ -31,9 +31,8 @@ class RunCheckpoints:
 
     def save(self, name: str, state: dict[str, Any]) -> Path:
         """Writes `state` to `name`.pth and notes it as the last one; older periodic ones are then removed."""
-        for left in self.folder.glob(
-            ".model_*.pth"
-        ):  # by a process that was killed while it wrote; each is a whole model large
+        # what processes left that were killed while they wrote; each may be as large as a checkpoint
+        for left in self.folder.glob(".model_*.pth"):
             left.unlink()
         path = self.save_apart(name, state)
         write_atomically(self.folder / _LAST, lambda temporary: temporary.write_text(path.name))
