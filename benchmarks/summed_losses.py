@@ -1,7 +1,7 @@
 """Time and peak memory of SegKC's losses, forward and backward, with full-size logits of few images at a time, relative to those of
 the whole batch at once.
 
-python -m benchmarks.summed_losses [--device cuda] [--images 8] [--size 518] [--classes 21] [--rounds 3]
+python -m benchmarks.summed_losses [--images 8] [--size 518] [--classes 21] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from .measure import Task, interleaved_seconds, peak_megabytes
 LIMITS = {"few images at a time": pixel_losses.CHUNK_VALUES, "whole batch": 2**62}
 
 
-def build(limit: int, device: str, images: int, size: int, classes: int) -> Task:
-    """A step of both networks: half of the images are labelled, half have pseudo-labels, all are distilled."""
+def build(limit: int, images: int, size: int, classes: int) -> Task:
+    """On the GPU where there is one, whose memory is then measured. A step of both networks: half of the images are labelled, half have pseudo-labels, all are distilled."""
     torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     coarse = 4 * (size // 14) * 2  # the DPT head's map for patches of 14
     senior, junior = torch.randn(2, images, classes, coarse, coarse, device=device)
     target = torch.randint(0, classes, (images, size, size), device=device)
@@ -42,13 +43,12 @@ def build(limit: int, device: str, images: int, size: int, classes: int) -> Task
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=518)
     parser.add_argument("--classes", type=int, default=21)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    options = args.device, args.images, args.size, args.classes
+    options = args.images, args.size, args.classes
     memory = {name: peak_megabytes(build, limit, *options) for name, limit in LIMITS.items()}
     tasks = {name: build(limit, *options) for name, limit in LIMITS.items()}
     seconds = interleaved_seconds(tasks, args.rounds)

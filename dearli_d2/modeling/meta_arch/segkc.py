@@ -163,7 +163,7 @@ class SegKC(DPTSegmenter):
 
     def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
         """The paper's L_sup, L_con and L_KD; the first two as the halves of each network. Without unlabelled images (before
-        SSL.START) both learn from labels alone: a senior that knows nothing yet has nothing to distil."""
+        SSL.START) both learn from labels alone."""
         samples, images, known = self.joined(streams)
         size = images.shape[-2:]
         dropped = len(samples) - known if self.feature_dropout else 0
