@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dearli_d2.modeling import matcher as matcher_module
 from dearli_d2.modeling.losses import image_of_target
 from dearli_d2.modeling.matcher import HungarianMatcher, pairwise_mask_cost
 from dearli_d2.modeling.transformer_decoder import DecoderOutput
@@ -56,6 +57,24 @@ def test_pairwise_cost_equals_a_loop():
                     bce = F.binary_cross_entropy_with_logits(x, t)
                     dice = 1 - (2 * (x.sigmoid() * t).sum() + 1) / (x.sigmoid().sum() + t.sum() + 1)
                     assert float(ours[b, q, n]) == pytest.approx(float(2 * bce + 3 * dice), rel=1e-4)
+
+
+def test_costs_do_not_depend_on_how_many_images_are_compared_at_a_time(make_targets, monkeypatch):
+    class_logits, output = predictions(batch=3)
+    counts = (2, 4, 1)
+    inside = [torch.rand(64, 64) > 0.3 for _ in counts]
+    targets = [
+        Targets(t.labels, t.masks, valid=valid)
+        for t, valid in zip((make_targets(n, classes=4, seed=n) for n in counts), inside, strict=True)
+    ]
+    matcher, costs = HungarianMatcher(num_points=64), []
+    for images in (1, 2, 3):
+        monkeypatch.setattr(matcher_module, "CHUNK_VALUES", images * 5 * 64)
+        torch.manual_seed(1)
+        costs.append(matcher.costs(class_logits, output, targets))
+    assert costs[0].shape == (3, 3, 5, 4)
+    torch.testing.assert_close(costs[0], costs[2])
+    torch.testing.assert_close(costs[1], costs[2])
 
 
 def test_cost_is_finite_for_extreme_and_broken_logits(make_targets):
