@@ -55,6 +55,10 @@ def truncated_jpeg(w):
     path.write_bytes(path.read_bytes()[:200])
 
 
+def deep_image(w):
+    Image.fromarray(np.full((128, 128), 4000, np.uint16)).save(w / "images/000002.jpg", format="PNG")
+
+
 def small_label(w):
     Image.new("RGB", (60, 60)).save(w / "panoptic/000003.png")
 
@@ -90,7 +94,11 @@ def double_category(content):
 DATA_CASES = {
     "truncated JPEG": (
         truncated_jpeg,
-        r"broken_train: 1 files have a wrong size or are damaged: .*000002.jpg is damaged",
+        r"broken_train: 1 files have a wrong size or depth or are damaged: .*000002.jpg is damaged",
+    ),
+    "image of 16 bits": (
+        deep_image,
+        r"broken_train: 1 files .*000002.jpg has more than 8 bits a channel \(mode I;16\), .* convert it to 8 bits",
     ),
     "missing image": (
         lambda w: (w / "images/000001.jpg").unlink(),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..errors import DatasetError, first_few
 
+DEEP = "has more than 8 bits a channel (mode {}), of which most would be cut off; convert it to 8 bits, with a range that suits your images"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
@@ -32,16 +33,23 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def depth_problem(image: Image.Image) -> str:
+    """What keeps an opened image from being read as 8-bit RGB, or nothing: Pillow clips 16-bit grey values at 255."""
+    return DEEP.format(image.mode) if image.mode[0] in "IF" else ""
+
+
 def image_sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
     """(height, width) of each file as it is seen, turned as its EXIF tag says; only headers are read.
 
     Raises:
-        DatasetError: files that are no image, with the first ones.
+        DatasetError: files that are no image, or not one of 8 bits a channel, with the first ones.
     """
 
     def size(path: Path) -> tuple[int, int] | str:
         try:
             with Image.open(path) as image:
+                if problem := depth_problem(image):
+                    return f"{path} {problem}"
                 width, height = image.size
                 return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
         except (OSError, SyntaxError) as error:
@@ -51,5 +59,5 @@ def image_sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
         sizes = list(pool.map(size, files))
     broken = [s for s in sizes if isinstance(s, str)]
     if broken:
-        raise DatasetError(f"{len(broken)} of {len(files)} files cannot be read as images: {first_few(broken)}")
+        raise DatasetError(f"{len(broken)} of {len(files)} files cannot be used as images: {first_few(broken)}")
     return sizes

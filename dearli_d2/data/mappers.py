@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
+from PIL import Image
 
 from ..errors import DatasetError
 from ..masks.storage import MaskFolder
 from ..structures import Targets
+from .images import depth_problem
 from .views import View, WeakGeometry
 
 
@@ -19,9 +21,12 @@ def read_image(path: str) -> np.ndarray:
     """(H, W, 3) uint8 RGB, turned as its EXIF tag says.
 
     Raises:
-        DatasetError: a missing or damaged file.
+        DatasetError: a missing or damaged file, or more than 8 bits a channel.
     """
     try:
+        with Image.open(path) as image:
+            if problem := depth_problem(image):
+                raise DatasetError(f"{path} {problem}")
         return detection_utils.read_image(path, format="RGB")
     except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError for broken PNG
         raise DatasetError(f"{path} cannot be read as an image: {error}") from error

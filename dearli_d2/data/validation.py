@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..errors import DatasetError, first_few
 from .catalog import ImageFolder, dataset_dicts, source_of, taxonomy_of
+from .images import depth_problem
 from .mappers import read_panoptic, segment_ids
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,8 @@ def _check_sizes(name: str, dicts: list[dict]) -> None:
                 continue
             try:
                 with Image.open(d[key]) as image:
+                    if key == "file_name" and (depth := depth_problem(image)):
+                        return f"{d[key]} {depth}"
                     size, turned = image.size, image.getexif().get(0x0112, 1) >= 5
             except OSError as error:
                 return f"{d[key]} is damaged ({error})"
@@ -104,7 +107,9 @@ def _check_sizes(name: str, dicts: list[dict]) -> None:
     with ThreadPoolExecutor(8) as pool:
         problems = [p for p in pool.map(problem, dicts) if p]
     if problems:
-        raise DatasetError(f"{name}: {len(problems)} files have a wrong size or are damaged: {first_few(problems)}")
+        raise DatasetError(
+            f"{name}: {len(problems)} files have a wrong size or depth or are damaged: {first_few(problems)}"
+        )
 
 
 def _check_pixels(name: str, dicts: list[dict]) -> None:
