@@ -77,6 +77,8 @@ def parse_classes(lines: list[str]) -> list[CustomClass]:
         double = sorted({str(v) for v in values if values.count(v) > 1})
         if double:
             raise ConfigError(f"DATASETS.CUSTOM.CLASSES: {what} {', '.join(double)} stands twice")
+    if len(classes) > VOID:
+        raise ConfigError(f"DATASETS.CUSTOM.CLASSES: {len(classes)} classes; index masks can have {VOID}")
     if any(c.id == VOID for c in classes):
         raise ConfigError(f"DATASETS.CUSTOM.CLASSES: {VOID} means 'ignore' in the masks and can be no class")
     return classes
@@ -179,7 +181,7 @@ def _pairs(custom: CfgNode, root: Path) -> dict[str, tuple[Path, Path]]:
     by_stem = {p.stem: p for p in files}
     if len(by_stem) != len(files):
         raise DatasetError(f"{images}: two images share a name and differ in the suffix only")
-    pngs = {p.stem: p for p in masks.glob("*.png")}
+    pngs = {p.stem: p for p in masks.glob("*.png") if not p.name.startswith(".")}
     without_mask, without_image = sorted(set(by_stem) - set(pngs)), sorted(set(pngs) - set(by_stem))
     if without_mask:
         raise DatasetError(

@@ -15,7 +15,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Image files among the paths and, sorted, anywhere below the folders.
+    """Image files among the paths and, sorted, anywhere below the folders; hidden ones (macOS writes `._photo.jpg`) are no images.
 
     Raises:
         DatasetError: a path that does not exist, or no image at all.
@@ -23,7 +23,8 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            files = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            found += sorted(p for p in files if not p.name.startswith("."))
         elif path.is_file():
             found.append(path)
         else:

@@ -152,6 +152,7 @@ def test_training_on_own_data_from_the_command_line(tmp_path, capfd):
         (["0 stuff a", "0 thing b"], "id 0 stands twice"),
         (["0 stuff a", "1 thing a, b"], "name a stands twice"),
         (["255 stuff a"], "means 'ignore'"),
+        ([f"{i + 256} thing c{i}" for i in range(256)], "256 classes; index masks can have 255"),
     ],
 )
 def test_malformed_class_lists(classes, message):
@@ -160,6 +161,7 @@ def test_malformed_class_lists(classes, message):
 
 
 def broken(root: Path, how: str) -> None:
+    (root / "masks" / "._im3.png").write_bytes(b"what macOS writes beside a file")
     if how == "mask missing":
         (root / "masks" / "im3.png").unlink()
     if how == "image missing":

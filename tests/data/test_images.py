@@ -33,7 +33,7 @@ def test_deeper_images_are_refused_instead_of_clipped(tmp_path, name, dtype):
 
 def test_folders_are_searched_and_files_named_twice_count_once(tmp_path):
     (tmp_path / "deep").mkdir()
-    for name in ("b.JPG", "a.png", "deep/c.webp"):
+    for name in ("b.JPG", "a.png", "deep/c.webp", "._a.png"):
         Image.new("RGB", (4, 4)).save(tmp_path / name, format="PNG")
     (tmp_path / "notes.txt").write_text("no image")
     found = find_images([tmp_path, tmp_path / "a.png"])
