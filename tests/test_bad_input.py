@@ -55,6 +55,13 @@ def truncated_jpeg(w):
     path.write_bytes(path.read_bytes()[:200])
 
 
+def cut_off_jpeg(w):
+    path = w / "images/000002.jpg"
+    path.write_bytes(path.read_bytes()[:-300])
+    with Image.open(path) as image:
+        assert image.size == (128, 128)  # the header is there
+
+
 def deep_image(w):
     Image.fromarray(np.full((128, 128), 4000, np.uint16)).save(w / "images/000002.jpg", format="PNG")
 
@@ -96,6 +103,7 @@ DATA_CASES = {
         truncated_jpeg,
         r"broken_train: 1 files have a wrong size or depth or are damaged: .*000002.jpg is damaged",
     ),
+    "JPEG cut off in the middle": (cut_off_jpeg, r"000002.jpg cannot be read as an image: .*truncated"),
     "image of 16 bits": (
         deep_image,
         r"broken_train: 1 files .*000002.jpg has more than 8 bits a channel \(mode I;16\), .* convert it to 8 bits",

@@ -131,6 +131,7 @@ def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, 
                 world_size,
                 workers,
                 None if name == "unlabeled" else _labeled_order(cfg, dicts, seed),
+                replace_damaged=name == "unlabeled",
             ),
         )
         for name, (first, dicts, mapper, batch, seed) in parts.items()

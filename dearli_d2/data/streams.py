@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DatasetError
 from .catalog import class_areas
+
+logger = logging.getLogger(__name__)
+
+_DAMAGED_IN_A_ROW = 10  # more than a few files: a folder that went away
 
 
 class ShuffledOrder:
@@ -59,7 +64,12 @@ class RareClassOrder:
 
 
 class PositionDataset(Dataset):
-    """Images addressed by position in an endless order; the augmentation of position p is seeded by (seed, p)."""
+    """Images addressed by position in an endless order; the augmentation of position p is seeded by (seed, p).
+
+    Args:
+        replace_damaged: an image that cannot be read is named in the log once, and the next of `dicts` takes its place; else
+            its `DatasetError` is raised.
+    """
 
     def __init__(
         self,
@@ -67,14 +77,31 @@ class PositionDataset(Dataset):
         mapper: Callable[[dict], dict],
         seed: int,
         order: Callable[[int], int] | None = None,
+        replace_damaged: bool = False,
     ) -> None:
         self.dicts, self.mapper, self.seed = dicts, mapper, seed
         self.order = order or ShuffledOrder(len(dicts), seed)
+        self.replace_damaged = replace_damaged
+        self._named: set[str] = set()
 
     def __getitem__(self, position: int) -> dict:
-        chosen = self.dicts[self.order(position)]
-        with seeded(self.seed, position):
-            return self.mapper(chosen)
+        index = self.order(position)
+        for shift in range(_DAMAGED_IN_A_ROW):
+            chosen = self.dicts[(index + shift) % len(self.dicts)]
+            try:
+                with seeded(self.seed, position):
+                    return self.mapper(chosen)
+            except DatasetError as error:
+                if not self.replace_damaged:
+                    raise
+                last = error
+                self._name(chosen["file_name"], error)
+        raise DatasetError(f"{_DAMAGED_IN_A_ROW} images in a row cannot be read, the last: {last}") from last
+
+    def _name(self, file_name: str, error: DatasetError) -> None:
+        if file_name not in self._named:
+            self._named.add(file_name)
+            logger.warning("left out, the next image takes its place: %s", error)
 
 
 @contextmanager
@@ -117,16 +144,17 @@ def build_stream(
     world_size: int = 1,
     num_workers: int = 0,
     order: Callable[[int], int] | None = None,
+    replace_damaged: bool = False,
 ) -> Iterator[list[dict]]:
     """Endless batches (lists of mapped dicts).
 
     Args:
-        order: which image a position is; None = `ShuffledOrder`.
+        order: which image a position is; None = `ShuffledOrder`. replace_damaged: see `PositionDataset`.
         batch_size: images of this rank in a step. start_iteration: steps already done.
     """
     return iter(
         DataLoader(
-            PositionDataset(dicts, mapper, seed, order),
+            PositionDataset(dicts, mapper, seed, order, replace_damaged),
             batch_sampler=_Positions(start_iteration, batch_size, rank, world_size),
             num_workers=num_workers,
             collate_fn=list,

@@ -14,12 +14,12 @@ from PIL import Image
 from ..errors import DatasetError, first_few
 from .catalog import ImageFolder, dataset_dicts, source_of, taxonomy_of
 from .images import depth_problem
-from .mappers import read_panoptic, segment_ids
+from .mappers import read_image, read_panoptic, segment_ids
 
 logger = logging.getLogger(__name__)
 
 _SIZE_CHECKS = 2000  # files whose header is read; all of a small data set, evenly spread over a large one
-_PIXEL_CHECKS = 40  # label files whose pixels are read
+_PIXEL_CHECKS = 100  # images and labels whose pixels are read
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,16 @@ def _check_sizes(name: str, dicts: list[dict]) -> None:
 
 
 def _check_pixels(name: str, dicts: list[dict]) -> None:
-    """Segment ids in the PNG and in the JSON file agree."""
+    """Images can be read to their end; segment ids in the PNG and in the JSON file agree."""
+
+    def segments(d: dict) -> set[int]:
+        read_image(d["file_name"])
+        return set(np.unique(segment_ids(read_panoptic(d["pan_seg_file_name"]))).tolist()) - {0}
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(segments, dicts))
     strangers, empty = [], []
-    for d in dicts:
-        present = set(np.unique(segment_ids(read_panoptic(d["pan_seg_file_name"]))).tolist()) - {0}
+    for d, present in zip(dicts, found, strict=True):
         known = {s["id"] for s in d["segments_info"]}
         if present - known:
             strangers.append(f"{d['pan_seg_file_name']} (ids {first_few(sorted(present - known))})")

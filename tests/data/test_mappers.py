@@ -137,6 +137,38 @@ def test_ranks_share_the_batch_of_one_process():
         assert next(whole) == [x for part in parts for x in next(part)]
 
 
+def test_a_damaged_image_is_replaced_by_the_next_and_named_once(caplog):
+    def mapper(d):
+        if d["n"] in (3, 4):
+            raise DatasetError(f"{d['file_name']} is damaged")
+        return {**d, "r": np.random.rand()}
+
+    dicts = [{"n": i, "file_name": f"{i}.jpg"} for i in range(7)]
+    whole, holed = (build_stream(dicts, m, 7, seed=5, replace_damaged=True) for m in (lambda d: {**d, "r": 0}, mapper))
+    for _ in range(2):
+        for expected, sample in zip(next(whole), next(holed), strict=True):
+            assert sample["n"] == {3: 5, 4: 5}.get(expected["n"], expected["n"])
+    assert sorted(r.getMessage() for r in caplog.records) == [
+        f"left out, the next image takes its place: {n}.jpg is damaged" for n in (3, 4)
+    ]
+    # what is drawn still follows from the position alone, and the labelled stream says no
+    drawn = build_stream(dicts, mapper, 7, seed=5, replace_damaged=True)
+    next(drawn)
+    resumed = build_stream(dicts, mapper, 7, seed=5, start_iteration=1, replace_damaged=True)
+    assert next(drawn) == next(resumed)
+    with pytest.raises(DatasetError, match=r"^[34].jpg is damaged"):
+        next(build_stream(dicts, mapper, 7, seed=5))
+
+
+def test_a_folder_that_went_away_ends_the_stream():
+    def mapper(d):
+        raise DatasetError("gone")
+
+    dicts = [{"file_name": f"{i}.jpg"} for i in range(7)]
+    with pytest.raises(DatasetError, match="10 images in a row cannot be read, the last: gone"):
+        next(build_stream(dicts, mapper, 1, seed=5, replace_damaged=True))
+
+
 def test_workers_change_nothing():
     assert take(4) == take(4, num_workers=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from dearli_d2.checkpoint import load_weights, main
 from dearli_d2.data.build import build_streams
-from dearli_d2.data.catalog import annotated_dicts, dataset_dicts
+from dearli_d2.data.catalog import ImageFolder, annotated_dicts, dataset_dicts, register
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, WeightsError
@@ -67,6 +68,19 @@ def test_alpha_of_pseudo_labels_and_of_inference_are_apart(ssl_config):
 
 def empty_targets(size: int = 64) -> Targets:
     return Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, size, size, dtype=torch.bool))
+
+
+def test_a_damaged_unlabelled_image_does_not_stop_training(ssl_config, tmp_path, caplog):
+    files = [Path(d["file_name"]) for d in dataset_dicts("miniworld_train")[:4]]
+    for path in files:
+        shutil.copy(path, tmp_path)
+    damaged = tmp_path / files[1].name
+    damaged.write_bytes(damaged.read_bytes()[:-300])
+    register("damaged_unlabeled", ImageFolder(tmp_path, "put images there"))
+    streams = build_streams(ssl_config("DATASETS.UNLABELED", "('damaged_unlabeled',)", "SSL.START", "0"))
+    shown = [sample["file_name"] for _ in range(6) for sample in next(streams)["unlabeled"]]
+    assert {Path(f).name for f in shown} == {f.name for f in files} - {damaged.name}
+    assert f"{damaged} cannot be read as an image" in caplog.text
 
 
 @pytest.mark.parametrize("empty", [(True, False), (False, True), (True, True)])
