@@ -131,7 +131,7 @@ def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, 
                 world_size,
                 workers,
                 None if name == "unlabeled" else _labeled_order(cfg, dicts, seed),
-                replace_damaged=name == "unlabeled",
+                replace_damaged=name == "unlabeled" or cfg.MODEL.CLASSIFIER == "none",  # images without labels
             ),
         )
         for name, (first, dicts, mapper, batch, seed) in parts.items()

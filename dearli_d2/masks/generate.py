@@ -36,7 +36,7 @@ def generate(
 ) -> Counter:
     """Makes the masks that are missing.
 
-    Images that cannot be read are skipped and listed in `failed_SHARD.jsonl` of the folder; a later run tries them again.
+    Images that cannot be read are skipped and listed in `failed_I_of_N.jsonl` of the folder; a later run tries them again.
 
     Args:
         files: images. generator: also has `settings()`. batch_size: images it gets at a time.
@@ -73,7 +73,7 @@ def generate(
                 counts.update(done=1, masks=len(found))
             bar.update(len(batch))
     counts["failed"] = len(failed)
-    log = folder.folder / f"failed_{index}_of_{count}.jsonl"
+    log = folder.failures(index, count)
     if failed:
         text = "".join(json.dumps(entry) + "\n" for entry in failed)
         write_atomically(log, lambda temporary: temporary.write_text(text))

@@ -17,7 +17,8 @@ _HINT = "python -m dearli_d2.masks generate makes them"
 
 
 class MaskFolder:
-    """`FOLDER/manifest.json` and `FOLDER/masks/STEM.json`, by the stem of the image's file name.
+    """`FOLDER/manifest.json` and `FOLDER/masks/STEM.json`, by the stem of the image's file name; `FOLDER/failed_I_of_N.jsonl`
+    lists the images that shard I of N could not read.
 
     A mask file holds "image" {"file_name", "height", "width"} and "annotations": {"segmentation" (compressed RLE), "area",
     "bbox" (x, y, w, h), "predicted_iou", "stability_score"}.
@@ -28,6 +29,9 @@ class MaskFolder:
 
     def path(self, file_name: str) -> Path:
         return self.folder / "masks" / f"{Path(file_name).stem}.json"
+
+    def failures(self, index: int, count: int) -> Path:
+        return self.folder / f"failed_{index}_of_{count}.jsonl"
 
     def manifest(self) -> dict[str, Any] | None:
         """What made the masks; None in a new folder. Raises `DatasetError` if it cannot be read."""
@@ -68,10 +72,10 @@ class MaskFolder:
             raise DatasetError(f"{path} is no mask file: {error}") from error
 
     def check(self, dicts: list[dict]) -> str:
-        """A line on what is there.
+        """A line on what is there. Images that could not be read when the masks were made need none.
 
         Raises:
-            DatasetError: no manifest, images without masks, two images with one stem.
+            DatasetError: no manifest, other images without masks, two images with one stem.
         """
         manifest = self.manifest()
         if manifest is None:
@@ -79,12 +83,21 @@ class MaskFolder:
         check_stems([d["file_name"] for d in dicts])
         folder = self.folder / "masks"
         present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-        missing = [d["file_name"] for d in dicts if self.path(d["file_name"]).name not in present]
+        without = [d["file_name"] for d in dicts if self.path(d["file_name"]).name not in present]
+        unreadable = self._unreadable() if without else set()
+        missing = [f for f in without if Path(f).stem not in unreadable]
         if missing:
             raise DatasetError(
                 f"DATASETS.MASKS {self.folder}: {len(missing)} of {len(dicts)} images have no masks, first: {missing[0]}; {_HINT}"
             )
-        return f"{self.folder}: class-agnostic masks of {len(dicts)} images, made by {manifest.get('generator', 'unknown')}"
+        left_out = f"; {len(without)} that cannot be read are left out: {first_few(without)}" if without else ""
+        count, generator = len(dicts) - len(without), manifest.get("generator", "unknown")
+        return f"{self.folder}: class-agnostic masks of {count} images, made by {generator}{left_out}"
+
+    def _unreadable(self) -> set[str]:
+        """Stems of the images in the lists of failures."""
+        lines = [line for path in self.folder.glob("failed_*.jsonl") for line in path.read_text().splitlines()]
+        return {Path(json.loads(line)["file"]).stem for line in lines}
 
 
 def check_stems(files: list[str]) -> None:

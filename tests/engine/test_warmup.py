@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +52,21 @@ def test_warm_up_has_mask_losses_only_and_no_class_head(warmup_config):
         if parameter.requires_grad:
             assert parameter.grad is not None, name
     trainer.train()
+
+
+def test_warm_up_leaves_out_what_mask_generation_could_not_read(warmup_config, mask_folder):
+    dicts = dataset_dicts("miniworld_train@0.01")
+    gone = Path(dicts[0]["file_name"])
+    mask_folder.path(str(gone)).unlink()
+    with pytest.raises(DatasetError, match="1 of 10 images have no masks"):
+        mask_folder.check(dicts)
+    mask_folder.failures(0, 1).write_text(json.dumps({"file": f"elsewhere/{gone.name}", "error": "damaged"}) + "\n")
+    said = mask_folder.check(dicts)
+    assert "masks of 9 images" in said
+    assert f"1 that cannot be read are left out: {gone}" in said
+    stream = build_streams(warmup_config())
+    shown = {sample["file_name"] for _ in range(10) for sample in next(stream)["labeled"]}
+    assert shown == {d["file_name"] for d in dicts[1:]}
 
 
 def test_warm_up_targets_are_all_masks_as_class_zero(warmup_config, mask_folder):
