@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter
@@ -18,7 +17,6 @@ from tqdm import tqdm
 from .. import __version__
 from ..data.mappers import read_image
 from ..errors import ConfigError, DatasetError
-from ..files import write_atomically
 from .storage import MaskFolder, check_stems
 
 logger = logging.getLogger(__name__)
@@ -73,13 +71,9 @@ def generate(
                 counts.update(done=1, masks=len(found))
             bar.update(len(batch))
     counts["failed"] = len(failed)
-    log = folder.failures(index, count)
+    log = folder.write_failures(index, count, mine, failed)
     if failed:
-        text = "".join(json.dumps(entry) + "\n" for entry in failed)
-        write_atomically(log, lambda temporary: temporary.write_text(text))
         logger.warning("%d images could not be read and are skipped, see %s", len(failed), log)
-    else:
-        log.unlink(missing_ok=True)
     return counts
 
 

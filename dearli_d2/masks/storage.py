@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,6 @@ class MaskFolder:
 
     def path(self, file_name: str) -> Path:
         return self.folder / "masks" / f"{Path(file_name).stem}.json"
-
-    def failures(self, index: int, count: int) -> Path:
-        return self.folder / f"failed_{index}_of_{count}.jsonl"
 
     def manifest(self) -> dict[str, Any] | None:
         """What made the masks; None in a new folder. Raises `DatasetError` if it cannot be read."""
@@ -94,10 +92,26 @@ class MaskFolder:
         count, generator = len(dicts) - len(without), manifest.get("generator", "unknown")
         return f"{self.folder}: class-agnostic masks of {count} images, made by {generator}{left_out}"
 
+    def write_failures(self, index: int, count: int, tried: Sequence[str], failed: list[dict]) -> Path:
+        """Replaces what the list of shard `index` of `count` says about the files that were `tried`."""
+        path = self.folder / f"failed_{index}_of_{count}.jsonl"
+        stems = {Path(file).stem for file in tried}
+        old = _lines(path) if path.is_file() else []
+        entries = [e for e in old if Path(e["file"]).stem not in stems] + failed
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        if entries:
+            write_atomically(path, lambda temporary: temporary.write_text(text))
+        else:
+            path.unlink(missing_ok=True)
+        return path
+
     def _unreadable(self) -> set[str]:
         """Stems of the images in the lists of failures."""
-        lines = [line for path in self.folder.glob("failed_*.jsonl") for line in path.read_text().splitlines()]
-        return {Path(json.loads(line)["file"]).stem for line in lines}
+        return {Path(e["file"]).stem for path in self.folder.glob("failed_*.jsonl") for e in _lines(path)}
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def check_stems(files: list[str]) -> None:

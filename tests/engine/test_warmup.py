@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +59,7 @@ def test_warm_up_leaves_out_what_mask_generation_could_not_read(warmup_config, m
     mask_folder.path(str(gone)).unlink()
     with pytest.raises(DatasetError, match="1 of 10 images have no masks"):
         mask_folder.check(dicts)
-    mask_folder.failures(0, 1).write_text(json.dumps({"file": f"elsewhere/{gone.name}", "error": "damaged"}) + "\n")
+    mask_folder.write_failures(0, 1, [], [{"file": f"elsewhere/{gone.name}", "error": "damaged"}])
     said = mask_folder.check(dicts)
     assert "masks of 9 images" in said
     assert f"1 that cannot be read are left out: {gone}" in said

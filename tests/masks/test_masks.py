@@ -181,6 +181,8 @@ def test_a_run_resumes_skips_broken_images_and_lists_them(images, tmp_path):
     failed = [json.loads(line) for line in (folder.folder / "failed_0_of_1.jsonl").read_text().splitlines()]
     assert [f["file"] for f in failed] == [images[-1]]
     assert "cannot be read as an image" in failed[0]["error"]
+    assert generate(images[:3], Counting(), folder)["failed"] == 0  # says nothing of the broken one
+    assert (folder.folder / "failed_0_of_1.jsonl").exists()
     folder.path("3.jpg").unlink()
     again = Counting()
     assert generate(images, again, folder)["present"] == 6
