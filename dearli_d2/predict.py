@@ -27,7 +27,7 @@ from .checkpoint import load_state
 from .config import get_config
 from .data.captions import read_captions
 from .data.images import find_images
-from .data.mappers import TestMapper, read_image
+from .data.mappers import TestMapper, read_image, resize_labels
 from .data.preparation import ids_to_rgb
 from .data.taxonomy import Taxonomy
 from .errors import ConfigError, DatasetError, DearliError, first_few
@@ -100,13 +100,13 @@ class Predictor:
         """`image`: (H, W, 3) uint8 RGB. `caption`: for a model that reads one (SemiDAViL)."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise DatasetError(f"an image is (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
-        height, width = image.shape[:2]
-        sample = {"image": self.mapper.prepare(image), "height": height, "width": width}
+        sample = self.mapper.prepare(image)
         output = self.model([sample if caption is None else {**sample, "caption": caption}])[0]
         # a semantic model has one segment a class
         panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(output["sem_seg"])
-        semantic = output["sem_seg"].argmax(0)
-        return Prediction(panoptic.cpu().numpy(), segments, semantic.cpu().numpy(), self.model.taxonomy)
+        maps = (x.cpu().numpy() for x in (panoptic, output["sem_seg"].argmax(0)))
+        panoptic, semantic = (resize_labels(x, image.shape[:2]) for x in maps)
+        return Prediction(panoptic, segments, semantic, self.model.taxonomy)
 
 
 def output_names(images: Sequence[Path]) -> list[str]:

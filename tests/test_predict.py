@@ -12,6 +12,7 @@ from PIL import Image
 
 import dearli_d2
 from dearli_d2 import predict
+from dearli_d2.data import mappers
 from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.engine.trainer import DualStreamTrainer
@@ -44,6 +45,20 @@ def images(tmp_path):
         Image.open(d["file_name"]).resize((150 + 10 * i, 100)).save(folder / f"scene{i}.png")
     Image.open(folder / "scene0.png").save(folder / "more" / "scene0.jpg")
     return folder
+
+
+def test_a_large_photograph_is_read_out_small_and_enlarged(weights, images, monkeypatch):
+    image = np.asarray(Image.open(images / "scene0.png"))
+    predictor = dearli_d2.Predictor(LANG, weights["lang"])
+    whole = predictor(image)
+    sizes = []
+    predictor.model.register_forward_pre_hook(lambda _, args: sizes.append((args[0][0]["height"], args[0][0]["width"])))
+    monkeypatch.setattr(mappers, "READ_OUT_PIXELS", image.shape[0] * image.shape[1] // 4)
+    small = predictor(image)
+    assert sizes == [(50, 75)]
+    assert small.panoptic.shape == small.semantic.shape == image.shape[:2]
+    assert (small.semantic == whole.semantic).mean() > 0.9
+    assert {s["id"] for s in small.segments} >= set(np.unique(small.panoptic)) - {0}
 
 
 def test_folder_with_a_damaged_image(weights, images, tmp_path, capsys):

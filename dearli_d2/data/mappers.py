@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from ..masks.storage import MaskFolder
 from ..structures import Targets
 from .images import depth_problem
 from .views import View, WeakGeometry
+
+READ_OUT_PIXELS = 2**22  # above those of any benchmark's image
 
 
 def read_image(path: str) -> np.ndarray:
@@ -217,7 +220,8 @@ def inside_padding(image: np.ndarray, size: int) -> torch.Tensor:
 
 
 class TestMapper:
-    """Images for inference: short side to `min_size`, long side at most `max_size`; the output has the file's size."""
+    """Images for inference: short side to `min_size`, long side at most `max_size`; the output has the file's size, or that of
+    `read_out_size`."""
 
     __test__ = False  # not a pytest class
 
@@ -225,13 +229,30 @@ class TestMapper:
         self.resize = T.ResizeShortestEdge([min_size, min_size], max_size)
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """The dict with "image" (3, H, W) uint8 added."""
-        image = read_image(dataset_dict["file_name"])
-        height, width = image.shape[:2]
-        return {**dataset_dict, "image": self.prepare(image), "height": height, "width": width}
+        """The dict with what `prepare` gives for its file."""
+        return {**dataset_dict, **self.prepare(read_image(dataset_dict["file_name"]))}
 
-    def prepare(self, image: np.ndarray) -> torch.Tensor:
-        """(H, W, 3) uint8 RGB to (3, h, w) uint8."""
+    def prepare(self, image: np.ndarray) -> dict:
+        """ "image" (3, h, w) uint8 of (H, W, 3) uint8 RGB, and "height" and "width" of the output."""
+        height, width = read_out_size(*image.shape[:2])
         inputs = T.AugInput(image)
         self.resize(inputs)
-        return torch.from_numpy(inputs.image.transpose(2, 0, 1).copy())
+        pixels = torch.from_numpy(inputs.image.transpose(2, 0, 1).copy())
+        return {"image": pixels, "height": height, "width": width}
+
+
+def read_out_size(height: int, width: int) -> tuple[int, int]:
+    """The size at which masks of all queries and scores of all classes are read out: the image's, or, above `READ_OUT_PIXELS`,
+    as many pixels. Those of a 12-megapixel photograph would need some 30 GB with 200 queries and 150 classes."""
+    scale = math.sqrt(READ_OUT_PIXELS / (height * width))
+    return (height, width) if scale >= 1 else (max(round(height * scale), 1), max(round(width * scale), 1))
+
+
+def resize_labels(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """The nearest pixel's label, (H, W) to `size`."""
+    height, width = size
+    if labels.shape == (height, width):
+        return labels
+    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
+    return labels[rows][:, columns]

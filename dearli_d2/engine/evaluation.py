@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.captions import prepared_for
 from ..data.catalog import dataset_dicts, taxonomy_of
-from ..data.mappers import TestMapper, read_image
+from ..data.mappers import TestMapper, read_image, resize_labels
 from ..errors import DatasetError
 from ..evaluation import build_evaluator
 from ..evaluation.report import scalars, tables, write_results
@@ -87,7 +87,7 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dicts: list[dict], folder: Pa
             output = model([mapper(d)])[0]
         panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(output["sem_seg"])
         path = folder / "pictures" / f"{Path(d['file_name']).stem}.png"
-        save_prediction_picture(
-            path, read_image(d["file_name"]), panoptic.cpu().numpy(), segments, model.taxonomy, truth=d
-        )
+        image = read_image(d["file_name"])
+        ids = resize_labels(panoptic.cpu().numpy(), image.shape[:2])
+        save_prediction_picture(path, image, ids, segments, model.taxonomy, truth=d)
     model.train(training)

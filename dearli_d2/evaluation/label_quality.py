@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from ..data.mappers import read_panoptic, segment_ids
+from ..data.mappers import read_panoptic, resize_labels, segment_ids
 from ..data.taxonomy import Taxonomy
 from ..structures import Targets
 from .panoptic import PanopticQuality
@@ -21,7 +19,7 @@ class PanopticLabelQuality:
 
     def add(self, targets: Targets, truth: dict) -> None:
         """One image."""
-        ids = _resized(segment_ids(read_panoptic(truth["pan_seg_file_name"])), targets.masks.shape[1:])
+        ids = resize_labels(segment_ids(read_panoptic(truth["pan_seg_file_name"])), targets.masks.shape[1:])
         self.quality.add(*targets.panoptic(), ids, truth["segments_info"])
 
     def merge(self, other: PanopticLabelQuality) -> None:
@@ -43,7 +41,7 @@ class SemanticLabelQuality:
 
     def add(self, targets: Targets, truth: dict) -> None:
         """One image."""
-        semantic = _resized(read_semantic(truth), targets.masks.shape[1:])
+        semantic = resize_labels(read_semantic(truth), targets.masks.shape[1:])
         ids, segments = targets.panoptic()
         classes = np.array([0, *(s["category_id"] for s in segments)])
         known = semantic < len(self.matrix)
@@ -59,11 +57,3 @@ class SemanticLabelQuality:
     def scores(self) -> dict[str, float]:
         """In percent."""
         return {"mIoU": mean_iou(self.matrix), "coverage": 100 * float(self.matrix.sum()) / max(self.annotated, 1)}
-
-
-def _resized(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """The nearest pixel's label, (H, W) to `size`."""
-    height, width = size
-    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
-    return labels[rows][:, columns]

@@ -9,7 +9,7 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..data.mappers import read_panoptic, segment_ids
+from ..data.mappers import read_panoptic, resize_labels, segment_ids
 from ..data.taxonomy import Taxonomy
 
 
@@ -126,7 +126,8 @@ class PanopticEvaluator(DatasetEvaluator):
         for given, output in zip(inputs, outputs, strict=True):
             panoptic, segments = output["panoptic_seg"]
             truth = segment_ids(read_panoptic(given["pan_seg_file_name"]))
-            self.quality.add(panoptic.cpu().numpy(), segments, truth, given["segments_info"])
+            predicted = resize_labels(panoptic.cpu().numpy(), truth.shape)
+            self.quality.add(predicted, segments, truth, given["segments_info"])
 
     def evaluate(self) -> dict | None:
         """{"panoptic": {"PQ", ..., "per_class": {name: {"PQ", "SQ", "RQ"}}}} on the main process."""

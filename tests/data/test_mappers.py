@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 
 from dearli_d2.data.mappers import (
+    READ_OUT_PIXELS,
     PanopticTrainMapper,
     TestMapper,
     panoptic_targets,
     read_image,
+    read_out_size,
+    resize_labels,
     segment_ids,
     semantic_targets,
 )
@@ -94,6 +97,27 @@ def test_test_mapper_reports_the_files_size(coordinate_sample):
     sample = TestMapper(48, 1000)(coordinate_sample)
     assert sample["image"].shape == (3, 48, 64)
     assert (sample["height"], sample["width"]) == (96, 128)
+
+
+def test_large_images_are_read_out_at_fewer_pixels():
+    for size in ((1024, 2048), (4096, 1024), (1, 1)):  # Cityscapes' size, exactly the limit, the smallest
+        assert read_out_size(*size) == size
+    for height, width in ((3000, 4000), (9000, 100), (20000, 3)):
+        rows, columns = read_out_size(height, width)
+        if min(height, width) > 100:
+            assert rows * columns == pytest.approx(READ_OUT_PIXELS, rel=1e-3)
+            assert rows / columns == pytest.approx(height / width, rel=1e-3)
+        assert 1 <= rows <= height
+        assert 1 <= columns <= width
+    sample = TestMapper(48, 100).prepare(np.zeros((3000, 4000, 3), np.uint8))
+    assert sample["image"].shape == (3, 48, 64)
+    assert (sample["height"], sample["width"]) == read_out_size(3000, 4000)
+
+
+def test_labels_are_enlarged_to_the_nearest_pixel():
+    labels = np.arange(6).reshape(2, 3)
+    assert np.array_equal(resize_labels(labels, (4, 9)), labels.repeat(2, 0).repeat(3, 1))
+    assert resize_labels(labels, (2, 3)) is labels
 
 
 def test_grey_and_alpha_and_rotated_images_become_rgb(tmp_path):

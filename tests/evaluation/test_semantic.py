@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
-from dearli_d2.evaluation import SemanticEvaluator, mean_iou
+from dearli_d2.evaluation import PanopticEvaluator, SemanticEvaluator, mean_iou
 from dearli_d2.evaluation.report import scalars, tables, write_results
 from dearli_d2.evaluation.semantic import class_iou, confusion, read_semantic
 
@@ -28,6 +29,27 @@ def test_confusion_and_iou_by_hand():
 def test_a_predicted_class_without_ground_truth_hurts_others_not_the_mean_directly():
     matrix = confusion(np.array([0, 3]), np.array([0, 0]), 4)
     assert mean_iou(matrix) == 50
+
+
+def test_outputs_of_another_size_are_compared_at_the_truths(tmp_path):
+    taxonomy = taxonomy_of("miniworld_val")
+    small = np.array([[1, 2], [2, 1], [1, 1]], np.uint8)  # segment ids and, by chance, classes
+    Image.fromarray(small.repeat(4, 0).repeat(4, 1)).save(tmp_path / "semantic.png")
+    Image.fromarray(np.stack([small, 0 * small, 0 * small], -1).repeat(4, 0).repeat(4, 1)).save(
+        tmp_path / "panoptic.png"
+    )
+    segments = [{"id": i, "category_id": i, "iscrowd": 0} for i in (1, 2)]
+    given = {
+        "sem_seg_file_name": str(tmp_path / "semantic.png"),
+        "pan_seg_file_name": str(tmp_path / "panoptic.png"),
+        "segments_info": segments,
+    }
+    scores = torch.nn.functional.one_hot(torch.tensor(small).long(), 16).permute(2, 0, 1).float()
+    semantic, panoptic = SemanticEvaluator(taxonomy), PanopticEvaluator(taxonomy)
+    semantic.process([given], [{"sem_seg": scores}])
+    panoptic.process([given], [{"panoptic_seg": (torch.tensor(small), segments)}])
+    assert semantic.evaluate()["semantic"]["mIoU"] == 100
+    assert panoptic.evaluate()["panoptic"]["PQ"] == 100
 
 
 def test_semantic_truth_from_panoptic_png_equals_the_semantic_png():
