@@ -73,20 +73,24 @@ class StrongPhotometry:
         blur_sigma: tuple[float, float] = (0.1, 2.0),
         jitter_probability: float = 1.0,
     ) -> None:
-        kernel = 2 * int(np.ceil(3 * blur_sigma[1])) + 1
+        self.reach = int(np.ceil(3 * blur_sigma[1]))  # of the blur, in pixels
         colors = v2.ColorJitter(*jitter)
         self.transform = v2.Compose(
             [
                 colors if jitter_probability == 1 else v2.RandomApply([colors], jitter_probability),
                 v2.RandomGrayscale(grey_probability),
-                v2.RandomApply([v2.GaussianBlur(kernel, blur_sigma)], blur_probability),
+                v2.RandomApply([v2.GaussianBlur(2 * self.reach + 1, blur_sigma)], blur_probability),
             ]
         )
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """`image`: (H, W, 3) uint8; no pixel moves."""
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return self.transform(pixels).numpy().transpose(1, 2, 0)
+        height, width = image.shape[:2]
+        # the blur mirrors the border, which a strip narrower than its reach does not have enough of
+        missing = [(0, max(self.reach + 1 - side, 0)) for side in (height, width)]
+        padded = np.pad(image, (*missing, (0, 0)), mode="edge") if np.any(missing) else image
+        pixels = torch.from_numpy(np.ascontiguousarray(padded.transpose(2, 0, 1)))
+        return self.transform(pixels).numpy().transpose(1, 2, 0)[:height, :width]
 
 
 def scale_steps(low: float, high: float, step: float = 0.1) -> list[float]:

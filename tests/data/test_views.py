@@ -53,6 +53,18 @@ def test_strong_photometry_moves_nothing_and_changes_much():
     assert len({r.tobytes() for r in results}) == 20
 
 
+@pytest.mark.parametrize("size", [(128, 4), (1, 1), (6, 7), (7, 200)])
+def test_strips_narrower_than_the_blur_reaches_are_blurred_too(size):
+    strong = StrongPhotometry((0, 0, 0, 0), 0.0, 1.0)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    blurred = strong(image)
+    assert blurred.shape == image.shape
+    assert blurred.dtype == np.uint8
+    assert size == (1, 1) or not np.array_equal(blurred, image)
+    plain = np.full_like(image, 77)
+    assert np.array_equal(strong(plain), plain)
+
+
 def test_photometry_repeats_with_its_seed_and_leaves_the_generators():
     image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     torch.manual_seed(5)
