@@ -15,7 +15,7 @@ from ..errors import DatasetError
 from ..masks.storage import MaskFolder
 from ..structures import Targets
 from .images import depth_problem
-from .views import View, WeakGeometry
+from .views import ResizeShortSide, View, WeakGeometry
 
 READ_OUT_PIXELS = 2**22  # above those of any benchmark's image
 
@@ -226,7 +226,7 @@ class TestMapper:
     __test__ = False  # not a pytest class
 
     def __init__(self, min_size: int, max_size: int) -> None:
-        self.resize = T.ResizeShortestEdge([min_size, min_size], max_size)
+        self.resize = ResizeShortSide([min_size, min_size], max_size)
 
     def __call__(self, dataset_dict: dict) -> dict:
         """The dict with what `prepare` gives for its file."""

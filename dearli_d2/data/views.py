@@ -21,6 +21,16 @@ class View:
     transform: T.TransformList
 
 
+class ResizeShortSide(T.ResizeShortestEdge):
+    """Detectron2's, with at least one pixel a side: the long side's limit leaves nothing of a strip of 5000 x 2."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
+        return transform
+
+
 class WeakGeometry:
     """Random scale, random crop, random flip.
 
@@ -34,7 +44,7 @@ class WeakGeometry:
     def __init__(self, crop_size: int, scales: Sequence[float], max_size: int, flip: bool = True) -> None:
         self.short_sides = [int(scale * crop_size + 1e-6) for scale in scales]  # 0.7 x 640 is 448
         self.augmentations = [
-            T.ResizeShortestEdge(self.short_sides, max_size, sample_style="choice"),
+            ResizeShortSide(self.short_sides, max_size, sample_style="choice"),
             T.RandomCrop("absolute", (crop_size, crop_size)),
         ]
         if flip:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 from skimage.segmentation import felzenszwalb
 
+from ..data.mappers import resize_labels
 from .storage import encode
+
+LONG_SIDE = 1024
+"""Larger images are segmented at this size, as SAM's are; a photograph of 12 megapixels would take a minute."""
 
 
 class ClassicalGenerator:
@@ -39,6 +44,11 @@ class ClassicalGenerator:
         return [self._annotations(image) for image in images]
 
     def _annotations(self, image: np.ndarray) -> list[dict]:
+        size = image.shape[:2]
+        if max(size) > LONG_SIDE:
+            picture = Image.fromarray(image)
+            picture.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.BILINEAR)
+            image = np.asarray(picture)
         masks: list[np.ndarray] = []
         least = max(1, round(self.min_share * image.shape[0] * image.shape[1]))
         for scale in self.scales:
@@ -47,7 +57,7 @@ class ClassicalGenerator:
                 mask = regions == region
                 if not any(_iou(mask, other) > self.same for other in masks):
                     masks.append(mask)
-        return [annotation(mask) for mask in masks]
+        return [annotation(resize_labels(mask, size)) for mask in masks]
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -8,8 +8,9 @@ import torch
 
 from dearli_d2.data.build import build_streams, build_unlabeled_mapper
 from dearli_d2.data.catalog import dataset_dicts
+from dearli_d2.data.mappers import TestMapper
 from dearli_d2.data.streams import RareClassOrder, seeded
-from dearli_d2.data.views import StrongPhotometry
+from dearli_d2.data.views import StrongPhotometry, WeakGeometry
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import DatasetError
 
@@ -51,6 +52,16 @@ def test_strong_photometry_moves_nothing_and_changes_much():
     grey = [(np.ptp(r.astype(int), axis=-1) == 0).all() for r in results]
     assert 0 < sum(grey) < 12
     assert len({r.tobytes() for r in results}) == 20
+
+
+@pytest.mark.parametrize("size", [(5000, 2), (1, 20000)])
+def test_strips_keep_a_pixel(size):
+    image = np.zeros((*size, 3), np.uint8)
+    view = WeakGeometry(64, [1.0], 1000)(image)
+    assert view.transform.apply_segmentation(image[..., 0]).shape == view.image.shape[:2]
+    assert (max(view.image.shape[:2]), min(view.image.shape[:2])) == (64, 1)
+    pixels = TestMapper(64, 1000).prepare(image)["image"]
+    assert sorted(pixels.shape) == [1, 3, 1000]
 
 
 @pytest.mark.parametrize("size", [(128, 4), (1, 1), (6, 7), (7, 200)])

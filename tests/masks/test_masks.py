@@ -131,6 +131,15 @@ def test_classical_masks_cover_the_image_and_find_regions():
     assert [c["area"] for c in codes] == [m.sum() for m in masks]
 
 
+def test_classical_masks_of_large_images_are_found_small_and_have_the_images_size():
+    image = np.full((1500, 2100, 3), 30, np.uint8)
+    image[300:900, 500:1400] = (220, 40, 40)
+    square = (image == 220).any(-1)
+    masks = [rle.decode(c["segmentation"]).astype(bool) for c in ClassicalGenerator()([image])[0]]
+    assert {m.shape for m in masks} == {(1500, 2100)}
+    assert max((m & square).sum() / (m | square).sum() for m in masks) > 0.95
+
+
 def test_storage_round_trip(tmp_path):
     folder = MaskFolder(tmp_path)
     masks = np.random.default_rng(0).random((3, 20, 31)) > 0.6
