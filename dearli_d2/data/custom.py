@@ -181,7 +181,7 @@ def _pairs(custom: CfgNode, root: Path) -> dict[str, tuple[Path, Path]]:
     by_stem = {p.stem: p for p in files}
     if len(by_stem) != len(files):
         raise DatasetError(f"{images}: two images share a name and differ in the suffix only")
-    pngs = {p.stem: p for p in masks.glob("*.png") if not p.name.startswith(".")}
+    pngs = {p.stem: p for p in masks.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith(".")}
     without_mask, without_image = sorted(set(by_stem) - set(pngs)), sorted(set(pngs) - set(by_stem))
     if without_mask:
         raise DatasetError(

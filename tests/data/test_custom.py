@@ -32,7 +32,7 @@ def root(tmp_path) -> Path:
         pixels = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / ("images" if index < 10 else "unlabeled/deep") / f"im{index}.jpg")
         if index < 10:
-            Image.fromarray(index_mask()).save(root / "masks" / f"im{index}.png")
+            Image.fromarray(index_mask()).save(root / "masks" / f"im{index}.{'PNG' if index == 5 else 'png'}")
     return root
 
 
