@@ -27,7 +27,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import DatasetError, first_few
 from . import miniworld
-from .images import find_images, image_sizes
+from .images import usable_images
 from .streets import NOT_IN_SYNTHIA_16
 from .taxonomy import Taxonomy
 
@@ -183,8 +183,7 @@ def _annotated(base: str, name: str, source: PanopticSource) -> list[dict]:
 
 @lru_cache(maxsize=8)
 def _scan_once(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    files = find_images([folder])
-    return tuple((str(f), *size) for f, size in zip(files, image_sizes(files), strict=True))
+    return tuple((str(file), height, width) for file, height, width in usable_images(folder))
 
 
 def _scan(folder: Path, hint: str) -> list[dict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import DatasetError, first_few
+
+logger = logging.getLogger(__name__)
 
 DEEP = "has more than 8 bits a channel (mode {}), of which most would be cut off; convert it to 8 bits, with a range that suits your images"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -45,6 +48,33 @@ def image_sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
     Raises:
         DatasetError: files that are no image, or not one of 8 bits a channel, with the first ones.
     """
+    sizes = _measure(files)
+    broken = [s for s in sizes if isinstance(s, str)]
+    if broken:
+        raise DatasetError(f"{len(broken)} of {len(files)} files cannot be used as images: {first_few(broken)}")
+    return sizes
+
+
+def usable_images(folder: Path) -> list[tuple[Path, int, int]]:
+    """(file, height, width) of the images below a folder; those that `image_sizes` would refuse are left out and named in the
+    log.
+
+    Raises:
+        DatasetError: no image, or none that can be used.
+    """
+    files = find_images([folder])
+    sizes = _measure(files)
+    broken = [s for s in sizes if isinstance(s, str)]
+    if len(broken) == len(files):
+        raise DatasetError(f"{folder}: none of {len(files)} files can be used as an image: {first_few(broken)}")
+    if broken:
+        listed = "".join(f"\n  {problem}" for problem in broken)
+        logger.warning("%s: %s of %s files are left out:%s", folder, len(broken), len(files), listed)
+    return [(file, *size) for file, size in zip(files, sizes, strict=True) if not isinstance(size, str)]
+
+
+def _measure(files: Sequence[Path]) -> list[tuple[int, int] | str]:
+    """The size of each file, or what is wrong with it."""
 
     def size(path: Path) -> tuple[int, int] | str:
         try:
@@ -54,11 +84,7 @@ def image_sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
                 width, height = image.size
                 return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
         except (OSError, SyntaxError) as error:
-            return f"{path} ({error})"
+            return f"{path} cannot be read as an image: {error}"
 
     with ThreadPoolExecutor(8) as pool:
-        sizes = list(pool.map(size, files))
-    broken = [s for s in sizes if isinstance(s, str)]
-    if broken:
-        raise DatasetError(f"{len(broken)} of {len(files)} files cannot be used as images: {first_few(broken)}")
-    return sizes
+        return list(pool.map(size, files))

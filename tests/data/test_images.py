@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dearli_d2.data.images import find_images, image_sizes
+from dearli_d2.data.images import find_images, image_sizes, usable_images
 from dearli_d2.data.mappers import read_image
 from dearli_d2.errors import DatasetError
 
@@ -29,6 +29,21 @@ def test_deeper_images_are_refused_instead_of_clipped(tmp_path, name, dtype):
         read_image(str(path))
     with pytest.raises(DatasetError, match=rf"1 of 2 files cannot be used as images: .*{name} has more than 8 bits"):
         image_sizes([good, path])
+
+
+def test_a_folder_without_labels_may_hold_files_that_are_no_image(tmp_path, caplog):
+    good = tmp_path / "deep" / "good.png"
+    good.parent.mkdir()
+    Image.new("RGB", (5, 3)).save(good)
+    Image.fromarray(np.zeros((3, 5), np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    assert usable_images(tmp_path) == [(good, 3, 5)]
+    assert "2 of 3 files are left out" in caplog.text
+    assert "empty.jpg cannot be read as an image" in caplog.text
+    assert "deep.png has more than 8 bits" in caplog.text
+    good.unlink()
+    with pytest.raises(DatasetError, match="none of 2 files can be used as an image: .*deep.png has more"):
+        usable_images(tmp_path)
 
 
 def test_folders_are_searched_and_files_named_twice_count_once(tmp_path):
