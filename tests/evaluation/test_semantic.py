@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from benchmarks import sure_pixels
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
 from dearli_d2.evaluation import PanopticEvaluator, SemanticEvaluator, mean_iou
 from dearli_d2.evaluation.report import scalars, tables, write_results
@@ -50,6 +52,24 @@ def test_outputs_of_another_size_are_compared_at_the_truths(tmp_path):
     panoptic.process([given], [{"panoptic_seg": (torch.tensor(small), segments)}])
     assert semantic.evaluate()["semantic"]["mIoU"] == 100
     assert panoptic.evaluate()["panoptic"]["PQ"] == 100
+
+
+def test_sure_pixels_are_counted_by_the_class_they_have(tmp_path):
+    truth = np.array([[0, 0, 1, 1], [2, 2, 255, 0]], np.uint8)
+    Image.fromarray(truth).save(tmp_path / "semantic.png")
+    confidence = torch.tensor([[0.9, 0.5, 0.9, 0.9], [0.9, 0.2, 0.9, 0.9]])
+    label = torch.tensor([[0, 0, 1, 0], [1, 2, 2, 0]])
+    scores = torch.zeros(3, 2, 4).scatter_(0, label[None], confidence[None])
+
+    class Model:
+        taxonomy = range(3)
+
+        def __call__(self, batch):
+            return [{"sem_seg": scores}]
+
+    predictor = SimpleNamespace(model=Model(), mapper=dict)
+    counts = sure_pixels.count(predictor, [{"sem_seg_file_name": str(tmp_path / "semantic.png")}], 0.8)
+    assert counts.tolist() == [[3, 2, 2], [2, 2, 1], [2, 1, 0]]
 
 
 def test_semantic_truth_from_panoptic_png_equals_the_semantic_png():

@@ -1,0 +1,59 @@
+"""What a semantic model would teach as pseudo-labels: per class the share of its pixels that pass a confidence, and how many
+of those have the right label.
+
+    python -m benchmarks.sure_pixels --config-file C --weights W --data camvid_train@1_16:unlabeled [--every 8] [KEY VALUE ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from tqdm import tqdm
+
+from dearli_d2 import Predictor
+from dearli_d2.config import get_config
+from dearli_d2.data.catalog import annotated_dicts, dataset_dicts
+from dearli_d2.data.mappers import resize_labels
+from dearli_d2.evaluation.semantic import read_semantic
+
+
+@torch.no_grad()
+def count(predictor: Predictor, dicts: list[dict], threshold: float) -> np.ndarray:
+    """(K, 3) pixels of each class: all, those whose best class passes the threshold, and those of them that are right."""
+    counts = np.zeros((len(predictor.model.taxonomy), 3), dtype=np.int64)
+    for d in tqdm(dicts, unit="image"):
+        scores = predictor.model([predictor.mapper(d)])[0]["sem_seg"]
+        confidence, label = (x.cpu().numpy() for x in scores.max(0))
+        truth = resize_labels(read_semantic(d), label.shape)
+        known = truth < len(counts)
+        sure = known & (confidence >= threshold)
+        for column, chosen in enumerate((known, sure, sure & (label == truth))):
+            counts[:, column] += np.bincount(truth[chosen], minlength=len(counts))
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument(
+        "--data", required=True, help="data set or view; annotations of an unlabelled view are read here"
+    )
+    parser.add_argument("--every", type=int, default=8, help="each n-th image")
+    parser.add_argument("options", nargs="*", help="KEY VALUE overrides")
+    args = parser.parse_args()
+    cfg = get_config(args.config_file, args.options)
+    dicts = annotated_dicts(args.data) if args.data.endswith(":unlabeled") else dataset_dicts(args.data)
+    predictor = Predictor(cfg, args.weights)
+    counts = count(predictor, dicts[:: args.every], cfg.SSL.CONFIDENCE)
+    pixels, sure, right = counts.T
+    with np.errstate(invalid="ignore"):
+        rows = zip(predictor.model.taxonomy.main_names, 100 * sure / pixels, 100 * right / sure, strict=True)
+        print(tabulate(rows, ["class", "% sure", "% of them right"], floatfmt=".0f", tablefmt="github"))
+
+
+if __name__ == "__main__":
+    main()
