@@ -233,7 +233,7 @@ class TestMapper:
         return {**dataset_dict, **self.prepare(read_image(dataset_dict["file_name"]))}
 
     def prepare(self, image: np.ndarray) -> dict:
-        """ "image" (3, h, w) uint8 of (H, W, 3) uint8 RGB, and "height" and "width" of the output."""
+        """Of an (H, W, 3) uint8 RGB image: "image" (3, h, w) uint8, and "height" and "width" of the output."""
         height, width = read_out_size(*image.shape[:2])
         inputs = T.AugInput(image)
         self.resize(inputs)

@@ -16,7 +16,7 @@ from .catalog import class_areas
 
 logger = logging.getLogger(__name__)
 
-_DAMAGED_IN_A_ROW = 10  # more than a few files: a folder that went away
+_DAMAGED_IN_A_ROW = 10  # drawn at random: most files, as of a folder that went away
 
 
 class ShuffledOrder:
@@ -67,8 +67,8 @@ class PositionDataset(Dataset):
     """Images addressed by position in an endless order; the augmentation of position p is seeded by (seed, p).
 
     Args:
-        replace_damaged: an image that cannot be read is named in the log once, and the next of `dicts` takes its place; else
-            its `DatasetError` is raised.
+        replace_damaged: an image that cannot be read is named in the log once, and another of `dicts`, which follows from
+            (seed, p) too, takes its place; else its `DatasetError` is raised.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class PositionDataset(Dataset):
         self._named: set[str] = set()
 
     def __getitem__(self, position: int) -> dict:
-        index = self.order(position)
-        for shift in range(_DAMAGED_IN_A_ROW):
-            chosen = self.dicts[(index + shift) % len(self.dicts)]
+        index, substitutes = self.order(position), np.random.default_rng([self.seed, position])
+        for _ in range(_DAMAGED_IN_A_ROW):
+            chosen = self.dicts[index]
             try:
                 with seeded(self.seed, position):
                     return self.mapper(chosen)
@@ -96,12 +96,13 @@ class PositionDataset(Dataset):
                     raise
                 last = error
                 self._name(chosen["file_name"], error)
+                index = int(substitutes.integers(len(self.dicts)))
         raise DatasetError(f"{_DAMAGED_IN_A_ROW} images in a row cannot be read, the last: {last}") from last
 
     def _name(self, file_name: str, error: DatasetError) -> None:
         if file_name not in self._named:
             self._named.add(file_name)
-            logger.warning("left out, the next image takes its place: %s", error)
+            logger.warning("left out, another image takes its place: %s", error)
 
 
 @contextmanager
