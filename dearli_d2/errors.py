@@ -15,6 +15,10 @@ class DatasetError(DearliError):
     """A data set is missing, incomplete or inconsistent."""
 
 
+class UnreadableImageError(DatasetError):
+    """One image file is missing, damaged or of a kind that cannot be used."""
+
+
 class WeightsError(DearliError):
     """Weights cannot be had, or do not fit the model."""
 

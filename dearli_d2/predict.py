@@ -27,7 +27,7 @@ from .checkpoint import load_state
 from .config import get_config
 from .data.captions import read_captions
 from .data.images import find_images
-from .data.mappers import TestMapper, read_image, resize_labels
+from .data.mappers import TestMapper, enlarge_read_out, read_image
 from .data.preparation import ids_to_rgb
 from .data.taxonomy import Taxonomy
 from .errors import ConfigError, DatasetError, DearliError, first_few
@@ -105,7 +105,7 @@ class Predictor:
         # a semantic model has one segment a class
         panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(output["sem_seg"])
         maps = (x.cpu().numpy() for x in (panoptic, output["sem_seg"].argmax(0)))
-        panoptic, semantic = (resize_labels(x, image.shape[:2]) for x in maps)
+        panoptic, semantic = (enlarge_read_out(x, image.shape[:2]) for x in maps)
         return Prediction(panoptic, segments, semantic, self.model.taxonomy)
 
 

@@ -13,7 +13,6 @@ from ..errors import DatasetError, first_few
 
 logger = logging.getLogger(__name__)
 
-DEEP = "has more than 8 bits a channel (mode {}), of which most would be cut off; convert it to 8 bits, with a range that suits your images"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
@@ -39,7 +38,12 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
 
 def depth_problem(image: Image.Image) -> str:
     """What keeps an opened image from being read as 8-bit RGB, or nothing: Pillow clips 16-bit grey values at 255."""
-    return DEEP.format(image.mode) if image.mode[0] in "IF" else ""
+    if image.mode[0] not in "IF":
+        return ""
+    return (
+        f"has more than 8 bits a channel (mode {image.mode}), of which most would be cut off; convert it to 8 bits, with a range "
+        "that suits your images"
+    )
 
 
 def image_sizes(files: Sequence[Path]) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import DatasetError
+from ..errors import DatasetError, UnreadableImageError
 from .catalog import class_areas
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class PositionDataset(Dataset):
 
     Args:
         replace_damaged: an image that cannot be read is named in the log once, and another of `dicts`, which follows from
-            (seed, p) too, takes its place; else its `DatasetError` is raised.
+            (seed, p) too, takes its place; else its `UnreadableImageError` is raised. Other errors always are.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class PositionDataset(Dataset):
             try:
                 with seeded(self.seed, position):
                     return self.mapper(chosen)
-            except DatasetError as error:
+            except UnreadableImageError as error:
                 if not self.replace_damaged:
                     raise
                 last = error
@@ -99,7 +99,7 @@ class PositionDataset(Dataset):
                 index = int(substitutes.integers(len(self.dicts)))
         raise DatasetError(f"{_DAMAGED_IN_A_ROW} images in a row cannot be read, the last: {last}") from last
 
-    def _name(self, file_name: str, error: DatasetError) -> None:
+    def _name(self, file_name: str, error: UnreadableImageError) -> None:
         if file_name not in self._named:
             self._named.add(file_name)
             logger.warning("left out, another image takes its place: %s", error)

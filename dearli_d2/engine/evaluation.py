@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.captions import prepared_for
 from ..data.catalog import dataset_dicts, taxonomy_of
-from ..data.mappers import TestMapper, read_image, resize_labels
+from ..data.mappers import TestMapper, enlarge_read_out, read_image
 from ..errors import DatasetError
 from ..evaluation import build_evaluator
 from ..evaluation.report import scalars, tables, write_results
@@ -88,6 +88,6 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dicts: list[dict], folder: Pa
         panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(output["sem_seg"])
         path = folder / "pictures" / f"{Path(d['file_name']).stem}.png"
         image = read_image(d["file_name"])
-        ids = resize_labels(panoptic.cpu().numpy(), image.shape[:2])
+        ids = enlarge_read_out(panoptic.cpu().numpy(), image.shape[:2])
         save_prediction_picture(path, image, ids, segments, model.taxonomy, truth=d)
     model.train(training)

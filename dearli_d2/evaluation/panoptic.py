@@ -9,7 +9,7 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..data.mappers import read_panoptic, resize_labels, segment_ids
+from ..data.mappers import enlarge_read_out, read_panoptic, segment_ids
 from ..data.taxonomy import Taxonomy
 
 
@@ -126,7 +126,7 @@ class PanopticEvaluator(DatasetEvaluator):
         for given, output in zip(inputs, outputs, strict=True):
             panoptic, segments = output["panoptic_seg"]
             truth = segment_ids(read_panoptic(given["pan_seg_file_name"]))
-            predicted = resize_labels(panoptic.cpu().numpy(), truth.shape)
+            predicted = enlarge_read_out(panoptic.cpu().numpy(), truth.shape)
             self.quality.add(predicted, segments, truth, given["segments_info"])
 
     def evaluate(self) -> dict | None:

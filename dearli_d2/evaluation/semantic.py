@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..data.mappers import read_panoptic, resize_labels, segment_ids
+from ..data.mappers import enlarge_read_out, read_panoptic, segment_ids
 from ..data.taxonomy import Taxonomy
 
 IGNORE = 255
@@ -73,7 +73,7 @@ class SemanticEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for given, output in zip(inputs, outputs, strict=True):
             truth, predicted = read_semantic(given), output["sem_seg"].argmax(0).cpu().numpy()
-            self.matrix += confusion(resize_labels(predicted, truth.shape), truth, len(self.taxonomy))
+            self.matrix += confusion(enlarge_read_out(predicted, truth.shape), truth, len(self.taxonomy))
 
     def evaluate(self) -> dict | None:
         """{"semantic": {"mIoU", "pixel_accuracy", "per_class": {name: {"IoU"}}}} on the main process."""

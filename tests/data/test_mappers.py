@@ -20,7 +20,7 @@ from dearli_d2.data.mappers import (
 )
 from dearli_d2.data.streams import build_stream, seeded
 from dearli_d2.data.views import ColorAugmentation, WeakGeometry, scale_steps
-from dearli_d2.errors import DatasetError
+from dearli_d2.errors import DatasetError, UnreadableImageError
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_ranks_share_the_batch_of_one_process():
 def test_a_damaged_image_is_replaced_by_another_and_named_once(caplog):
     def mapper(d):
         if d["n"] in (3, 4):
-            raise DatasetError(f"{d['file_name']} is damaged")
+            raise UnreadableImageError(f"{d['file_name']} is damaged")
         return {**d, "r": np.random.rand()}
 
     def stream(mapper=mapper, **options):
@@ -187,13 +187,21 @@ def test_a_damaged_image_is_replaced_by_another_and_named_once(caplog):
     drawn = stream()
     next(drawn)
     assert next(drawn) == next(stream(start_iteration=1))
-    with pytest.raises(DatasetError, match=r"^[34].jpg is damaged"):
+    with pytest.raises(UnreadableImageError, match=r"^[34].jpg is damaged"):
         next(stream(replace_damaged=False))
+
+
+def test_other_errors_than_a_damaged_image_end_the_stream():
+    def mapper(d):
+        raise DatasetError("its masks have another size")
+
+    with pytest.raises(DatasetError, match="^its masks have another size"):
+        next(build_stream([{"file_name": "0.jpg"}], mapper, 1, seed=5, replace_damaged=True))
 
 
 def test_a_folder_that_went_away_ends_the_stream():
     def mapper(d):
-        raise DatasetError("gone")
+        raise UnreadableImageError("gone")
 
     dicts = [{"file_name": f"{i}.jpg"} for i in range(7)]
     with pytest.raises(DatasetError, match="10 images in a row cannot be read, the last: gone"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from dearli_d2.checkpoint import load_weights
 from dearli_d2.data.build import build_streams
-from dearli_d2.data.catalog import dataset_dicts
+from dearli_d2.data.catalog import ImageFolder, dataset_dicts, register
 from dearli_d2.data.streams import seeded
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import DatasetError
@@ -53,19 +54,25 @@ def test_warm_up_has_mask_losses_only_and_no_class_head(warmup_config):
     trainer.train()
 
 
-def test_warm_up_leaves_out_what_mask_generation_could_not_read(warmup_config, mask_folder):
-    dicts = dataset_dicts("miniworld_train@0.01")
-    gone = Path(dicts[0]["file_name"])
-    mask_folder.path(str(gone)).unlink()
+def test_warm_up_leaves_out_what_mask_generation_could_not_read(warmup_config, tmp_path):
+    folder, masks = tmp_path / "pictures", MaskFolder(tmp_path / "their_masks")
+    folder.mkdir()
+    files = [Path(shutil.copy(d["file_name"], folder)) for d in dataset_dicts("miniworld_train@0.01")]
+    damaged = files[0]
+    damaged.write_bytes(damaged.read_bytes()[:-300])
+    register("pictures_to_warm_up", ImageFolder(folder, "put images there"))
+    dicts = dataset_dicts("pictures_to_warm_up")
+    generate([str(f) for f in files[1:]], ClassicalGenerator(), masks)
     with pytest.raises(DatasetError, match="1 of 10 images have no masks"):
-        mask_folder.check(dicts)
-    mask_folder.write_failures(0, 1, [], [{"file": f"elsewhere/{gone.name}", "error": "damaged"}])
-    said = mask_folder.check(dicts)
+        masks.check(dicts)
+    generate([f"{folder}/../pictures/{f.name}" for f in files], ClassicalGenerator(), masks)
+    said = masks.check(dicts)
     assert "masks of 9 images" in said
-    assert f"1 that cannot be read are left out: {gone}" in said
-    stream = build_streams(warmup_config())
+    assert f"1 that cannot be read are left out: {damaged}" in said
+    cfg = warmup_config("DATASETS.TRAIN", "('pictures_to_warm_up',)", "DATASETS.MASKS", str(masks.folder))
+    stream = build_streams(cfg)
     shown = {sample["file_name"] for _ in range(10) for sample in next(stream)["labeled"]}
-    assert shown == {d["file_name"] for d in dicts[1:]}
+    assert shown == set(map(str, files[1:]))
 
 
 def test_warm_up_targets_are_all_masks_as_class_zero(warmup_config, mask_folder):

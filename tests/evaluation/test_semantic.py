@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks import sure_pixels
+from dearli_d2.data import mappers
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
 from dearli_d2.evaluation import PanopticEvaluator, SemanticEvaluator, mean_iou
 from dearli_d2.evaluation.report import scalars, tables, write_results
@@ -33,7 +34,7 @@ def test_a_predicted_class_without_ground_truth_hurts_others_not_the_mean_direct
     assert mean_iou(matrix) == 50
 
 
-def test_outputs_of_another_size_are_compared_at_the_truths(tmp_path):
+def test_outputs_of_large_images_are_compared_at_the_truths_size(tmp_path, monkeypatch):
     taxonomy = taxonomy_of("miniworld_val")
     small = np.array([[1, 2], [2, 1], [1, 1]], np.uint8)  # segment ids and, by chance, classes
     Image.fromarray(small.repeat(4, 0).repeat(4, 1)).save(tmp_path / "semantic.png")
@@ -48,6 +49,10 @@ def test_outputs_of_another_size_are_compared_at_the_truths(tmp_path):
     }
     scores = torch.nn.functional.one_hot(torch.tensor(small).long(), 16).permute(2, 0, 1).float()
     semantic, panoptic = SemanticEvaluator(taxonomy), PanopticEvaluator(taxonomy)
+    for evaluator in (semantic, panoptic):  # 12 x 8 pixels are read out in full
+        with pytest.raises(ValueError, match=r"is read out at \(12, 8\), not at \(3, 2\)"):
+            evaluator.process([given], [{"sem_seg": scores, "panoptic_seg": (torch.tensor(small), segments)}])
+    monkeypatch.setattr(mappers, "READ_OUT_PIXELS", 6)
     semantic.process([given], [{"sem_seg": scores}])
     panoptic.process([given], [{"panoptic_seg": (torch.tensor(small), segments)}])
     assert semantic.evaluate()["semantic"]["mIoU"] == 100
