@@ -24,6 +24,7 @@ from .cli import report_errors, set_up
 from .config import get_config
 from .data import miniworld
 from .data.catalog import dataset_dicts
+from .engine.checkpoints import RunCheckpoints
 from .engine.evaluation import evaluate
 from .engine.trainer import DualStreamTrainer
 from .files import write_atomically, write_json
@@ -31,6 +32,7 @@ from .masks.classical import ClassicalGenerator
 from .masks.generate import generate
 from .masks.storage import MaskFolder
 from .modeling import build_model
+from .weights import read_file
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "miniworld"
 SCORED_ON = "miniworld_val"
@@ -62,9 +64,13 @@ def climb(out: Path, seed: int, iterations: int, warmup: int) -> list[dict[str, 
     masks = MaskFolder(out.parent / "masks")
     files = [d["file_name"] for name in (partition, f"{partition}:unlabeled") for d in dataset_dicts(name)]
     generate(files, ClassicalGenerator(), masks, batch_size=8)
-    base = ["SEED", str(seed), "TEST.EVAL_PERIOD", "0", "SOLVER.CHECKPOINT_PERIOD", "100", "DATASETS.TEST", "()"]
+    period, start = iterations // 5, iterations // 5 * 3
+    base = [
+        *("SEED", str(seed), "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"),
+        *("SOLVER.CHECKPOINT_PERIOD", str(period), "SOLVER.KEEP_CHECKPOINTS", "5"),
+    ]
     train = ["DATASETS.TRAIN", f"('{partition}',)", "SOLVER.MAX_ITER", str(iterations)]
-    unlabeled = ["DATASETS.UNLABELED", f"('{partition}:unlabeled',)", "SSL.START", str(iterations * 3 // 5)]
+    unlabeled = ["DATASETS.UNLABELED", f"('{partition}:unlabeled',)", "SSL.START", str(start)]
     warm = out / "warmup"
     overrides = {
         "warmup": [
@@ -79,9 +85,18 @@ def climb(out: Path, seed: int, iterations: int, warmup: int) -> list[dict[str, 
     for name, options in overrides.items():
         cfg = get_config(CONFIGS / f"{name}.yaml", [*base, *options, "OUTPUT_DIR", str(out / name)])
         if not (out / name / "model_final.pth").is_file():
+            if name in ("ssl", "dear"):  # until SSL.START they are the labels-only run
+                _branch_off(out / "m2f_lang_5", out / name, start)
             set_up(cfg)
             DualStreamTrainer(cfg, resume=True).train()
     return [_score(out, rung, base + overrides[rung.config]) for rung in RUNGS]
+
+
+def _branch_off(source: Path, folder: Path, iteration: int) -> None:
+    """Makes a run's state at `iteration`, if it was kept, that of a run that has not begun."""
+    checkpoints, path = RunCheckpoints(folder, 1), source / f"model_{iteration:07d}.pth"
+    if checkpoints.last() is None and path.is_file():
+        checkpoints.save(path.stem, read_file(path))
 
 
 def write_partition(folder: Path, seed: int) -> str:
@@ -191,6 +206,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--iterations", type=int, default=540)
     parser.add_argument("--warmup", type=int, default=100)
     args = parser.parse_args(argv)
+    if args.iterations < 5:
+        parser.error("--iterations must be at least 5")
 
     def command() -> int:
         result = run(args.out, args.seeds, args.iterations, args.warmup)

@@ -30,10 +30,12 @@ def test_the_ladder_trains_every_rung_scores_it_and_resumes(tmp_path, monkeypatc
     monkeypatch.setattr(demo, "get_config", lambda path, options: original(path, [*options, *FEW]))
     monkeypatch.setattr(demo, "SCORED_ON", "miniworld_val@0.03")
     monkeypatch.setattr(demo, "SCENES", 60)
-    text = demo.run(tmp_path, seeds=1, iterations=3, warmup=2)
+    text = demo.run(tmp_path, seeds=1, iterations=5, warmup=2)
     assert all(rung.name.strip() in text for rung in RUNGS)
     log = (tmp_path / "seed_0" / "dearli" / "log.txt").read_text()
     assert "carried over: " in log
+    for name in ("ssl", "dear"):  # from the labels-only run on
+        assert "Starting training from iteration 3" in (tmp_path / "seed_0" / name / "log.txt").read_text()
     report = (tmp_path / "report.md").read_text()
     assert text in report
     pictures = [line.partition("](")[2].rstrip(")") for line in report.splitlines() if line.startswith("![")]
@@ -43,4 +45,4 @@ def test_the_ladder_trains_every_rung_scores_it_and_resumes(tmp_path, monkeypatc
     assert [len(s) for s in scores] == [len(RUNGS)]
     # a second call finds everything done
     monkeypatch.setattr(demo, "DualStreamTrainer", lambda *a, **k: pytest.fail("trained again"))
-    assert demo.run(tmp_path, seeds=1, iterations=3, warmup=2) == text
+    assert demo.run(tmp_path, seeds=1, iterations=5, warmup=2) == text

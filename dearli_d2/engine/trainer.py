@@ -284,14 +284,26 @@ class DualStreamTrainer(TrainerBase):
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        if (self.teacher is None) != ("teacher" not in state):
-            raise ConfigError(
-                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} holds a run {'without' if self.teacher else 'with'} a teacher; resume it "
-                "with the DATASETS.UNLABELED it was started with"
-            )
-        if self.teacher is not None:
-            self.teacher.load_state_dict(state["teacher"])
+        self._restore_teacher(state)
         self.start_iter, self.best = state["iteration"], state["best"]
+
+    def _restore_teacher(self, state: dict) -> None:
+        """Until SSL.START the teacher is the student, so that a run without unlabelled images may go on with them."""
+        folder, start, done = self.cfg.OUTPUT_DIR, self.cfg.SSL.START, state["iteration"]
+        if self.teacher is None:
+            if "teacher" in state:
+                raise ConfigError(
+                    f"OUTPUT_DIR {folder} holds a run with a teacher; resume it with its DATASETS.UNLABELED"
+                )
+        elif "teacher" in state:
+            self.teacher.load_state_dict(state["teacher"])
+        elif done <= start:
+            self.teacher.copy(self.student)
+        else:
+            raise ConfigError(
+                f"OUTPUT_DIR {folder} holds a run without a teacher at iteration {done}, after SSL.START {start}; "
+                "resume it without DATASETS.UNLABELED, or raise SSL.START"
+            )
 
     def train(self) -> None:
         """Runs from the start iteration to SOLVER.MAX_ITER; a complete run is only evaluated again."""

@@ -12,11 +12,13 @@ import torch
 from dearli_d2.checkpoint import load_weights, main
 from dearli_d2.data.build import build_streams
 from dearli_d2.data.catalog import ImageFolder, annotated_dicts, dataset_dicts, register
+from dearli_d2.engine.checkpoints import RunCheckpoints
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.modeling import build_model
 from dearli_d2.structures import Targets
+from dearli_d2.weights import read_file
 from tests.conftest import SSL
 from tests.engine.test_trainer import kill_once_written, losses_of, start
 
@@ -239,8 +241,35 @@ def test_a_checkpoint_without_a_teacher_is_refused(mini_config, ssl_config):
     DualStreamTrainer(cfg).train()
     with pytest.raises(WeightsError, match="holds no teacher"):
         load_weights(build_model(cfg), Path(cfg.OUTPUT_DIR) / "model_final.pth", which="teacher")
-    with pytest.raises(ConfigError, match="holds a run without a teacher"):
+    with pytest.raises(ConfigError, match="without a teacher at iteration 1, after SSL.START 0"):
         DualStreamTrainer(ssl_config(), resume=True)
+    taught = ssl_config("SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(Path(cfg.OUTPUT_DIR).parent / "taught"))
+    DualStreamTrainer(taught).train()
+    with pytest.raises(ConfigError, match="holds a run with a teacher"):
+        DualStreamTrainer(mini_config("OUTPUT_DIR", taught.OUTPUT_DIR), resume=True)
+
+
+def test_a_labels_only_run_goes_on_with_unlabelled_images_as_if_it_had_had_them(ssl_config, tmp_path):
+    options = ("SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2", "SSL.START", "2", "SSL.EMA_DECAY", "0.5")
+    trainers = {}
+    for name, more in (("labels", ("DATASETS.UNLABELED", "()")), ("whole", ()), ("branch", ())):
+        folder = tmp_path / name
+        if name == "branch":
+            checkpoints = RunCheckpoints(folder, 1)
+            checkpoints.save("model_0000002", read_file(tmp_path / "labels" / "model_0000002.pth"))
+        trainers[name] = DualStreamTrainer(ssl_config(*options, *more, "OUTPUT_DIR", str(folder)), resume=True)
+        if name == "branch":
+            student = trainers[name].student.state_dict()
+            assert all(torch.equal(v, student[k]) for k, v in trainers[name].teacher.own_state().items())
+        trainers[name].train()
+    whole, branch = trainers["whole"], trainers["branch"]
+    assert (whole.start_iter, branch.start_iter) == (0, 2)
+    assert whole.teacher.updates == branch.teacher.updates == 2
+    for expected, found in ((whole.student, branch.student), (whole.teacher.model, branch.teacher.model)):
+        other = found.state_dict()
+        assert all(torch.equal(v, other[k]) for k, v in expected.state_dict().items())
+    labels = trainers["labels"].student.state_dict()
+    assert not all(torch.equal(v, labels[k]) for k, v in branch.student.state_dict().items())
 
 
 def test_resume_after_kill_9_repeats_losses_student_and_teacher_bit_by_bit(tmp_path):
