@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tabulate import tabulate
 
 Task = Callable[[], object]
+T = TypeVar("T")
 
 
 def synchronize() -> None:
@@ -51,7 +53,7 @@ def peak_megabytes(build: Callable[..., Task], *args: object) -> float:
     return in_own_process(_growth, build, *args)
 
 
-def in_own_process(function: Callable[..., float], *args: object) -> float:
+def in_own_process(function: Callable[..., T], *args: object) -> T:
     """The result of a function in a fresh process, so that memory is that of its work alone."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -71,22 +73,25 @@ def compare_steps(builders: dict[str, Callable[..., Task]], options: tuple, roun
     memory = {name: in_own_process(_peak_of_steps, build, options) for name, build in builders.items()}
     seconds = interleaved_seconds({name: build(*options) for name, build in builders.items()}, rounds)
     last = list(builders)[-1]
+    own = {name: peak - libraries for name, (peak, libraries) in memory.items()}
     rows = [
-        [name, seconds[name], seconds[name] / seconds[last], memory[name], memory[name] / memory[last]]
+        [name, seconds[name], seconds[name] / seconds[last], memory[name][0], own[name], own[name] / own[last]]
         for name in builders
     ]
-    headers = ["schedule", "seconds", "ratio", "peak MB", "ratio"]
-    return tabulate(rows, headers, floatfmt=("", ".2f", ".2f", ".0f", ".2f"), tablefmt="github")
+    headers = ["schedule", "seconds", "ratio", "peak MB", "without libraries", "ratio"]
+    return tabulate(rows, headers, floatfmt=("", ".2f", ".2f", ".0f", ".0f", ".2f"), tablefmt="github")
 
 
-def _peak_of_steps(build: Callable[..., Task], options: tuple) -> float:
-    """Peak of two steps in megabytes: allocated GPU memory, or the resident set of the process with the interpreter in it."""
+def _peak_of_steps(build: Callable[..., Task], options: tuple) -> tuple[float, float]:
+    """Peak of two steps in megabytes, and what of it was there before the model: of GPU memory nothing, of the process's
+    resident set the interpreter and its libraries."""
+    libraries = _resident_megabytes()
     step = build(*options)
     for _ in range(2):
         step()
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return torch.cuda.max_memory_allocated() / 2**20, 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, libraries
 
 
 def _put(queue: multiprocessing.Queue, function: Callable[..., float], args: tuple) -> None:

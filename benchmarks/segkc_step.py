@@ -5,7 +5,8 @@ image.
 
 DINOv2-B and -S with random weights, as many unlabelled as labelled crops. Naive: labelled, strong and weak images go through each
 network on their own, weak ones with a graph that nobody needs, and once more as CutMix partners (as published implementations of
-CutMix do), and the senior asks the junior for its features again each time.
+CutMix do), the senior asks the junior for its features again each time, and the last step's gradients are cleared after the
+forward passes.
 """
 
 from __future__ import annotations
@@ -54,12 +55,6 @@ def _samples(size: int, count: int, seed: int) -> list[dict]:
     return samples
 
 
-def _optimise(model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-
-
 def build_ours(size: int, count: int, amp: bool) -> Callable[[], float]:
     """The step as the trainer runs it."""
     model, cfg = _model(amp)
@@ -68,10 +63,12 @@ def build_ours(size: int, count: int, amp: bool) -> Callable[[], float]:
     labeled, unlabeled = _samples(size, count, 0), _samples(size, count, 1)
 
     def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
         with autocast(cfg):
             losses = model({"labeled": labeled, "unlabeled": labeler(unlabeled, rng)})
         total = sum(losses.values())
-        _optimise(model, optimizer, total)
+        total.backward()
+        optimizer.step()
         return total.item()
 
     return step
@@ -84,7 +81,7 @@ def build_naive(size: int, count: int, amp: bool) -> Callable[[], float]:
     labeled, unlabeled = _samples(size, count, 0), _samples(size, count, 1)
 
     def junior(images: torch.Tensor) -> torch.Tensor:
-        return full(model.head.classifier(model.features(images)))
+        return full(model.head.classify(model.features(images)))
 
     def senior(images: torch.Tensor) -> torch.Tensor:
         return full(model.senior(images, model.features(images).detach()))
@@ -127,7 +124,9 @@ def build_naive(size: int, count: int, amp: bool) -> Callable[[], float]:
                 loss = F.cross_entropy(logits, target, ignore_index=255, reduction="none")
                 total = total + loss.mean() / 2
             total = total + distilled(pair[1], pair[0])
-        _optimise(model, optimizer, total)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        optimizer.step()
         return total.item()
 
     return step

@@ -79,10 +79,11 @@ def build_ours(size: int, count: int, amp: bool) -> Callable[[], dict]:
     rng = np.random.default_rng(0)
 
     def step() -> dict:
+        optimizer.zero_grad(set_to_none=True)
         with autocast(cfg):
             pseudo = labeler(unlabeled, rng)
             losses = model({"labeled": labeled, "unlabeled": pseudo})
-        _optimise(model, optimizer, losses)
+        _descend(model, optimizer, losses)
         teacher.update(model)
         return {k: v.item() for k, v in losses.items()}
 
@@ -115,7 +116,8 @@ def build_naive(size: int, count: int, amp: bool) -> Callable[[], dict]:
                 pseudo.append({"image": images[i], "targets": targets})
             losses = model(labeled)
             losses |= {f"unlabeled_{k}": v for k, v in model(pseudo).items()}
-        _optimise(model, optimizer, losses)
+        optimizer.zero_grad(set_to_none=True)
+        _descend(model, optimizer, losses)
         with torch.no_grad():
             for mine, theirs in zip(teacher.parameters(), model.parameters(), strict=True):
                 mine.mul_(0.999).add_(theirs, alpha=0.001)
@@ -148,8 +150,7 @@ def loop_cutmix(own: tuple, partner: tuple, inside: torch.Tensor, things: frozen
     return Targets(torch.tensor(labels), torch.stack(masks).cpu()).to(inside.device)
 
 
-def _optimise(model: nn.Module, optimizer: torch.optim.Optimizer, losses: dict[str, torch.Tensor]) -> None:
-    optimizer.zero_grad(set_to_none=True)
+def _descend(model: nn.Module, optimizer: torch.optim.Optimizer, losses: dict[str, torch.Tensor]) -> None:
     sum(losses.values()).backward()
     nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 0.01)
     optimizer.step()

@@ -73,7 +73,7 @@ def test_windows_of_a_network_that_sees_single_pixels_give_the_whole_image(heigh
         def features(self, maps):
             return maps
 
-        def classifier(self, maps):
+        def classify(self, maps):
             return torch.cat([maps, maps.sum(1, keepdim=True), torch.zeros_like(maps[:, :1])], 1)
 
     pixels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)

@@ -19,6 +19,7 @@ from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.modeling import build_model
 from dearli_d2.modeling.meta_arch.dpt_segmenter import DPTSegmenter
+from dearli_d2.modeling.meta_arch.segkc import Consultation
 from dearli_d2.modeling.pixel_losses import distillation_loss
 from dearli_d2.predict import Predictor
 from dearli_d2.structures import Targets
@@ -231,6 +232,17 @@ def test_the_senior_starts_as_a_plain_network_and_then_consults(segkc):
     model.senior.consultation.gate.data.zero_()
     model({"labeled": [labeled()]})["loss_sup_senior"].backward()
     assert model.senior.consultation.gate.grad.any()  # learns at once
+
+
+def test_the_consultation_adds_the_gated_projection():
+    part = Consultation(6, 4).double()
+    torch.nn.init.constant_(part.gate, 0.7)
+    own, junior = torch.randn(2, 4, 8, 8).double(), torch.randn(2, 6, 4, 4).double()
+    plain = torch.nn.functional.interpolate(part.project(junior), size=(8, 8), mode="bilinear")
+    assert torch.allclose(part(own, junior), own + 0.7 * plain)
+    part(own, junior).square().sum().backward()
+    expected = (2 * (own + 0.7 * plain) * plain).sum()
+    assert torch.allclose(part.gate.grad, expected)
 
 
 def test_losses_are_halves_over_labelled_and_over_all_pixels(segkc):

@@ -95,7 +95,7 @@ class DPTSegmenter(PixelSegmenter):
         return self.head.features(channel_dropout(self.backbone(images), dropped, self.strong_views))
 
     def logits(self, images: torch.Tensor, samples: Sequence[dict] | None) -> torch.Tensor:
-        return self.head.classifier(self.features(images))
+        return self.head.classify(self.features(images))
 
     def scores(self, inputs: ImageList, samples: list[dict]) -> torch.Tensor:
         sizes, (height, width) = inputs.image_sizes, inputs.tensor.shape[-2:]
@@ -113,7 +113,7 @@ class DPTSegmenter(PixelSegmenter):
         number of all pixels (UniMatch)."""
         samples, images, known = self.joined(streams)
         dropped = len(samples) - known if self.feature_dropout else 0
-        logits = self.head.classifier(self.features(images, dropped))
+        logits = self.head.classify(self.features(images, dropped))
         target = self.class_maps(samples, images.shape[-2:])
         losses = {"loss_sup": self.label_weight * supervised_loss(logits[:known], target[:known])}
         if known < len(samples):

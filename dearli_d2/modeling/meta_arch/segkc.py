@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from torch import nn
@@ -44,7 +45,9 @@ class Consultation(nn.Module):
 
     def forward(self, features: torch.Tensor, junior: torch.Tensor) -> torch.Tensor:
         """(B, D, h, w) and (B, D_junior, h', w') to (B, D, h, w)."""
-        return features + self.gate * resize_logits(self.project(junior), features.shape[-2:])
+        # scaling the weights rather than the map keeps no map for the gate's gradient
+        projected = F.conv2d(junior, self.gate * self.project.weight, self.gate * self.project.bias)
+        return features + resize_logits(projected, features.shape[-2:])
 
 
 class Senior(nn.Module):
@@ -63,7 +66,7 @@ class Senior(nn.Module):
         features = self.head.features(channel_dropout(self.backbone(images), dropped, views))
         if self.consultation is not None:
             features = self.consultation(features, junior)
-        return self.head.classifier(features)
+        return self.head.classify(features)
 
 
 @META_ARCH_REGISTRY.register()
@@ -139,7 +142,7 @@ class SegKC(DPTSegmenter):
         """Of junior and senior, (B, K, ...) each; `dropped`: see `DPTSegmenter.features`."""
         features = self.features(images, dropped)
         consulted = features if self.consult_grad else features.detach()
-        return self.head.classifier(features), self.senior(images, consulted, dropped, self.strong_views)
+        return self.head.classify(features), self.senior(images, consulted, dropped, self.strong_views)
 
     def logits(self, images: torch.Tensor, samples: Sequence[dict] | None) -> torch.Tensor:
         return self.both_logits(images)[1] if self.read == "senior" else super().logits(images, samples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,25 +33,29 @@ class DPTHead(nn.Module):
         self.out = nn.ModuleDict({name: nn.Conv2d(dim, dim, 1) for name in LEVELS})
         self.classifier = nn.Conv2d(dim, num_classes, 1)
 
+    # The published order interpolates before the 1x1 convolutions of `out` and of the classifier. The two commute, and this way
+    # the convolutions see, and keep for their gradient, a quarter of the pixels.
+
     def features(self, pyramid: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """(B, dim, ...) the fused map before the classifier."""
+        """(B, dim, ...) the fused map, of the size of `res2`."""
         fused = None
         for name in reversed(LEVELS):
             level = self.project[name](pyramid[name])
-            fused = level if fused is None else fused + self.refine[name](level)
-            fused = self.fuse[name](fused)
-            finer = _finer(name)
-            height, width = (2 * side for side in fused.shape[2:]) if finer is None else pyramid[finer].shape[2:]
-            fused = self.out[name](F.interpolate(fused, size=(height, width), mode="bilinear", align_corners=False))
+            if fused is not None:
+                level = _resized(fused, level.shape[2:]) + self.refine[name](level)
+            fused = self.out[name](self.fuse[name](level))
         return fused
 
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, dim, h, w) to (B, num_classes, 2 h, 2 w) logits."""
+        return _resized(self.classifier(features), [2 * side for side in features.shape[2:]])
+
     def forward(self, pyramid: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.classifier(self.features(pyramid))
+        return self.classify(self.features(pyramid))
 
 
-def _finer(name: str) -> str | None:
-    index = LEVELS.index(name)
-    return LEVELS[index - 1] if index else None
+def _resized(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 # torch's SyncBatchNorm is for GPUs alone; detectron2's has no fp32 statistics under bf16 autocast
