@@ -6,18 +6,16 @@ of those have the right label.
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
 from dearli_d2 import Predictor
-from dearli_d2.config import get_config
-from dearli_d2.data.catalog import annotated_dicts, dataset_dicts
 from dearli_d2.data.mappers import resize_labels
 from dearli_d2.evaluation.semantic import read_semantic
+
+from .diagnosis import begin
 
 
 @torch.no_grad()
@@ -36,19 +34,8 @@ def count(predictor: Predictor, dicts: list[dict], threshold: float) -> np.ndarr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument(
-        "--data", required=True, help="data set or view; annotations of an unlabelled view are read here"
-    )
-    parser.add_argument("--every", type=int, default=8, help="each n-th image")
-    parser.add_argument("options", nargs="*", help="KEY VALUE overrides")
-    args = parser.parse_args()
-    cfg = get_config(args.config_file, args.options)
-    dicts = annotated_dicts(args.data) if args.data.endswith(":unlabeled") else dataset_dicts(args.data)
-    predictor = Predictor(cfg, args.weights)
-    counts = count(predictor, dicts[:: args.every], cfg.SSL.CONFIDENCE)
+    cfg, predictor, dicts = begin(__doc__)
+    counts = count(predictor, dicts, cfg.SSL.CONFIDENCE)
     pixels, sure, right = counts.T
     with np.errstate(invalid="ignore"):
         rows = zip(predictor.model.taxonomy.main_names, 100 * sure / pixels, 100 * right / sure, strict=True)
