@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from panopticapi.evaluation import pq_compute
 from panopticapi.utils import id2rgb
 from PIL import Image
 
+from benchmarks import found_segments
+from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
+from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.evaluation import PanopticQuality
+from dearli_d2.modeling.meta_arch.mask_former import PseudoLabeling
+from dearli_d2.structures import Targets
 
 CATEGORIES = [{"id": 10 + i, "name": f"c{i}", "isthing": int(i < 3)} for i in range(5)]
 
@@ -104,3 +111,25 @@ def test_empty_prediction_scores_zero():
     quality.add(np.zeros_like(ids), [], ids, segments)
     assert quality.summary({0, 1, 2})["PQ"] == 0
     assert quality.fn.sum() == len(segments)
+
+
+def test_found_segments_are_those_that_pass_the_threshold():
+    taxonomy, truth = taxonomy_of("miniworld_val"), dataset_dicts("miniworld_val")[0]
+    ids, segments = segment_ids(read_panoptic(truth["pan_seg_file_name"])), truth["segments_info"]
+    masks = torch.stack([torch.from_numpy(ids == s["id"]) for s in segments])
+    labels = torch.tensor([s["category_id"] for s in segments])
+    labels[0] = (labels[0] + 1) % len(taxonomy)  # one of another class: a segment missed and one made up
+
+    class Model:
+        pseudo_labeling = PseudoLabeling()
+
+        def pseudo_label(self, inputs):
+            kept = slice(0, 2 if self.pseudo_labeling.object_threshold > 0.5 else None)
+            return [Targets(labels[kept], masks[kept])]
+
+    model = Model()
+    model.taxonomy = taxonomy
+    predictor = SimpleNamespace(model=model, mapper=lambda d: {"image": None})
+    for threshold, found in ((0.0, len(segments) - 1), (0.9, 1)):
+        quality = found_segments.score(predictor, [truth], threshold).quality
+        assert (quality.tp.sum(), quality.fp.sum(), quality.fn.sum()) == (found, 1, len(segments) - found)

@@ -20,7 +20,6 @@ from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.modeling import build_model
 from dearli_d2.modeling.meta_arch.dpt_segmenter import DPTSegmenter
 from dearli_d2.modeling.meta_arch.segkc import Consultation
-from dearli_d2.modeling.pixel_losses import distillation_loss
 from dearli_d2.predict import Predictor
 from dearli_d2.structures import Targets
 from tests.conftest import SSL, train_until
@@ -116,42 +115,6 @@ def test_the_senior_can_be_read_for_a_diagnosis(segkc):
 
 
 # ---------------------------------------------------------------------------------------------- who teaches whom
-
-
-def test_distillation_is_kl_divergence_of_softened_distributions():
-    teacher, student = torch.randn(2, 2, 5, 4, 3).double().float()
-    teacher.requires_grad_()
-    student.requires_grad_()
-    inside = torch.ones(2, 4, 3).bool()
-    inside[0, 0] = False
-    loss = distillation_loss(teacher, student, inside, 2.0)
-    expected = F.kl_div(
-        (student.double() / 2).log_softmax(1), (teacher.double() / 2).log_softmax(1), reduction="none", log_target=True
-    ).sum(1)
-    assert loss.item() == pytest.approx(4 * expected[inside].mean().item(), rel=1e-5)
-    loss.backward()
-    assert teacher.grad is None
-    assert student.grad[:, :, 1:].any()
-    assert not student.grad[0, :, 0].any()  # padding
-
-
-def test_distillation_is_zero_for_equal_logits_and_up_to_a_constant():
-    logits, inside = torch.randn(1, 5, 4, 4), torch.ones(1, 4, 4).bool()
-    assert distillation_loss(logits, logits.clone(), inside, 2.0).item() == pytest.approx(0, abs=1e-6)
-    shifted = logits + 3 * torch.randn(1, 1, 4, 4)
-    assert distillation_loss(logits, shifted, inside, 2.0).item() == pytest.approx(0, abs=1e-5)
-    assert distillation_loss(logits, torch.randn(1, 5, 4, 4), inside, 2.0) > 0.1
-
-
-def test_temperature_squared_keeps_the_size_of_the_gradient():
-    teacher, inside = 0.1 * torch.randn(1, 5, 8, 8), torch.ones(1, 8, 8).bool()
-    sizes = []
-    for temperature in (1.0, 4.0, 16.0):
-        student = (0.1 * torch.randn(1, 5, 8, 8, generator=torch.Generator().manual_seed(1))).requires_grad_()
-        distillation_loss(teacher, student, inside, temperature).backward()
-        sizes.append(float(student.grad.norm()))
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
-    assert sizes[2] == pytest.approx(sizes[0], rel=0.1)
 
 
 def test_distillation_reaches_the_junior_alone(segkc):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
 from detectron2.layers import NaiveSyncBatchNorm
 from torch import nn
 
+from ..inference import resize_logits
 from ..pixel_decoder import group_count
 
 LEVELS = ("res2", "res3", "res4", "res5")
@@ -42,20 +42,17 @@ class DPTHead(nn.Module):
         for name in reversed(LEVELS):
             level = self.project[name](pyramid[name])
             if fused is not None:
-                level = _resized(fused, level.shape[2:]) + self.refine[name](level)
+                level = resize_logits(fused, level.shape[2:]) + self.refine[name](level)
             fused = self.out[name](self.fuse[name](level))
         return fused
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """(B, dim, h, w) to (B, num_classes, 2 h, 2 w) logits."""
-        return _resized(self.classifier(features), [2 * side for side in features.shape[2:]])
+        height, width = features.shape[2:]
+        return resize_logits(self.classifier(features), (2 * height, 2 * width))
 
     def forward(self, pyramid: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.classify(self.features(pyramid))
-
-
-def _resized(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 # torch's SyncBatchNorm is for GPUs alone; detectron2's has no fp32 statistics under bf16 autocast
