@@ -15,6 +15,7 @@ from tabulate import tabulate
 from dearli_d2.checkpoint import load_weights
 from dearli_d2.cli import set_up
 from dearli_d2.config import get_config
+from dearli_d2.engine.checkpoints import branch_off
 from dearli_d2.engine.evaluation import evaluate
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.modeling import build_model
@@ -25,13 +26,15 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 @dataclass(frozen=True)
 class Row:
     """One training: name in the table, short name of its folder, config below `configs/`, overrides, in which "{seed}" stands
-    for the seed; `weights_of`: folder of another row whose weights are evaluated instead."""
+    for the seed; `weights_of`: folder of another row whose weights are evaluated instead; `branches_from`: folder of another row
+    that is the same training until SSL.START."""
 
     name: str
     folder: str
     config: str
     options: tuple[str, ...] = ()
     weights_of: str = ""
+    branches_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ class Metric:
 def semantic(name: str) -> Callable[[dict], float]:
     """A semantic score, such as hIoU, in percent."""
     return lambda results: results["semantic"][name]
+
+
+def panoptic(name: str) -> Callable[[dict], float]:
+    """A panoptic score, such as PQ, in percent."""
+    return lambda results: results["panoptic"][name]
 
 
 def mean_iou_of(*names: str) -> Callable[[dict], float]:
@@ -76,6 +84,8 @@ def train(row: Row, seed: int, out: Path, options: Sequence[str], dataset: str) 
             str(folder),
         ]
         cfg = get_config(CONFIGS / row.config, [*options, *fixed])
+        if row.branches_from:
+            branch_off(out / row.branches_from / f"seed_{seed}", folder, cfg.SSL.START)
         set_up(cfg)
         DualStreamTrainer(cfg, resume=True).train()
     return json.loads(path.read_text())["results"]

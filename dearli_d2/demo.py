@@ -24,7 +24,7 @@ from .cli import report_errors, set_up
 from .config import get_config
 from .data import miniworld
 from .data.catalog import dataset_dicts
-from .engine.checkpoints import RunCheckpoints
+from .engine.checkpoints import branch_off
 from .engine.evaluation import evaluate
 from .engine.trainer import DualStreamTrainer
 from .files import write_atomically, write_json
@@ -32,7 +32,6 @@ from .masks.classical import ClassicalGenerator
 from .masks.generate import generate
 from .masks.storage import MaskFolder
 from .modeling import build_model
-from .weights import read_file
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "miniworld"
 SCORED_ON = "miniworld_val"
@@ -86,17 +85,10 @@ def climb(out: Path, seed: int, iterations: int, warmup: int) -> list[dict[str, 
         cfg = get_config(CONFIGS / f"{name}.yaml", [*base, *options, "OUTPUT_DIR", str(out / name)])
         if not (out / name / "model_final.pth").is_file():
             if name in ("ssl", "dear"):  # until SSL.START they are the labels-only run
-                _branch_off(out / "m2f_lang_5", out / name, start)
+                branch_off(out / "m2f_lang_5", out / name, start)
             set_up(cfg)
             DualStreamTrainer(cfg, resume=True).train()
     return [_score(out, rung, base + overrides[rung.config]) for rung in RUNGS]
-
-
-def _branch_off(source: Path, folder: Path, iteration: int) -> None:
-    """Makes a run's state at `iteration`, if it was kept, that of a run that has not begun."""
-    checkpoints, path = RunCheckpoints(folder, 1), source / f"model_{iteration:07d}.pth"
-    if checkpoints.last() is None and path.is_file():
-        checkpoints.save(path.stem, read_file(path))
 
 
 def write_partition(folder: Path, seed: int) -> str:

@@ -70,3 +70,14 @@ class RunCheckpoints:
             return None
         logger.info("resuming from %s", path)
         return read_file(path)
+
+
+def branch_off(source: str | Path, folder: str | Path, iteration: int) -> None:
+    """Lets a run that has not begun in `folder` go on from the state of the run in `source` after `iteration`, if it was kept
+    there (SOLVER.KEEP_CHECKPOINTS); else does nothing, and the run begins at the beginning.
+
+    Runs that differ in unlabelled images alone are the same until SSL.START, so that the result is bit by bit that of a run of its own.
+    """
+    checkpoints, path = RunCheckpoints(folder, 1), Path(source) / f"model_{iteration:07d}.pth"
+    if checkpoints.last() is None and path.is_file():
+        checkpoints.save(path.stem, read_file(path))

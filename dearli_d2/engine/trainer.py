@@ -280,28 +280,29 @@ class DualStreamTrainer(TrainerBase):
         return state
 
     def _restore(self, state: dict) -> None:
+        self._check_resumed(state)
         load_state(self.student, state["model"], "checkpoint", strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        self._restore_teacher(state)
+        if self.teacher is not None:
+            if "teacher" in state:
+                self.teacher.load_state_dict(state["teacher"])
+            else:  # until SSL.START it is the student
+                self.teacher.copy(self.student)
         self.start_iter, self.best = state["iteration"], state["best"]
 
-    def _restore_teacher(self, state: dict) -> None:
-        """Until SSL.START the teacher is the student, so that a run without unlabelled images may go on with them."""
-        folder, start, done = self.cfg.OUTPUT_DIR, self.cfg.SSL.START, state["iteration"]
-        if self.teacher is None:
-            if "teacher" in state:
-                raise ConfigError(
-                    f"OUTPUT_DIR {folder} holds a run with a teacher; resume it with its DATASETS.UNLABELED"
-                )
-        elif "teacher" in state:
-            self.teacher.load_state_dict(state["teacher"])
-        elif done <= start:
-            self.teacher.copy(self.student)
-        else:
+    def _check_resumed(self, state: dict) -> None:
+        """A run without unlabelled images may go on with them up to SSL.START, from which on they count; one with them needs them."""
+        folder, done, start = self.cfg.OUTPUT_DIR, state["iteration"], self.cfg.SSL.START
+        had, has = bool(CfgNode.load_cfg(state["config"]).DATASETS.UNLABELED), bool(self.cfg.DATASETS.UNLABELED)
+        if had and not has:
             raise ConfigError(
-                f"OUTPUT_DIR {folder} holds a run without a teacher at iteration {done}, after SSL.START {start}; "
+                f"OUTPUT_DIR {folder} holds a run with unlabelled images; resume it with its DATASETS.UNLABELED"
+            )
+        if has and not had and done > start:
+            raise ConfigError(
+                f"OUTPUT_DIR {folder} holds a run without unlabelled images at iteration {done}, after SSL.START {start}; "
                 "resume it without DATASETS.UNLABELED, or raise SSL.START"
             )
 

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import study
 from dearli_d2.checkpoint import load_weights, main
 from dearli_d2.data.build import build_streams
 from dearli_d2.data.catalog import ImageFolder, annotated_dicts, dataset_dicts, register
-from dearli_d2.engine.checkpoints import RunCheckpoints
+from dearli_d2.engine.checkpoints import branch_off
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.modeling import build_model
 from dearli_d2.structures import Targets
-from dearli_d2.weights import read_file
-from tests.conftest import SSL
+from tests.conftest import MINI_OVERRIDES, SSL
 from tests.engine.test_trainer import kill_once_written, losses_of, start
 
 
@@ -241,11 +241,11 @@ def test_a_checkpoint_without_a_teacher_is_refused(mini_config, ssl_config):
     DualStreamTrainer(cfg).train()
     with pytest.raises(WeightsError, match="holds no teacher"):
         load_weights(build_model(cfg), Path(cfg.OUTPUT_DIR) / "model_final.pth", which="teacher")
-    with pytest.raises(ConfigError, match="without a teacher at iteration 1, after SSL.START 0"):
+    with pytest.raises(ConfigError, match="without unlabelled images at iteration 1, after SSL.START 0"):
         DualStreamTrainer(ssl_config(), resume=True)
     taught = ssl_config("SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(Path(cfg.OUTPUT_DIR).parent / "taught"))
     DualStreamTrainer(taught).train()
-    with pytest.raises(ConfigError, match="holds a run with a teacher"):
+    with pytest.raises(ConfigError, match="holds a run with unlabelled images"):
         DualStreamTrainer(mini_config("OUTPUT_DIR", taught.OUTPUT_DIR), resume=True)
 
 
@@ -255,8 +255,7 @@ def test_a_labels_only_run_goes_on_with_unlabelled_images_as_if_it_had_had_them(
     for name, more in (("labels", ("DATASETS.UNLABELED", "()")), ("whole", ()), ("branch", ())):
         folder = tmp_path / name
         if name == "branch":
-            checkpoints = RunCheckpoints(folder, 1)
-            checkpoints.save("model_0000002", read_file(tmp_path / "labels" / "model_0000002.pth"))
+            branch_off(tmp_path / "labels", folder, 2)
         trainers[name] = DualStreamTrainer(ssl_config(*options, *more, "OUTPUT_DIR", str(folder)), resume=True)
         if name == "branch":
             student = trainers[name].student.state_dict()
@@ -270,6 +269,16 @@ def test_a_labels_only_run_goes_on_with_unlabelled_images_as_if_it_had_had_them(
         assert all(torch.equal(v, other[k]) for k, v in expected.state_dict().items())
     labels = trainers["labels"].student.state_dict()
     assert not all(torch.equal(v, labels[k]) for k, v in branch.student.state_dict().items())
+
+
+def test_a_row_of_a_study_goes_on_from_the_row_that_it_branches_from(tmp_path):
+    options = [*MINI_OVERRIDES, *SSL, "SSL.START", "2", "TEST.PICTURES", "0"]
+    labels = study.Row("labels only", "labels", "miniworld/dear.yaml", ("DATASETS.UNLABELED", "()"))
+    branch = study.Row("semi-supervised", "ssl", "miniworld/dear.yaml", branches_from="labels")
+    results = [study.train(row, 1, tmp_path, options, "miniworld_val@0.02") for row in (labels, branch)]
+    log = (tmp_path / "ssl" / "seed_1" / "log.txt").read_text()
+    assert "Starting training from iteration 2" in log
+    assert all(0 <= study.panoptic("PQ")(r) <= 100 for r in results)
 
 
 def test_resume_after_kill_9_repeats_losses_student_and_teacher_bit_by_bit(tmp_path):

@@ -349,6 +349,17 @@ def test_a_run_resumes_bit_by_bit_and_scores_its_pseudo_labels(segkc, tmp_path):
     assert set(resumed.batch["unlabeled"][0]) >= {"targets", "senior_targets"}
 
 
+def test_a_resumed_run_has_the_unlabelled_images_that_it_had(segkc, tmp_path):
+    without = segkc("SOLVER.MAX_ITER", "1", "DATASETS.UNLABELED", "()", "OUTPUT_DIR", str(tmp_path / "without"))
+    DualStreamTrainer(without).train()
+    with pytest.raises(ConfigError, match="without unlabelled images at iteration 1, after SSL.START 0"):
+        DualStreamTrainer(segkc("OUTPUT_DIR", without.OUTPUT_DIR), resume=True)
+    taught = segkc("SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path / "taught"))
+    DualStreamTrainer(taught).train()
+    with pytest.raises(ConfigError, match="resume it with its DATASETS.UNLABELED"):
+        DualStreamTrainer(segkc("DATASETS.UNLABELED", "()", "OUTPUT_DIR", taught.OUTPUT_DIR), resume=True)
+
+
 def test_the_junior_alone_learns_from_an_ema_teacher_too(segkc):
     trainer = DualStreamTrainer(segkc(*ALONE, "SOLVER.MAX_ITER", "2"))
     trainer.train()
