@@ -1,4 +1,4 @@
-"""Rows x seeds of short trainings on miniworld, resumable and shared out over processes, and their table."""
+"""Rows x seeds of short trainings, resumable and shared out over processes, and their table."""
 
 from __future__ import annotations
 
@@ -114,10 +114,14 @@ def main(
     the table."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", nargs="+", help=f"some of {' '.join(row.folder for row in rows)}")
+    parser.add_argument(
+        "--rows", nargs="+", choices=[row.folder for row in rows], metavar="ROW", help="some of %(choices)s"
+    )
     parser.add_argument("--shard", default="0/1", help="i/n: the i-th of n processes")
     parser.add_argument("--out", type=Path, default=Path("output") / name)
-    parser.add_argument("options", nargs="*", help="KEY VALUE overrides of all rows")
+    parser.add_argument(
+        "options", nargs="*", help="KEY VALUE overrides of all rows; before --rows, or after another option"
+    )
     args = parser.parse_args()
     chosen = [row for row in rows if not args.rows or row.folder in args.rows]
     shard, shards = map(int, args.shard.split("/"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import study
+from benchmarks import ssl_camvid, study
 from dearli_d2.checkpoint import load_weights, main
 from dearli_d2.data.build import build_streams
 from dearli_d2.data.catalog import ImageFolder, annotated_dicts, dataset_dicts, register
@@ -279,6 +279,15 @@ def test_a_row_of_a_study_goes_on_from_the_row_that_it_branches_from(tmp_path):
     log = (tmp_path / "ssl" / "seed_1" / "log.txt").read_text()
     assert "Starting training from iteration 2" in log
     assert all(0 <= study.panoptic("PQ")(r) <= 100 for r in results)
+
+
+def test_a_study_refuses_rows_that_it_does_not_have(monkeypatch, capsys):
+    monkeypatch.setattr(
+        "sys.argv", ["study", "--rows", "labels_1_8", "SEED", "1"]
+    )  # overrides behind --rows are no rows
+    with pytest.raises(SystemExit):
+        study.main("", ssl_camvid.ROWS, ssl_camvid.METRICS, ssl_camvid.options_of_seed, "ssl_camvid")
+    assert "invalid choice: 'SEED'" in capsys.readouterr().err
 
 
 def test_resume_after_kill_9_repeats_losses_student_and_teacher_bit_by_bit(tmp_path):
