@@ -32,6 +32,7 @@ def test_the_ladder_trains_every_rung_scores_it_and_resumes(tmp_path, monkeypatc
     monkeypatch.setattr(demo, "SCENES", 60)
     text = demo.run(tmp_path, seeds=1, iterations=5, warmup=2)
     assert all(rung.name.strip() in text for rung in RUNGS)
+    assert demo.ONE_SEED in text
     log = (tmp_path / "seed_0" / "dearli" / "log.txt").read_text()
     assert "carried over: " in log
     for name in ("ssl", "dear"):  # from the labels-only run on
