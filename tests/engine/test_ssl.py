@@ -282,9 +282,8 @@ def test_a_row_of_a_study_goes_on_from_the_row_that_it_branches_from(tmp_path):
 
 
 def test_a_study_refuses_rows_that_it_does_not_have(monkeypatch, capsys):
-    monkeypatch.setattr(
-        "sys.argv", ["study", "--rows", "labels_1_8", "SEED", "1"]
-    )  # overrides behind --rows are no rows
+    # overrides behind --rows are no rows
+    monkeypatch.setattr("sys.argv", ["study", "--rows", "labels_1_8", "SEED", "1"])
     with pytest.raises(SystemExit):
         study.main("", ssl_camvid.ROWS, ssl_camvid.METRICS, ssl_camvid.options_of_seed, "ssl_camvid")
     assert "invalid choice: 'SEED'" in capsys.readouterr().err
