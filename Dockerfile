@@ -1,7 +1,7 @@
 # docker build -t dearli_d2 .
 # docker run --gpus all --ipc host -v $PWD/datasets:/data -v $PWD/output:/home/user/dearli_d2/output dearli_d2 \
 #     --config-file configs/miniworld/m2f_lang.yaml --num-gpus 1
-FROM pytorch/pytorch:2.7.1-cuda12.8-cudnn9-runtime
+FROM pytorch/pytorch:2.10.0-cuda12.8-cudnn9-runtime
 
 # opencv-python-headless needs glib; make drives the installation
 RUN apt-get update && apt-get install -y --no-install-recommends make libglib2.0-0 && rm -rf /var/lib/apt/lists/*
@@ -13,8 +13,9 @@ WORKDIR /home/user/dearli_d2
 COPY --chown=user Makefile requirements.txt requirements-dev.txt ./
 COPY --chown=user scripts scripts
 # uses the torch of the base image
-RUN make env
+RUN make packages
 COPY --chown=user . .
+RUN make env
 
 ENV DETECTRON2_DATASETS=/data
 ENTRYPOINT [".venv/bin/python", "train_net.py"]

@@ -1,21 +1,28 @@
 # Every target builds .venv first where it is missing or older than the requirements.
 VENV ?= .venv
 PY := $(VENV)/bin/python
+PACKAGES := $(VENV)/.packages
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo ladder test test-slow lint format bench clean
+.PHONY: env packages demo ladder test test-slow lint format bench clean
 
-env: $(STAMP)
+env: $(STAMP)  ## the environment, with the project in it
 
-$(STAMP): requirements.txt requirements-dev.txt scripts/make_env.sh scripts/install_detectron2.sh
+packages: $(PACKAGES)  ## the environment without the project
+
+$(PACKAGES): requirements.txt requirements-dev.txt scripts/make_env.sh scripts/install_detectron2.sh
 	bash scripts/make_env.sh $(VENV)
 	touch $@
 
+$(STAMP): $(PACKAGES) pyproject.toml setup.py
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
 demo: $(STAMP)  ## the DEARLi ladder on the generated data, minutes on a CPU
-	$(PY) -W ignore -m dearli_d2.demo
+	$(PY) -m dearli_d2.demo
 
 ladder: $(STAMP)  ## the same with three seeds, mean and standard deviation
-	$(PY) -W ignore -m dearli_d2.demo --out output/ladder --seeds 3 --iterations 600
+	$(PY) -m dearli_d2.demo --out output/ladder --seeds 3 --iterations 600
 
 test: $(STAMP)  ## fast tests with a coverage report
 	$(PY) -m pytest --cov --cov-report=term:skip-covered
@@ -32,14 +39,14 @@ format: $(STAMP)
 	$(PY) -m ruff format .
 
 bench: $(STAMP)  ## speed and memory against peers, as ratios of one run
-	$(PY) -W ignore -m benchmarks.core
-	$(PY) -W ignore -m benchmarks.read_out
-	$(PY) -W ignore -m benchmarks.matching
-	$(PY) -W ignore -m benchmarks.step
-	$(PY) -W ignore -m benchmarks.regions
-	$(PY) -W ignore -m benchmarks.dyce
-	$(PY) -W ignore -m benchmarks.segkc_step
-	$(PY) -W ignore -m benchmarks.summed_losses
+	$(PY) -m benchmarks.core
+	$(PY) -m benchmarks.read_out
+	$(PY) -m benchmarks.matching
+	$(PY) -m benchmarks.step
+	$(PY) -m benchmarks.regions
+	$(PY) -m benchmarks.dyce
+	$(PY) -m benchmarks.segkc_step
+	$(PY) -m benchmarks.summed_losses
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage

@@ -25,14 +25,18 @@ from dearli_d2.data.streets import synthia_table
 from dearli_d2.errors import DatasetError
 
 EXPECTED = 9400
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def read_labels(path: Path) -> np.ndarray:
     """(H, W) uint8 label ids. Raises `DatasetError` for a picture without them."""
-    channels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)  # OpenCV keeps 16 bits, with the first channel last
+    content = path.read_bytes()
+    if not content.startswith(_PNG):  # OpenCV would decode a JPEG of that name, with a decoder that has a known hole
+        raise DatasetError(f"{path} is no PNG file")
+    channels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # Pillow keeps 8 of 16 bits
     if channels is None or channels.ndim != 3:
         raise DatasetError(f"{path} is no 16-bit image of label ids and instances")
-    ids = channels[..., -1]
+    ids = channels[..., -1]  # OpenCV's last channel is the file's first
     if ids.max() > 255:
         raise DatasetError(f"{path}: label id {int(ids.max())} is not in the table of SYNTHIA")
     return ids.astype(np.uint8)

@@ -6,10 +6,27 @@ Names below are loaded on first use, so that `import dearli_d2` is cheap.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
+import warnings
 from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "build_model", "get_config"]
+
+# said by fvcore and detectron2 as they are imported; users of this project can do nothing about it
+warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
+
+if importlib.util.find_spec("detectron2") is None:
+    from .files import beside_package
+
+    # the name makes `python -m dearli_d2.X` print the message alone, without a stack trace
+    raise ImportError(
+        "dearli_d2 needs detectron2, which no package index carries under its own name; install it by: "
+        f"bash {beside_package('scripts') / 'install_detectron2.sh'} {sys.executable}",
+        name=__name__,
+    )
 
 _HOMES = {"get_config": ".config", "build_model": ".modeling", "Predictor": ".predict"}
 

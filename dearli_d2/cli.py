@@ -121,3 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     return report_errors(command)
+
+
+if __name__ == "__main__":  # `python -m dearli_d2.cli`: train_net.py for an installed package
+    sys.exit(main())

@@ -14,6 +14,7 @@ from detectron2.config import get_cfg as _detectron2_defaults
 from .config_rules import validate
 from .data.custom import number_of_classes
 from .errors import ConfigError
+from .files import beside_package
 
 
 def add_dearli_config(cfg: CfgNode) -> None:
@@ -240,7 +241,7 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
     """The frozen, validated configuration.
 
     Args:
-        config_file: YAML (safe tags only), `_BASE_` inherits.
+        config_file: YAML (safe tags only), `_BASE_` inherits; see `find_config`.
         overrides: "KEY", "VALUE", ... as on the command line.
 
     Raises:
@@ -249,7 +250,7 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
     cfg = _detectron2_defaults()
     add_dearli_config(cfg)
     if config_file is not None:
-        _merge_file(cfg, Path(config_file))
+        _merge_file(cfg, find_config(config_file))
     overrides = list(overrides)
     if len(overrides) % 2:
         raise ConfigError(f"overrides are KEY VALUE pairs; the last, {overrides[-1]!r}, has no value")
@@ -266,9 +267,23 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
     return cfg
 
 
+def find_config(path: str | Path) -> Path:
+    """A config file: the path as it is, else a config of the project by its path below `configs/`.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    below = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    own = beside_package("configs") / below
+    if not own.is_file():
+        raise ConfigError(f"no config file {path}, neither here nor in {beside_package('configs')}")
+    return own
+
+
 def _merge_file(cfg: CfgNode, path: Path) -> None:
-    if not path.is_file():
-        raise ConfigError(f"no config file {path}")
     try:
         cfg.merge_from_file(str(path), allow_unsafe=False)
     except yaml.YAMLError as error:

@@ -27,13 +27,13 @@ from .data.catalog import dataset_dicts
 from .engine.checkpoints import branch_off
 from .engine.evaluation import evaluate
 from .engine.trainer import DualStreamTrainer
-from .files import write_atomically, write_json
+from .files import beside_package, write_atomically, write_json
 from .masks.classical import ClassicalGenerator
 from .masks.generate import generate
 from .masks.storage import MaskFolder
 from .modeling import build_model
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "miniworld"
+CONFIGS = beside_package("configs") / "miniworld"
 SCORED_ON = "miniworld_val"
 METRICS = ("panoptic/PQ", "panoptic/PQ_th", "panoptic/PQ_st", "semantic/mIoU")
 SCENES, LABELED = 400, 20

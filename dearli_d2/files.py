@@ -15,6 +15,13 @@ def cache_dir() -> Path:
     return Path(os.environ.get("DEARLI_CACHE", Path.home() / ".cache" / "dearli_d2"))
 
 
+def beside_package(name: str) -> Path:
+    """`configs`, `datasets` or `scripts`: at the top of a checkout, inside an installed package."""
+    package = Path(__file__).parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
     """Calls `write(temporary)` beside `path`, then renames; a killed process leaves the old file or the new one."""
     path = Path(path)

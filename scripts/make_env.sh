@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Creates or updates the virtual environment $1 from requirements-dev.txt. A torch (or detectron2) that the
-# base Python already has is used, never replaced.
+# Creates or updates the virtual environment $1: the packages of requirements-dev.txt, and detectron2. `make env` installs
+# the project itself after it. A torch (or detectron2) that the base Python already has is used, never replaced.
 set -euo pipefail
 
 venv=$1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,22 @@ def _seed() -> None:
 @pytest.fixture
 def repo() -> Path:
     return REPO
+
+
+def copy_of_checkout(target: Path) -> Path:
+    """Copies what a clone of this working tree would hold; without git, everything but environments and outputs."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=REPO, capture_output=True, text=True
+    )
+    if listed.returncode:
+        ignored = shutil.ignore_patterns(".*", "output", "build", "__pycache__", "*.egg-info")
+        return Path(shutil.copytree(REPO, target, ignore=ignored))
+    for name in listed.stdout.splitlines():
+        source = REPO / name
+        if source.is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target / name)
+    return target
 
 
 @pytest.fixture

@@ -429,3 +429,11 @@ def test_synthia_reads_16_bit_labels_and_shares_16_classes_with_cityscapes(citys
     cv2.imwrite(str(root / "GT" / "LABELS" / "0000000.png"), label)
     assert module.main(["--workers", "1"]) == 2
     assert "0000000.png: label id 23 is not in the table" in capsys.readouterr().err
+
+
+def test_synthia_labels_are_decoded_as_png_only(tmp_path):
+    """A JPEG under the name of a PNG is refused before OpenCV sees it."""
+    path = tmp_path / "0000000.png"
+    Image.new("RGB", (12, 6)).save(path, format="JPEG")
+    with pytest.raises(DatasetError, match=r"0000000\.png is no PNG file"):
+        script("prepare_synthia").read_labels(path)

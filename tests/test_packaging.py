@@ -1,0 +1,110 @@
+"""What an installation holds: dependencies, configs, scripts; and what is said where detectron2 is missing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from dearli_d2.config import find_config
+from dearli_d2.errors import ConfigError
+from dearli_d2.files import beside_package
+from tests.conftest import REPO, copy_of_checkout
+
+CONFIG = Path("miniworld") / "m2f.yaml"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of this checkout, built offline."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = copy_of_checkout(folder / "source")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, timeout=300)
+    return next(folder.glob("*.whl"))
+
+
+def requirements(lines: list[str]) -> set[str]:
+    """In one form, without comments."""
+    return {str(Requirement(line)) for line in lines if line.strip() and not line.startswith("#")}
+
+
+def test_wheel_brings_the_dependencies_of_the_one_list(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith("METADATA"))
+        metadata = message_from_string(archive.read(name).decode())
+    expected = requirements((REPO / "requirements.txt").read_text().splitlines())
+    assert len(expected) > 20
+    assert requirements(metadata.get_all("Requires-Dist")) == expected
+
+
+def test_wheel_holds_every_module_config_and_script(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        inside = set(archive.namelist())
+    expected = {p.relative_to(REPO).as_posix() for p in (REPO / "dearli_d2").rglob("*.py")}
+    expected |= {p.relative_to(REPO).as_posix() for p in (REPO / "dearli_d2" / "assets").iterdir()}
+    for folder, pattern in (("configs", "*.yaml"), ("datasets", "*.py"), ("scripts", "*.sh")):
+        expected |= {f"dearli_d2/{p.relative_to(REPO).as_posix()}" for p in (REPO / folder).rglob(pattern)}
+    assert len(expected) > 300
+    assert not expected - inside
+
+
+def test_installed_package_finds_its_configs_far_from_a_checkout(wheel, tmp_path):
+    """In a fresh target: `find_config` with and without the leading folder, from an empty working directory."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    (tmp_path / "empty").mkdir()
+    code = (
+        "from dearli_d2.config import get_config\n"
+        "import dearli_d2\n"
+        f"for path in ('{CONFIG.as_posix()}', 'configs/{CONFIG.as_posix()}'):\n"
+        "    print(dearli_d2.__file__, get_config(path).OUTPUT_DIR)\n"
+    )
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "empty",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert result.stdout.splitlines() == [f"{tmp_path / 'site' / 'dearli_d2' / '__init__.py'} output/miniworld/m2f"] * 2
+    assert not result.stderr  # no warning of other packages either
+
+
+def test_a_config_is_found_as_it_is_first_then_below_configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = beside_package("configs") / CONFIG
+    assert own == REPO / "configs" / CONFIG
+    assert find_config(CONFIG) == find_config(Path("configs") / CONFIG) == own
+    (tmp_path / "miniworld").mkdir()
+    (tmp_path / CONFIG).write_text("VERSION: 2\n")
+    assert find_config(CONFIG) == CONFIG
+    with pytest.raises(ConfigError, match=r"no config file none\.yaml, neither here nor in .*configs"):
+        find_config("none.yaml")
+
+
+def test_missing_detectron2_is_one_line_that_names_the_command(tmp_path):
+    """A Python without any package, but with ours."""
+    (tmp_path / "dearli_d2").symlink_to(REPO / "dearli_d2")
+    (tmp_path / "scripts").symlink_to(REPO / "scripts")
+    result = subprocess.run(
+        [sys.executable, "-S", "-m", "dearli_d2.predict", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    script, python = re.search(r"dearli_d2 needs detectron2, .*: bash (\S+) (\S+?)\)", result.stderr).groups()
+    assert Path(script).samefile(REPO / "scripts" / "install_detectron2.sh")
+    assert python == sys.executable
