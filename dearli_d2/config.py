@@ -160,11 +160,14 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.SSL.IMS_PER_BATCH = 8  # unlabelled images in a step, beside SOLVER.IMS_PER_BATCH labelled ones
     cfg.SSL.SOURCE_IMS_PER_BATCH = 8  # images of DATASETS.SOURCE in a step
     cfg.SSL.LOSS_WEIGHT = 1.0  # of the losses on pseudo-labels
-    cfg.SSL.EMA_DECAY = 0.999  # the decay of step t is min(1 - 1 / (t + 1), EMA_DECAY)
+    cfg.SSL.EMA_DECAY = 0.999
+    # the decay of step t is min(1 - 1 / (t + 1), EMA_DECAY), so the first update copies the student; False, or with
+    # TEACHER_WEIGHTS or BURN_IN: it is EMA_DECAY
+    cfg.SSL.EMA_RAMP = True
     cfg.SSL.START = (
         0  # step from which unlabelled images take part; until then labels only, and the teacher is the student
     )
-    cfg.SSL.BURN_IN = 0  # steps from START on during which the teacher keeps its weights
+    cfg.SSL.BURN_IN = 0  # steps from START on during which the teacher keeps its weights; then it becomes the student
     cfg.SSL.TEACHER_WEIGHTS = ""  # file the teacher starts from; "" = the student's start weights
     cfg.SSL.OBJECT_THRESHOLD = 0.0  # of the class posterior of a pseudo-segment
     cfg.SSL.OVERLAP_THRESHOLD = 0.8  # share of its own mask that a pseudo-segment must win

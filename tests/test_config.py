@@ -66,6 +66,7 @@ def test_semi_supervised_rows_have_the_values_of_the_paper(folder, letter, metho
         warm = get_config(REPO / "configs" / folder.replace("objects", "panoptic") / f"warmup_convnext_{letter}.yaml")
         expected = f"{warm.OUTPUT_DIR}/model_final.pth" if method == "dearli" else ""
         assert expected == cfg.MODEL.WEIGHTS
+        assert ssl.EMA_RAMP is (method == "dear")  # weights of its own turn the ramp off
 
 
 @pytest.mark.parametrize(

@@ -17,18 +17,21 @@ from ..weights import read_file, state_dict_of
 class EMATeacher:
     """A copy of the student that follows it slowly. What is frozen is shared, not copied.
 
-    After step t = 0, 1, ... each trainable tensor becomes g * teacher + (1 - g) * student, g = min(1 - 1 / (t + 1), decay):
-    the first update copies the student. Buffers (running statistics) are copied. It is no module of the student and is not
-    wrapped for data-parallel training: every rank makes the same update from the same student.
+    After step t = 0, 1, ... each trainable tensor becomes g * teacher + (1 - g) * student, with the g of `momentum(t)`.
+    Buffers (running statistics) are copied. It is no module of the student and is not wrapped for data-parallel training:
+    every rank makes the same update from the same student.
 
     Args:
         student: the model without its data-parallel wrapper. It needs `pseudo_label(inputs) -> list[Targets]`.
-        decay: upper limit of g.
-        burn_in: updates during which the teacher keeps the weights it has; they count as t.
+        decay: g, or its upper limit where there is a ramp.
+        ramp: g rises from 0, so that the first update copies the student; without it the weights that the teacher starts
+            from fade slowly (DEARLi after the warm-up).
+        burn_in: updates during which the teacher keeps the weights it has. The next one copies the student, and there is no
+            ramp.
     """
 
-    def __init__(self, student: nn.Module, decay: float = 0.999, burn_in: int = 0) -> None:
-        self.decay, self.burn_in, self.updates = decay, burn_in, 0
+    def __init__(self, student: nn.Module, decay: float = 0.999, ramp: bool = True, burn_in: int = 0) -> None:
+        self.decay, self.ramp, self.burn_in, self.updates = decay, ramp, burn_in, 0
         shared = frozen_modules(student)
         self.model = copy.deepcopy(student, {id(module): module for module in shared}).eval()
         self.model.requires_grad_(False)  # changes no shared tensor: none of them had a gradient
@@ -64,8 +67,15 @@ class EMATeacher:
     def update(self, student: nn.Module) -> None:
         """One step towards the student, with a few multi-tensor kernels."""
         step, self.updates = self.updates, self.updates + 1
-        if step >= self.burn_in:
-            self._move(student, min(1 - 1 / (step + 1), self.decay))
+        gamma = self.momentum(step)
+        if gamma < 1:
+            self._move(student, gamma)
+
+    def momentum(self, step: int) -> float:
+        """Share of itself that the teacher keeps in update `step`, counted from 0."""
+        if self.burn_in:
+            return 1.0 if step < self.burn_in else 0.0 if step == self.burn_in else self.decay
+        return min(1 - 1 / (step + 1), self.decay) if self.ramp else self.decay
 
     @torch.no_grad()
     def _move(self, student: nn.Module, gamma: float) -> None:

@@ -113,7 +113,10 @@ class DualStreamTrainer(TrainerBase):
         if state is None:
             self._load_start_weights()
         taught = bool(cfg.DATASETS.UNLABELED) and not self.student.labels_itself
-        self.teacher = EMATeacher(self.student, cfg.SSL.EMA_DECAY, cfg.SSL.BURN_IN) if taught else None
+        self.teacher = None
+        if taught:
+            ramp = cfg.SSL.EMA_RAMP and not cfg.SSL.TEACHER_WEIGHTS  # its first update would discard them
+            self.teacher = EMATeacher(self.student, cfg.SSL.EMA_DECAY, ramp, cfg.SSL.BURN_IN)
         self.optimizer = build_optimizer(cfg, self.student)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.scaler = build_scaler(cfg)

@@ -19,7 +19,7 @@ from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.modeling import build_model
 from dearli_d2.structures import Targets
-from tests.conftest import MINI_OVERRIDES, SSL
+from tests.conftest import MINI_OVERRIDES, SSL, train_until
 from tests.engine.test_trainer import kill_once_written, losses_of, start
 
 
@@ -180,6 +180,34 @@ def test_teacher_runs_once_per_image_and_cutmix_is_in_the_batch(ssl_config, monk
     pasted = [bool((s["image"].cpu() != s["weak"]).any()) for s in trainer.batch["unlabeled"]]
     assert all(pasted)
     assert trainer.teacher.updates == 2
+
+
+def test_start_weights_of_the_teacher_survive_updates_and_resume(ssl_config, tmp_path):
+    name, decay = "sem_seg_head.predictor.query_feat.weight", 0.9
+    options = (
+        "SSL.TEACHER_WEIGHTS",
+        str(tmp_path / "start.pth"),
+        "SSL.EMA_DECAY",
+        str(decay),
+        "SOLVER.CHECKPOINT_PERIOD",
+        "1",
+    )
+    weights = build_model(ssl_config()).state_dict()
+    weights[name] = torch.full_like(weights[name], 7.0)
+    torch.save({"model": weights}, tmp_path / "start.pth")
+
+    def config(folder: str):
+        return ssl_config(*options, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(tmp_path / folder))
+
+    once = DualStreamTrainer(config("once"))
+    once.train()
+    train_until(config("twice"), 1)
+    twice = DualStreamTrainer(config("twice"), resume=True)
+    assert twice.start_iter == 1
+    twice.train()
+    kept, again = (t.teacher.model.state_dict()[name] for t in (once, twice))
+    assert kept.mean().item() == pytest.approx(7 * decay**2, abs=0.2)  # the student's own are about 0
+    assert torch.equal(kept, again)
 
 
 def test_labels_only_until_the_start_then_the_teacher_begins_as_the_student(ssl_config, monkeypatch):

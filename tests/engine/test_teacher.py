@@ -65,7 +65,7 @@ def test_the_first_update_copies_the_student():
     assert teacher.model.head.weight.data_ptr() != student.head.weight.data_ptr()
 
 
-def test_burn_in_keeps_the_start_weights_and_counts_as_steps():
+def test_burn_in_keeps_the_start_weights_and_ends_as_the_student():
     student = Small()
     teacher = EMATeacher(student, decay=0.9, burn_in=3)
     start = teacher.model.head.weight.clone()
@@ -73,8 +73,25 @@ def test_burn_in_keeps_the_start_weights_and_counts_as_steps():
     for _ in range(3):
         teacher.update(student)
         assert torch.equal(teacher.model.head.weight, start)
-    teacher.update(student)  # t = 3: gamma = 0.75, not a copy
-    torch.testing.assert_close(teacher.model.head.weight, 0.75 * start + 0.25 * student.head.weight.detach())
+    teacher.update(student)
+    copied = student.head.weight.detach().clone()
+    assert torch.equal(teacher.model.head.weight, copied)
+    randomise(student, 2)
+    teacher.update(student)  # no ramp: the average of few steps would not be slow
+    torch.testing.assert_close(teacher.model.head.weight, 0.9 * copied + 0.1 * student.head.weight.detach())
+
+
+def test_without_a_ramp_the_start_weights_fade_as_the_decay_says():
+    """0.999 a step leaves 0.905 of them after 100 steps, 0.368 after 1000 (DEARLi's stage 3 after the warm-up)."""
+    student = Small()
+    teacher = EMATeacher(student, decay=0.999, ramp=False)
+    with torch.no_grad():
+        teacher.model.head.weight.fill_(1)
+        student.head.weight.zero_()
+    for step, left in ((100, 0.905), (1000, 0.368)):
+        while teacher.updates < step:
+            teacher.update(student)
+        assert teacher.model.head.weight.max().item() == pytest.approx(left, abs=5e-4)
 
 
 def test_exactly_the_frozen_modules_are_shared():
