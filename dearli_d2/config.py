@@ -80,7 +80,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.HVL.PROMPT_TOKENS = 8
     cfg.MODEL.HVL.PER_CLASS_PROMPTS = False
     # where there is no ground truth a class is present by CLIP's view of the "image" (the paper), of its "dense" cells, or
-    # always, "all"
+    # always, "all"; a class that is called background always is
     cfg.MODEL.HVL.PRESENCE = "image"
     cfg.MODEL.HVL.PRESENCE_THRESHOLD = 0.05  # of the zero-shot posterior, relative to the best class's
     cfg.MODEL.HVL.INFERENCE = "marginal"  # over queries, or "argmax": the class of the strongest mask (the paper)
@@ -204,15 +204,15 @@ def add_dearli_config(cfg: CfgNode) -> None:
 
     cfg.DATALOADER.NUM_WORKERS = 4
     cfg.DATALOADER.RARE_CLASS_SAMPLING = (
-        False  # of labelled images: first a class, rare ones as often, then an image of it
+        False  # of labelled images: first a class, rare ones more often, then an image of it
     )
-    cfg.DATALOADER.RARE_CLASS_TEMPERATURE = 0.01  # a class is drawn with frequency^-temperature
+    cfg.DATALOADER.RARE_CLASS_TEMPERATURE = 0.01  # T of softmax((1 - f) / T), f = share of annotated pixels (DAFormer)
     cfg.DATALOADER.RARE_CLASS_AREA = 0.005  # share of an image from which on it counts for a class
 
     cfg.SOLVER.BASE_LR = 1e-4
     cfg.SOLVER.WEIGHT_DECAY = 0.05
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
-    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # query, position and level embeddings
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # embeddings, tokens, prompts, and scales and gates that stand alone
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # of the learning rate, for a backbone that is not frozen
     cfg.SOLVER.SCHEDULE = "poly"  # or "exponential"
     cfg.SOLVER.POLY_POWER = 0.9
@@ -236,7 +236,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     )
     cfg.TEST.WINDOW = 0  # pixels; semantic scores as the mean over sliding windows of this side, 0 = whole images
     cfg.TEST.WINDOW_STRIDE = 0  # pixels; 0 = two thirds of the window
-    cfg.TEST.BEST_METRIC = "panoptic/PQ"  # which checkpoint is `model_best.pth`
+    cfg.TEST.BEST_METRIC = "panoptic/PQ"  # which checkpoint is `model_best.pth`; "" = none is, the final one counts
     cfg.TEST.PICTURES = 8  # overlays written after an evaluation
 
 

@@ -35,6 +35,11 @@ def _hvl_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
         (hvl.PROMPT_TOKENS >= 1, "MODEL.HVL.PROMPT_TOKENS must be positive"),
         (0 <= hvl.PRESENCE_THRESHOLD <= 1, "MODEL.HVL.PRESENCE_THRESHOLD must be in 0..1"),
         (hvl.TEMPERATURE > 0, "MODEL.HVL.TEMPERATURE must be positive"),
+        (
+            not textual or former.NUM_QUERIES or hvl.PRESENCE != "image",
+            "without free queries (MODEL.MASK_FORMER.NUM_QUERIES 0) a class that CLIP does not see in the whole image cannot be "
+            "predicted at all: set MODEL.HVL.PRESENCE to dense or all",
+        ),
         (textual or former.NUM_QUERIES, "HVL without MODEL.HVL.TEXTUAL_QUERIES needs MODEL.MASK_FORMER.NUM_QUERIES"),
         (
             not textual or cfg.MODEL.PIXEL_DECODER.DIM == former.HIDDEN_DIM,
@@ -57,6 +62,11 @@ def _split_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
         ),
         (cfg.MODEL.CLASSIFIER == "text", "SplitMatching has text embeddings as classes: MODEL.CLASSIFIER text"),
         (bool(cfg.DATASETS.UNSEEN_CLASSES), "SplitMatching needs DATASETS.UNSEEN_CLASSES"),
+        (
+            not cfg.TEST.BEST_METRIC,
+            f"TEST.BEST_METRIC {cfg.TEST.BEST_METRIC} would choose a checkpoint with annotations of unseen classes: set it to "
+            '"", the final model counts',
+        ),
         (not cfg.DATASETS.UNLABELED and not cfg.DATASETS.SOURCE, "SplitMatching learns from DATASETS.TRAIN alone"),
         (
             split.CANDIDATE_QUERIES >= 0 and split.RANDOM_QUERIES >= 0,
@@ -232,6 +242,7 @@ def validate(cfg: CfgNode) -> None:
             "SSL.CUTMIX_AREA: boxes of the smallest area do not fit into the crop with any SSL.CUTMIX_ASPECT",
         ),
         (0 <= cfg.SSL.CONFIDENCE <= 1, "SSL.CONFIDENCE must be in 0..1"),
+        (cfg.DATALOADER.RARE_CLASS_TEMPERATURE > 0, "DATALOADER.RARE_CLASS_TEMPERATURE must be positive"),
         (0 <= cfg.DATALOADER.RARE_CLASS_AREA < 1, "DATALOADER.RARE_CLASS_AREA must be in 0..1"),
         (
             cfg.TEST.WINDOW >= 0 and 0 <= cfg.TEST.WINDOW_STRIDE <= cfg.TEST.WINDOW,

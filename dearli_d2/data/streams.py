@@ -36,11 +36,11 @@ class ShuffledOrder:
 
 
 class RareClassOrder:
-    """Each position draws a class with probability proportional to its frequency^-temperature, then an image that has it;
-    seeded by (seed, p). At temperature 0 all classes are as likely.
+    """Each position draws a class with probability softmax((1 - f) / T), then an image that has it (DAFormer, Sec. 3.3);
+    seeded by (seed, p). f is the class's share of all annotated pixels: rare classes come more often, the more so the smaller T.
 
     Args:
-        dicts: with "area" of segments. num_classes: K. area: share of an image from which on it counts for a class.
+        dicts: with "area" of segments. num_classes: K. temperature: T. area: share of an image from which on it counts for a class.
 
     Raises:
         DatasetError: annotations without areas, or no image that counts for any class.
@@ -49,13 +49,16 @@ class RareClassOrder:
     def __init__(self, dicts: list[dict], num_classes: int, temperature: float, area: float, seed: int) -> None:
         self.seed = seed
         sizes = np.array([[d["height"] * d["width"]] for d in dicts])
-        shares = class_areas(dicts, num_classes, "DATALOADER.RARE_CLASS_SAMPLING") / sizes
+        areas = class_areas(dicts, num_classes, "DATALOADER.RARE_CLASS_SAMPLING")
+        shares = areas / sizes
         members = [np.nonzero(column >= area)[0] if area else np.nonzero(column)[0] for column in shares.T]
         self.classes = [c for c, images in enumerate(members) if len(images)]
         if not self.classes:
             raise DatasetError(f"DATALOADER.RARE_CLASS_AREA {area}: no class covers as much of any image")
         self.images = [members[c] for c in self.classes]
-        weight = shares.mean(0)[self.classes] ** -temperature
+        frequency = areas.sum(0)[self.classes] / areas.sum()
+        # the same softmax from the rarest class on: no power is too large
+        weight = np.exp((frequency.min() - frequency) / temperature)
         self.probability = weight / weight.sum()
 
     def __call__(self, position: int) -> int:

@@ -17,15 +17,18 @@ _NORMS = (
     nn.modules.instancenorm._InstanceNorm,
 )
 _TOWER = re.compile(r"(senior\.)?backbone\.(?!pyramid\.)")
-_EMBEDDING_NAMES = ("level_embed", "logit_scale", "positional_embedding", "class_embedding", "pos_embed", "cls_token")
+# last names of the parameters that weight decay is for; what is called otherwise is a token, an embedding, a temperature, a gate,
+# a bias or a scale that stands alone
+_DECAYED = ("weight", "bias", "in_proj_weight", "in_proj_bias", "proj", "text_projection")
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
     """Groups by learning rate and weight decay; each has "names" for reports.
 
     Weight decay is WEIGHT_DECAY_NORM for normalisation layers and WEIGHT_DECAY_EMBED for embeddings, the latter
-    including position and level embeddings and temperatures that are bare parameters. The learning rate of a backbone is
-    BASE_LR x BACKBONE_MULTIPLIER; its feature pyramid, which is new, has the full one.
+    including whatever is no weight or bias of a layer: position and level embeddings, prompt tokens, temperatures, gates,
+    layer scales, a bias of all classes. The learning rate of a backbone is BASE_LR x BACKBONE_MULTIPLIER; its feature
+    pyramid, which is new, has the full one.
     """
     solver = cfg.SOLVER
     groups: dict[tuple[float, float], dict] = {}
@@ -35,7 +38,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
         decay = solver.WEIGHT_DECAY
         if isinstance(module, _NORMS):
             decay = solver.WEIGHT_DECAY_NORM
-        elif isinstance(module, nn.Embedding) or name.rpartition(".")[2] in _EMBEDDING_NAMES:
+        elif isinstance(module, nn.Embedding) or name.rpartition(".")[2] not in _DECAYED:
             decay = solver.WEIGHT_DECAY_EMBED
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay, "names": []})
         group["params"].append(parameter)

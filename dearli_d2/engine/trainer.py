@@ -329,7 +329,7 @@ class DualStreamTrainer(TrainerBase):
         done = min(self.iter + 1, self.max_iter)  # the last evaluation comes after the loop
         scores = self._scores(done)
         metric = self.cfg.TEST.BEST_METRIC
-        if comm.is_main_process() and scores:
+        if metric and comm.is_main_process() and scores:
             value = next((v for key, v in scores.items() if key.endswith(metric)), -math.inf)
             if value > self.best:
                 self.best = value

@@ -119,9 +119,9 @@ class SetCriterion(nn.Module):
     def _mask_losses(
         self, output: DecoderOutput, targets: Sequence[Targets], matches: Matches
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(R,) binary cross-entropy and (R,) dice, each averaged over a segment's queries, summed over segments and divided
-        by the mean number of segments of all ranks."""
-        predictions, total, group = matches.query.shape
+        """(R,) binary cross-entropy and (R,) dice, each averaged over the queries that a segment has, summed over segments
+        and divided by the mean number of segments of all ranks."""
+        predictions, total, _ = matches.query.shape
         num_masks = self._mean_number_of_masks(targets, output.mask_features.device)
         if not total:  # the loss must still be connected to every parameter (data-parallel training)
             nothing = 0 * (output.mask_features.float().sum() + output.mask_embeddings.float().sum())
@@ -137,7 +137,7 @@ class SetCriterion(nn.Module):
             by_image = [p.flatten(0, 1) for p in per_target.split([len(t) for t in targets])]
             validity = sample_validity(targets, by_image)
             valid = None if validity is None else torch.cat(validity).view_as(sampled)
-            weight = matches.matched / (num_masks * group)
+            weight = matches.matched / (num_masks * matches.matched.sum(-1, keepdim=True).clamp(min=1))
             bce = (_by_match(self.mask_loss(sampled, labels, valid), matches) * weight).sum((1, 2))
             dice = (_by_match(mask_dice(sampled, labels, valid), matches) * weight).sum((1, 2))
         return bce, dice

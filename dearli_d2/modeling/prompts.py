@@ -109,25 +109,35 @@ def token_features(tower: nn.Module, embedded: torch.Tensor) -> torch.Tensor:
     return tower.ln_final(tower.transformer(embedded + tower.positional_embedding[:length], attn_mask=mask))
 
 
-class PromptRegularizer(nn.Module):
-    """Keeps learned prompts near CLIP's own embeddings (HVL, "Query Regularization"): L_topo + L_anchor.
+class PromptGenerator(nn.Module):
+    """Phi (HVL, "Query Regularization"): a two-layer MLP beside the identity, between text embeddings and queries.
 
-    L_anchor is unbounded below as printed; here the embeddings that it drives apart are normalised and their distances
-    averaged.
+    L_anchor holds its output near CLIP's embeddings, and queries are made from that output, so L_anchor constrains what the
+    decoder sees. The last layer starts at zero: the first queries are those of the text embeddings.
 
     Args:
-        dim: width E of the embeddings. beta: weight of the separating term.
+        dim: width E of the embeddings.
     """
 
-    def __init__(self, dim: int, beta: float = 1.0) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.beta = beta
-        self.phi = MLP(dim, dim, dim, 2)
+        self.mlp = MLP(dim, dim, dim, 2)
+        nn.init.zeros_(self.mlp.layers[-1].weight)
+        nn.init.zeros_(self.mlp.layers[-1].bias)
 
-    def forward(self, learned: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """(K, E) unit-norm embeddings of the learned and of the fixed prompt to a scalar."""
-        moved = F.normalize(learned + self.phi(learned).float(), dim=-1)
-        return topology_loss(learned, fixed) + anchor_loss(moved, fixed, self.beta)
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(K, E) unit-norm to (K, E) unit-norm, fp32."""
+        return F.normalize(embeddings + self.mlp(embeddings).float(), dim=-1)
+
+
+def prompt_loss(learned: torch.Tensor, generated: torch.Tensor, fixed: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
+    """L_prompt = L_topo + L_anchor: learned prompts stay near CLIP's own embeddings (HVL, "Query Regularization").
+
+    Args:
+        learned, fixed: (K, E) unit-norm embeddings of the learned and of the fixed prompt. generated: (K, E), the output of
+            `PromptGenerator` for the learned ones. beta: weight of the separating term of L_anchor.
+    """
+    return topology_loss(learned, fixed) + anchor_loss(generated, fixed, beta)
 
 
 def topology_loss(learned: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
@@ -137,7 +147,10 @@ def topology_loss(learned: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
 
 def anchor_loss(moved: torch.Tensor, fixed: torch.Tensor, beta: float) -> torch.Tensor:
     """Mean over classes of the distance to the own fixed embedding, less beta times the mean over the other classes of
-    log(1 + distance). (K, E) unit-norm each; at least -beta log 3."""
+    log(1 + distance). (K, E) unit-norm each; at least -beta log 3.
+
+    As printed the separating sum is unbounded below; on unit-norm embeddings, and averaged, it is not.
+    """
     pull = _distance(moved - fixed).mean()
     count = len(moved)
     if count < 2:

@@ -37,13 +37,19 @@ def class_segments(scores: torch.Tensor) -> tuple[torch.Tensor, list[dict]]:
 
 
 def normalized(scores: torch.Tensor) -> torch.Tensor:
-    """(B, K, H, W) scores, none negative, to class distributions per pixel."""
-    return scores / scores.sum(1, keepdim=True).clamp(min=1e-8)
+    """(B, K, H, W) scores, none negative, to class probabilities per pixel.
+
+    Scores that sum to more than one are divided by their sum. Others stay: what is missing to one is the probability of no
+    class, as where no mask claims the pixel or where the classes that would were filtered out.
+    """
+    return scores / scores.sum(1, keepdim=True).clamp(min=1)
 
 
 def entropy(probability: torch.Tensor) -> torch.Tensor:
-    """Mean over pixels of the entropy of (B, K, ...) class distributions, in nats."""
-    return -(probability * probability.clamp(min=1e-8).log()).sum(1).mean()
+    """Mean over pixels of the entropy of (B, K, ...) class probabilities, in nats; what is missing to one is an outcome too."""
+    no_class = (1 - probability.sum(1, keepdim=True)).clamp(min=0)
+    outcomes = torch.cat([probability, no_class], 1)
+    return -(outcomes * outcomes.clamp(min=1e-8).log()).sum(1).mean()
 
 
 @torch.no_grad()
@@ -53,7 +59,7 @@ def confident_targets(
     """The best class of each pixel as one mask a class; pixels below the threshold are not valid.
 
     Args:
-        probability: (B, K, H, W) class distributions. threshold: of the best class's probability. valid: per image (H, W)
+        probability: (B, K, H, W) class probabilities, see `normalized`. threshold: of the best class's probability. valid: per image (H, W)
             bool, or None = everywhere.
 
     Returns:

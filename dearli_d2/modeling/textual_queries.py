@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -36,30 +38,43 @@ def diversity_loss(queries: torch.Tensor) -> torch.Tensor:
     return cosines.square().triu(1).sum((1, 2)).mean()
 
 
-def presence_of_targets(labels: list[torch.Tensor], num_classes: int) -> torch.Tensor:
-    """(B, K) fp32: 1 for the classes that an image has. `labels`: contiguous class ids of each image."""
-    presence = torch.zeros(len(labels), num_classes, device=labels[0].device)
+def presence_of_targets(labels: list[torch.Tensor], background: torch.Tensor) -> torch.Tensor:
+    """(B, K) fp32: 1 for the classes that an image has, and where the (K,) `background` is True. `labels`: contiguous class
+    ids of each image."""
+    presence = background.float().repeat(len(labels), 1)
     for row, classes in zip(presence, labels, strict=True):
         row[classes] = 1
     return presence
 
 
-def presence_of_logits(logits: torch.Tensor, threshold: float) -> torch.Tensor:
-    """(B, K) zero-shot logits to (B, K) presence: the posterior over its maximum, 0 below `threshold`."""
-    return _relative(logits.float().softmax(-1), threshold)
+def background_classes(names: Sequence[Sequence[str]]) -> torch.Tensor:
+    """(K,) bool: the classes, given by their names and synonyms, that are called "background". It has no look of its own that
+    CLIP could recognise, so it is present in every image."""
+    return torch.tensor(["background" in (name.strip().lower() for name in of_class) for of_class in names])
 
 
-def presence_of_cells(logits: torch.Tensor, threshold: float, share: float = 0.03) -> torch.Tensor:
+def presence_of_logits(logits: torch.Tensor, threshold: float, background: torch.Tensor) -> torch.Tensor:
+    """(B, K) zero-shot logits to (B, K) presence: the posterior over the largest one, 0 below `threshold`, 1 where the (K,)
+    `background` is True."""
+    return _relative(logits.float().softmax(-1), threshold, background)
+
+
+def presence_of_cells(
+    logits: torch.Tensor, threshold: float, background: torch.Tensor, share: float = 0.03
+) -> torch.Tensor:
     """(B, N, K) zero-shot logits of N cells to (B, K) presence: each class's mean posterior in the `share` of the cells that
-    show it best, over the largest one, 0 below `threshold`. Unlike a view of the whole image it finds small objects."""
+    show it best, over the largest one, 0 below `threshold`, 1 where the (K,) `background` is True. Unlike a view of the whole
+    image it finds small objects."""
     posterior = logits.float().softmax(-1)
     best = posterior.topk(max(1, round(share * posterior.shape[1])), dim=1).values
-    return _relative(best.mean(1), threshold)
+    return _relative(best.mean(1), threshold, background)
 
 
-def _relative(scores: torch.Tensor, threshold: float) -> torch.Tensor:
-    relative = scores / scores.amax(-1, keepdim=True)
-    return relative.masked_fill(relative < threshold, 0)
+def _relative(scores: torch.Tensor, threshold: float, background: torch.Tensor) -> torch.Tensor:
+    # background takes no part in the comparison: where its text fits best, the best object still counts as present
+    objects = scores.masked_fill(background, 0)
+    relative = objects / objects.amax(-1, keepdim=True).clamp(min=1e-12)
+    return relative.masked_fill(relative < threshold, 0).masked_fill(background, 1)
 
 
 class PixelTextRefinement(nn.Module):

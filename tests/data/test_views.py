@@ -118,7 +118,7 @@ def test_unlabelled_samples_carry_no_annotation(ssl_config):
     assert set(batch["unlabeled"][0]) == {"image", "strong", "inside", "file_name", "image_id"}
 
 
-def rare_order(temperature=0.0, area=0.005, first_area=900):
+def rare_order(temperature=10.0, area=0.005, first_area=900):
     """One image in a hundred has class 1, one pixel of class 2 is in every image."""
     dicts = [
         {
@@ -135,14 +135,24 @@ def rare_order(temperature=0.0, area=0.005, first_area=900):
     return RareClassOrder(dicts, 4, temperature, area, seed=0)
 
 
-def test_rare_classes_are_drawn_as_often_as_frequent_ones():
+def test_rare_classes_are_drawn_as_published():
+    """DAFormer, eq. 6 and 7: softmax((1 - f) / T), f = share of all annotated pixels."""
+    areas = np.array([900 * 100, 99, 100])  # of classes 0, 1 and 2
+    frequency = areas / areas.sum()
+    for temperature in (0.01, 0.1, 1.0):
+        expected = np.exp((1 - frequency) / temperature)
+        assert np.allclose(rare_order(temperature, area=0.0).probability, expected / expected.sum())
+    assert np.isfinite(rare_order(1e-4).probability).all()
+    assert np.mean([rare_order(0.01)(p) == 42 for p in range(100)]) == 1  # 99 % against 0.1 %
+
+
+def test_rare_classes_are_drawn_as_often_as_frequent_ones_at_a_high_temperature():
     order = rare_order()
     drawn = np.array([order(p) for p in range(400)])
     assert 0.4 < (drawn == 42).mean() < 0.6  # classes 0 and 1; class 2 is too small everywhere, class 3 is nowhere
     assert len(set(drawn.tolist())) > 80
     assert [order(p) for p in (7, 3)] == [drawn[7], drawn[3]]
     assert (np.array([rare_order(area=0.0)(p) for p in range(400)]) == 42).mean() < 0.45  # now three classes
-    assert np.mean([rare_order(1.0)(p) == 42 for p in range(400)]) > 0.95  # inverse frequency
 
 
 def test_rare_class_sampling_needs_areas_and_images():

@@ -180,6 +180,24 @@ def test_parameter_groups_follow_the_paper(repo):
     assert set(settings) == {n for n, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.parametrize("name", ["hvl", "split_matching", "segkc", "semidavil", "dearli"])
+def test_only_weights_and_biases_of_layers_decay(repo, name):
+    """Prompt tokens, temperatures, gates, layer scales and a bias of all classes are pulled nowhere."""
+    cfg = get_config(repo / f"configs/miniworld/{name}.yaml", ["MODEL.DEVICE", "cpu"])
+    model = build_model(cfg)
+    parameters = dict(model.named_parameters())
+    decay = {n: g["weight_decay"] for g in parameter_groups(cfg, model) for n in g["names"]}
+    assert set(decay) == {n for n, p in parameters.items() if p.requires_grad}
+    layers = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.MultiheadAttention)
+    of_layers = {f"{prefix}.{n}" for prefix, m in model.named_modules() if isinstance(m, layers)
+                 for n, _ in m.named_parameters(recurse=False)}  # fmt: skip
+    free = set(decay) - of_layers
+    assert all(decay[n] == 0 for n in free), [n for n in free if decay[n]]
+    assert all(decay[n] == cfg.SOLVER.WEIGHT_DECAY > 0 for n in decay if n in of_layers)
+    alone = {"hvl": "prompts.prompt", "split_matching": "class_bias", "segkc": "senior.consultation.gate"}
+    assert alone.get(name, "sem_seg_head.predictor.query_feat.weight" if name == "dearli" else next(iter(free))) in free
+
+
 def test_schedule_is_poly_after_warm_up(repo):
     cfg = get_config(repo / "configs/miniworld/m2f_lang.yaml", ["SOLVER.WARMUP_ITERS", "4", "SOLVER.MAX_ITER", "20"])
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -229,9 +247,11 @@ def test_mixed_precision_trains(mini_config, dtype):
     assert after.dtype == torch.float32
 
 
-def test_evaluation_during_training_writes_results_pictures_and_the_best(mini_config):
+@pytest.mark.parametrize("metric", ["panoptic/PQ", ""])
+def test_evaluation_during_training_writes_results_pictures_and_the_best(mini_config, metric):
     cfg = mini_config(
-        "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "('miniworld_val@0.04',)", "TEST.EVAL_PERIOD", "1", "TEST.PICTURES", "2"
+        "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "('miniworld_val@0.04',)", "TEST.EVAL_PERIOD", "1", "TEST.PICTURES", "2",
+        "TEST.BEST_METRIC", metric,
     )  # fmt: skip
     DualStreamTrainer(cfg).train()
     folder = Path(cfg.OUTPUT_DIR)
@@ -240,7 +260,7 @@ def test_evaluation_during_training_writes_results_pictures_and_the_best(mini_co
     assert set(results["results"]) == {"panoptic", "semantic"}
     assert set(results["results"]["panoptic"]["per_class"]["grass"]) == {"PQ", "SQ", "RQ"}
     assert len(list((folder / "evaluation/miniworld_val@0.04/pictures").glob("*.png"))) == 2
-    assert (folder / "model_best.pth").is_file()
+    assert (folder / "model_best.pth").is_file() == bool(metric)
     assert list(folder.glob("events.out.tfevents.*"))
     state = torch.load(folder / "model_final.pth", weights_only=True)
     assert state["iteration"] == 2

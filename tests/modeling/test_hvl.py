@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dearli_d2.config import get_config
+from dearli_d2.data.catalog import taxonomy_of
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.errors import ConfigError
@@ -19,9 +22,11 @@ from dearli_d2.modeling.meta_arch.hvl import check_query_memory
 from dearli_d2.modeling.textual_matcher import TextualMatcher
 from dearli_d2.modeling.textual_queries import (
     PixelTextExchange,
+    background_classes,
     diversity_loss,
     presence_of_cells,
     presence_of_logits,
+    presence_of_targets,
 )
 from dearli_d2.modeling.transformer_decoder import DecoderOutput
 from dearli_d2.modeling.vision_language import masked_regions, region_losses
@@ -120,12 +125,37 @@ def test_levels_of_the_exchange_meet_only_their_own_pixels():
 
 def test_presence_by_threshold_keeps_the_best_class():
     logits = torch.tensor([[5.0, 4.0, 0.0], [0.0, 0.0, 30.0]])
-    presence = presence_of_logits(logits, 0.2)
+    none = torch.zeros(3, dtype=torch.bool)
+    presence = presence_of_logits(logits, 0.2, none)
     assert torch.allclose(presence[0], torch.tensor([1.0, torch.tensor(-1.0).exp(), 0.0]))
     assert presence[1].tolist() == [0, 0, 1]
     cells = torch.zeros(1, 100, 3)
     cells[0, :97, 0], cells[0, 97:, 2] = 20, 20  # class 2 in three cells of a hundred
-    assert presence_of_cells(cells, 0.5)[0].tolist() == pytest.approx([1, 0, 1], abs=1e-5)
+    assert presence_of_cells(cells, 0.5, none)[0].tolist() == pytest.approx([1, 0, 1], abs=1e-5)
+
+
+def test_background_is_always_present_and_hides_no_other_class():
+    assert background_classes([("sky",), ("Background ",), ("sea", "background")]).tolist() == [False, True, True]
+    background = torch.tensor([True, False, False])
+    for best in (9.0, -9.0):  # whether its text fits best or worst
+        logits = torch.tensor([[best, 3.0, 2.0]])
+        expected = [1, 1, math.exp(-1)]
+        assert presence_of_logits(logits, 0.05, background)[0].tolist() == pytest.approx(expected, rel=1e-4)
+        cells = logits.expand(1, 50, 3)
+        assert presence_of_cells(cells, 0.05, background)[0].tolist() == pytest.approx(expected, rel=1e-4)
+    assert presence_of_targets([torch.tensor([2])], background).tolist() == [[1, 0, 1]]
+    assert presence_of_logits(torch.tensor([[5.0]]), 0.5, torch.tensor([True])).tolist() == [[1]]
+
+
+def test_a_model_knows_which_of_its_classes_is_background(hvl_config):
+    known = taxonomy_of("miniworld_train")
+    taxonomy = known.with_names([("background",), *known.names[1:]])
+    model = build_model(hvl_config("MODEL.HVL.PRESENCE", "image", "MODEL.HVL.PRESENCE_THRESHOLD", "1.0"), taxonomy)
+    presence = model.zero_shot_presence(model.preprocess(samples(2)).tensor)
+    assert presence[:, 0].tolist() == [1, 1]
+    assert presence.sum(1).tolist() == [2, 2]  # and the best object
+    model.set_taxonomy(known)
+    assert not model.background.any()
 
 
 def test_presence_is_the_ground_truth_for_labels_and_clips_for_the_rest(hvl):
@@ -287,6 +317,24 @@ def test_criterion_of_a_group_is_the_mean_over_its_queries(hvl):
     assert torch.allclose(dice, torch.stack([p[1] for p in parts]).mean(0), rtol=0.05)
 
 
+def test_mask_losses_of_a_segment_are_the_mean_over_the_queries_it_has(hvl):
+    """With its textual queries absent a segment's loss is that of its free query, not a quarter of it."""
+    criterion, targets = hvl.criterion, [semantic_targets(0, 16)]
+    criterion.num_uncertain, criterion.num_points, criterion.num_candidates = 0, 4000, 4000
+    output = decoder_output(1, 6)
+    output = replace(output, mask_embeddings=output.mask_embeddings / 4)
+    output.absent[:, : LEVELS * K] = True
+    matches = TextualMatcher(HungarianMatcher(num_points=16), K, LEVELS)(output.class_outputs, output, targets)
+    assert matches.matched.sum(-1).unique().tolist() == [1]
+    free = replace(matches, query=matches.query[..., -1:], matched=matches.matched[..., -1:])
+    for loss, alone in zip(
+        criterion._mask_losses(output, targets, matches), criterion._mask_losses(output, targets, free), strict=True
+    ):
+        assert torch.allclose(loss, alone, rtol=0.05)
+    nobody = replace(matches, matched=torch.zeros_like(matches.matched))
+    assert all((loss == 0).all() for loss in criterion._mask_losses(output, targets, nobody))
+
+
 # ---------------------------------------------------------------------------------------------- vision-language
 
 
@@ -382,7 +430,7 @@ def test_with_its_parts_off_it_is_mask2former_bit_by_bit(hvl_config):
     ("overrides", "unused"),
     [
         (("MODEL.HVL.REFINEMENT", "False"), "exchange"),
-        (("MODEL.HVL.PROMPT_WEIGHT", "0.0"), "prompt_regularizer"),
+        (("MODEL.HVL.PROMPT_WEIGHT", "0.0"), "nothing"),
         (("MODEL.MASK_FORMER.NUM_QUERIES", "0"), "nothing"),
         (("MODEL.HVL.VL_WEIGHT", "0.0", "MODEL.BACKBONE.FREEZE", "True"), "reference_tower"),
         (("MODEL.HVL.PER_CLASS_PROMPTS", "True", "MODEL.HVL.INFERENCE", "argmax"), "nothing"),
@@ -423,6 +471,29 @@ def test_pseudo_labels_are_semantic_and_cut_to_the_valid_pixels(hvl_config):
     assert target.valid.any()
 
 
+def test_a_pixel_that_no_mask_claims_has_no_pseudo_label(hvl_config, monkeypatch):
+    model = build_model(hvl_config("SSL.CONFIDENCE", "0.8"))
+    class_logits = torch.full((1, 1, K + 1), -10.0)
+    class_logits[..., 3] = 10  # one query, sure of its class, on the left half
+    masks = torch.full((1, 1, 16, 16), -4.0)
+    masks[..., :8] = 8
+    monkeypatch.setattr(model, "predict", lambda images: (class_logits, masks))
+    (target,) = model.pseudo_label([{"image": samples(1)[0]["image"]}])
+    assert target.labels.tolist() == [3]
+    assert target.valid[:, :28].all()
+    assert not target.valid[:, 36:].any()
+
+
+def test_queries_are_made_from_what_l_anchor_holds(hvl_config):
+    model = build_model(hvl_config()).eval()
+    text, generated = model.embedded_names()
+    assert torch.allclose(text, generated, atol=1e-6)  # at the start
+    image = {"image": samples(1)[0]["image"]}
+    before = model([image])[0]["sem_seg"]
+    torch.nn.init.normal_(model.prompt_generator.mlp.layers[-1].weight, std=0.5)
+    assert not torch.allclose(model([image])[0]["sem_seg"], before, atol=1e-3)
+
+
 def test_a_plain_backbone_takes_its_text_from_a_clip_model_beside_it(hvl_config):
     options = (
         "MODEL.BACKBONE.NAME", "TimmBackbone", "MODEL.BACKBONE.ARCH", "resnet10t", "MODEL.BACKBONE.WEIGHTS", "",
@@ -450,11 +521,26 @@ def test_a_plain_backbone_takes_its_text_from_a_clip_model_beside_it(hvl_config)
         (("MODEL.MASK_FORMER.HIDDEN_DIM", "32"), "MODEL.PIXEL_DECODER.DIM must equal"),
         (("MODEL.HVL.TEXTUAL_QUERIES", "False", "MODEL.MASK_FORMER.NUM_QUERIES", "0"), "needs MODEL.MASK_FORMER"),
         (("MODEL.META_ARCHITECTURE", "MaskFormer"), "its semantic counterpart"),
+        (("MODEL.HVL.PRESENCE", "image", "MODEL.MASK_FORMER.NUM_QUERIES", "0"), "MODEL.HVL.PRESENCE to dense or all"),
+        (("DATALOADER.RARE_CLASS_TEMPERATURE", "0.0"), "RARE_CLASS_TEMPERATURE must be positive"),
     ],
 )
 def test_contradictions_are_config_errors(hvl_config, overrides, message):
     with pytest.raises(ConfigError, match=message):
         hvl_config(*overrides)
+
+
+def test_published_settings_of_the_configs(repo):
+    """Strong view and scales of SemiVL; ablations without free queries see every cell."""
+    for path in sorted((repo / "configs").glob("*/hvl_*.yaml")):
+        if path.parent.name == "camvid":
+            continue
+        cfg = get_config(path, ["MODEL.DEVICE", "cpu"])
+        assert (tuple(cfg.SSL.JITTER), cfg.SSL.JITTER_PROBABILITY) == ((0.5, 0.5, 0.5, 0.25), 0.8), path
+        scales = {"cityscapes": (0.6, 2.6), "coco_objects": (0.5, 1.9)}.get(path.parent.name, (0.5, 2.0))
+        assert tuple(cfg.INPUT.SCALE_RANGE) == scales, path
+        assert 2 * scales[1] * cfg.INPUT.CROP_SIZE <= cfg.INPUT.MAX_SIZE_TRAIN, path
+        assert cfg.MODEL.MASK_FORMER.NUM_QUERIES == 100 or cfg.MODEL.HVL.PRESENCE == "dense", path
 
 
 def test_taxonomies_with_one_name_twice_are_refused(hvl_config):

@@ -70,6 +70,17 @@ def test_entropy_of_known_distributions():
     certain[:, 2] = 1
     assert float(entropy(uniform)) == pytest.approx(math.log(4), abs=1e-6)
     assert float(entropy(certain)) == pytest.approx(0, abs=1e-5)
-    scores = torch.rand(2, 4, 3, 3)
+    half = torch.zeros(1, 4, 3, 3)
+    half[:, 1] = 0.3  # the rest is that of no class
+    assert float(entropy(half)) == pytest.approx(-0.3 * math.log(0.3) - 0.7 * math.log(0.7), abs=1e-6)
+
+
+def test_scores_become_probabilities_without_raising_what_is_unsure():
+    """A class that is left alone by a filter, or a pixel that no mask claims, gains no confidence by that."""
+    scores = torch.rand(2, 4, 3, 3) + 0.3
     assert torch.allclose(normalized(scores).sum(1), torch.ones(2, 3, 3), atol=1e-6)
-    assert torch.isfinite(normalized(torch.zeros(1, 4, 2, 2))).all()
+    alone = torch.zeros(1, 4, 2, 2)
+    alone[:, 2] = 0.01
+    assert torch.equal(normalized(alone), alone)
+    assert torch.equal(normalized(torch.zeros(1, 4, 2, 2)), torch.zeros(1, 4, 2, 2))
+    assert not confident_targets(normalized(alone), 0.95, [None])[0].valid.any()

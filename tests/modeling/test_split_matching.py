@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from dearli_d2.config import get_config
 from dearli_d2.data.build import build_streams, labeled_dicts
 from dearli_d2.data.catalog import PanopticSource, dataset_dicts, register, taxonomy_of
 from dearli_d2.data.preparation import categories_of, ids_to_rgb, save_png, semantic_segments, write_panoptic_json
@@ -317,6 +318,14 @@ def test_unseen_labels_are_gone_when_read_and_refused_if_not(zero_shot):
     bad = next(d for d in whole if any(s["category_id"] == 15 for s in d["segments_info"]))
     with pytest.raises(DatasetError, match=r"hold the unseen class \d+; training on it is refused"):
         build_labeled_mapper(cfg)(bad)
+
+
+def test_no_checkpoint_is_chosen_by_a_score_that_knows_unseen_classes(zero_shot, repo):
+    for metric in ("semantic/hIoU", "semantic/mIoU", "semantic/sIoU"):
+        with pytest.raises(ConfigError, match="would choose a checkpoint with annotations of unseen classes"):
+            zero_shot("TEST.BEST_METRIC", metric)
+    for path in (repo / "configs").glob("*_zero_shot/split*.yaml"):
+        assert not get_config(path, ["MODEL.DEVICE", "cpu"]).TEST.BEST_METRIC
 
 
 @pytest.mark.parametrize(

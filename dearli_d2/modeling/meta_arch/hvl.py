@@ -18,13 +18,14 @@ from ...structures import Targets
 from ..backbone.open_clip import OpenCLIPBackbone
 from ..inference import resize_logits, semantic_inference
 from ..language import clip_normalization, language_beside
-from ..prompts import PromptLearner, PromptRegularizer, text_tower_of
+from ..prompts import PromptGenerator, PromptLearner, prompt_loss, text_tower_of
 from ..semantic import confident_targets, entropy, normalized, semantic_argmax
 from ..text import build_vocabulary, read_templates
 from ..textual_matcher import TextualMatcher
 from ..textual_queries import (
     PixelTextExchange,
     TextualQueryGenerator,
+    background_classes,
     diversity_loss,
     presence_of_cells,
     presence_of_logits,
@@ -107,11 +108,10 @@ class HVL(MaskFormer):
         self.prompts = PromptLearner(
             text_tower_of(self.language.clip_model), options.prompt_tokens, self.classes, options.per_class_prompts
         )
+        self.prompt_generator = PromptGenerator(self.language.embedding_dim)
+        self.register_buffer("background", torch.zeros(self.classes, dtype=torch.bool), persistent=False)
         if self.taxonomy is not None:
             self._name_prompts()
-        self.prompt_regularizer = (
-            PromptRegularizer(self.language.embedding_dim, options.anchor_beta) if options.prompt_weight else None
-        )
         self.criterion.matcher = TextualMatcher(self.criterion.matcher, self.classes, self.levels)
 
     @classmethod
@@ -172,6 +172,7 @@ class HVL(MaskFormer):
 
     def _name_prompts(self) -> None:
         self.prompts.set_names(self.language.arch, self.taxonomy.main_names)
+        self.background.copy_(background_classes(self.taxonomy.names))
 
     def fixed_text(self) -> torch.Tensor:
         """(K, E) unit-norm CLIP embeddings of the class names with the fixed prompt."""
@@ -197,7 +198,7 @@ class HVL(MaskFormer):
 
     @torch.no_grad()
     def zero_shot_presence(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, K) in 0..1 for normalised images, 0 = absent; each image has at least one class."""
+        """(B, K) in 0..1 for normalised images, 0 = absent; each image has at least one class, and "background" always."""
         options, language, text = self.options, self.language, self.fixed_text()
         if options.presence == "all":
             return torch.ones(len(images), self.classes, device=images.device)
@@ -205,16 +206,18 @@ class HVL(MaskFormer):
         with torch.autocast(images.device.type, enabled=False):  # scaled by up to 100
             if options.presence == "image":
                 similarity = language.embed_image(features, tower).float() @ text.T
-                return presence_of_logits(language.logit_scale() * similarity, options.presence_threshold)
+                return presence_of_logits(
+                    language.logit_scale() * similarity, options.presence_threshold, self.background
+                )
             cells = language.embed_dense(features, tower).float().flatten(2).transpose(1, 2) @ text.T
-            return presence_of_cells(language.logit_scale() * cells, options.presence_threshold)
+            return presence_of_cells(language.logit_scale() * cells, options.presence_threshold, self.background)
 
     def presence(self, images: torch.Tensor, targets: Sequence[Targets], labeled: Sequence[bool]) -> torch.Tensor:
         """(B, K): of the ground truth for labelled images, else of zero-shot CLIP; also for a labelled image without any
-        segment."""
+        segment. "background" is always present."""
         if self.options.presence == "all":
             return torch.ones(len(images), self.classes, device=images.device)
-        presence = presence_of_targets([t.labels for t in targets], self.classes)
+        presence = presence_of_targets([t.labels for t in targets], self.background)
         guessed = [i for i, (t, known) in enumerate(zip(targets, labeled, strict=True)) if not (known and len(t))]
         if guessed:
             presence[guessed] = self.zero_shot_presence(images[guessed])
@@ -226,7 +229,7 @@ class HVL(MaskFormer):
         self, features: dict[str, torch.Tensor], presence: torch.Tensor | None, queries: torch.Tensor | None
     ) -> DecoderOutput:
         """Args:
-        features: of the backbone. presence: (B, K). queries: (L, K, D) of `textual_queries`; None without them.
+        features: of the backbone. presence: (B, K). queries: (L, K, D) of `generator`; None without textual ones.
         """
         if queries is None:
             return self.sem_seg_head(features)
@@ -250,12 +253,10 @@ class HVL(MaskFormer):
         )
         return _silenced(head.predictor(pixels, given))
 
-    def textual_queries(self) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
-        """(K, E) learned text embeddings and (L, K, D) queries."""
-        if not self.options.textual_queries:
-            return None, None
+    def embedded_names(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(K, E) text embeddings of the learned prompt, and what the prompt generator makes of them."""
         text = self.prompts(text_tower_of(self.language.clip_model))
-        return text, self.generator(text)
+        return text, self.prompt_generator(text)
 
     def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
         options = self.options
@@ -263,14 +264,17 @@ class HVL(MaskFormer):
         labeled = [name != "unlabeled" for name, stream in streams.items() for _ in stream]
         images = self.preprocess(samples).tensor
         targets = [x["targets"].to(self.device).padded(*images.shape[-2:]) for x in samples]
-        text, queries = self.textual_queries()
-        presence = None if queries is None else self.presence(images, targets, labeled)
+        text = generated = queries = presence = None
+        if options.textual_queries:
+            text, generated = self.embedded_names()
+            queries, presence = self.generator(generated), self.presence(images, targets, labeled)
         output = self.decode(self.backbone(images), presence, queries)
         losses = self.stream_losses(streams, output, targets)
         if queries is not None and options.diversity_weight:
             losses["loss_diversity"] = options.diversity_weight * diversity_loss(queries)
         if queries is not None and options.prompt_weight:
-            losses["loss_prompt"] = options.prompt_weight * self.prompt_regularizer(text, self.fixed_text())
+            loss = prompt_loss(text, generated, self.fixed_text(), options.anchor_beta)
+            losses["loss_prompt"] = options.prompt_weight * loss
         if queries is not None and options.vl_weight:
             known = [i for i, flag in enumerate(labeled) if flag]
             losses |= self._vision_language_losses(images[known], [targets[i] for i in known])
@@ -297,8 +301,9 @@ class HVL(MaskFormer):
         return {name: options.vl_weight * loss for name, loss in losses.items()}
 
     def network(self, images: torch.Tensor) -> DecoderOutput:
-        _, queries = self.textual_queries()
-        presence = None if queries is None else self.zero_shot_presence(images)
+        queries = presence = None
+        if self.options.textual_queries:
+            queries, presence = self.generator(self.embedded_names()[1]), self.zero_shot_presence(images)
         return self.decode(self.backbone(images), presence, queries)
 
     def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
