@@ -64,8 +64,8 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO = 0.75
 
     cfg.MODEL.TEXT = CfgNode()
-    cfg.MODEL.TEXT.CLASS_NAMES = ""  # file of `id:name,synonym,...`; "" = the names in the data set's JSON file
-    cfg.MODEL.TEXT.TEMPLATES = "imagenet"  # "imagenet" (80), "simple" (7), "photo", "name", or a file of them
+    cfg.MODEL.TEXT.CLASS_NAMES = ""  # file of `id:name,synonym,...`; "" = the data set's own, see docs/m2f_lang.md
+    cfg.MODEL.TEXT.TEMPLATES = "vild"  # 14, or "imagenet" (80), "simple" (7), "photo", "name", or a file of them
     cfg.MODEL.TEXT.ENCODER = ""  # open_clip model beside a backbone without text (HVL); "" = the backbone's own
     cfg.MODEL.TEXT.WEIGHTS = ""  # of that model: pretrained tag, "shipped" or a file
     cfg.MODEL.ENSEMBLE = CfgNode()  # geometric ensembling with zero-shot CLIP (DEARLi, eq. 6)

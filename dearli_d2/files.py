@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .errors import DearliError
+
 
 def cache_dir() -> Path:
     """Folder for generated and derived files: `$DEARLI_CACHE`, else `~/.cache/dearli_d2`."""
@@ -20,6 +22,14 @@ def beside_package(name: str) -> Path:
     package = Path(__file__).parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
+
+
+def read_text(path: Path, error: type[DearliError]) -> str:
+    """A text file in UTF-8, with or without a byte-order mark. Raises `error` for another coding."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"{path} is no text in UTF-8 ({problem}); save it as UTF-8") from problem
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:

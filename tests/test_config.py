@@ -69,6 +69,15 @@ def test_semi_supervised_rows_have_the_values_of_the_paper(folder, letter, metho
         assert ssl.EMA_RAMP is (method == "dear")  # weights of its own turn the ramp off
 
 
+def test_prompts_are_those_of_the_method():
+    """ViLD's 14 for M2F-Lang, SSL, DEAR and DEARLi; the plain one where a paper names none (HVL, Split Matching)."""
+    expected = {"m2f_lang": "vild", "ssl": "vild", "dear": "vild", "dearli": "vild", "hvl": "photo", "split": "photo"}
+    for path in EXPERIMENTS:
+        method = next((m for m in sorted(expected, key=len, reverse=True) if path.stem.startswith(m)), None)
+        if method and path.parent.name in ("ade20k", "coco_panoptic", "coco_objects", "coco_stuff_zero_shot"):
+            assert expected[method] == get_config(path).MODEL.TEXT.TEMPLATES, path
+
+
 @pytest.mark.parametrize(
     ("folder", "classes", "side"), [("gta5_to_cityscapes", 19, 720), ("synthia_to_cityscapes", 16, 760)]
 )

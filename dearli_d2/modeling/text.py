@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,22 +11,33 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from tqdm import tqdm
 
 from ..errors import ConfigError
-from ..files import cache_dir, write_atomically
-from .prompts import text_tower_of
+from ..files import cache_dir, read_text, write_atomically
 
 logger = logging.getLogger(__name__)
 
 Names = Sequence[Sequence[str]]
 
 
+# the prompts of ViLD (Gu et al. 2022) as FC-CLIP and DEARLi use them
+VILD_TEMPLATES = (
+    "a photo of a {}.", "This is a photo of a {}", "There is a {} in the scene", "There is the {} in the scene",
+    "a photo of a {} in the scene", "a photo of a small {}.", "a photo of a medium {}.", "a photo of a large {}.",
+    "This is a photo of a small {}.", "This is a photo of a medium {}.", "This is a photo of a large {}.",
+    "There is a small {} in the scene.", "There is a medium {} in the scene.", "There is a large {} in the scene.",
+)  # fmt: skip
+
+
 def read_templates(source: str) -> list[str]:
-    """Prompt templates with one `{}`: "imagenet" (OpenAI's 80), "simple" (7 of them), "photo" ("a photo of a {}"),
-    "name" (the bare name), or the path of a text file with one template a line."""
+    """Prompt templates with one `{}`: "vild" (14 of them), "imagenet" (OpenAI's 80), "simple" (7), "photo" ("a photo of
+    a {}"), "name" (the bare name), or the path of a text file with one template a line."""
     lists = {
+        "vild": lambda: list(VILD_TEMPLATES),
         "imagenet": lambda: [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES],
         "simple": lambda: [template("{}") for template in open_clip.SIMPLE_IMAGENET_TEMPLATES],
         "photo": lambda: ["a photo of a {}"],
@@ -37,7 +48,7 @@ def read_templates(source: str) -> list[str]:
     path = Path(source)
     if not path.is_file():
         raise ConfigError(f"MODEL.TEXT.TEMPLATES: {source!r} is neither a file nor one of {sorted(lists)}")
-    templates = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    templates = [line.strip() for line in read_text(path, ConfigError).splitlines() if line.strip()]
     wrong = [t for t in templates if t.count("{}") != 1]
     if wrong or not templates:
         raise ConfigError(f"{path}: each line needs exactly one '{{}}'; wrong: {wrong[:3] or 'no line at all'}")
@@ -61,55 +72,64 @@ class Vocabulary(nn.Module):
 
     def __init__(self, embeddings: torch.Tensor, synonyms_per_class: Sequence[int]) -> None:
         super().__init__()
-        widest = max(synonyms_per_class)
-        index, start = [], 0
-        for count in synonyms_per_class:  # short rows repeat their first synonym, which changes no maximum
-            index.append([start + (i if i < count else 0) for i in range(widest)])
-            start += count
+        owner = torch.repeat_interleave(torch.arange(len(synonyms_per_class)), torch.tensor(synonyms_per_class))
+        self.classes = len(synonyms_per_class)
         self.register_buffer("embeddings", embeddings.float(), persistent=False)
-        self.register_buffer("index", torch.tensor(index), persistent=False)
+        self.register_buffer("owner", owner, persistent=False)  # (S,) class of each row
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self.classes
 
     def cosine(self, embedding: torch.Tensor) -> torch.Tensor:
         """(..., E) to (..., K): cosine with each class, the maximum over its synonyms, in fp32."""
         similarity = cosine_similarity(embedding, self.embeddings)
-        if self.index.shape[1] == 1:
+        if len(self.owner) == self.classes:
             return similarity
-        return similarity[..., self.index].amax(-1)
+        best = similarity.new_empty(*similarity.shape[:-1], self.classes)
+        return best.scatter_reduce(-1, self.owner.expand_as(similarity), similarity, "amax", include_self=False)
 
 
 @torch.no_grad()
 def build_vocabulary(clip_model: nn.Module, model_name: str, names: Names, templates: Sequence[str]) -> Vocabulary:
     """Encodes names x templates: per synonym the unit-norm mean over templates of unit-norm embeddings.
 
-    Cached on disk by (text-tower weights, names, templates).
+    Cached on disk by everything that determines them: the tokens of all prompts, and the weights and settings of the text
+    tower.
 
     Raises:
         ConfigError: a name that has no token or a prompt longer than the context of the text tower.
     """
     synonyms = [s for class_names in names for s in class_names]
     counts = [len(class_names) for class_names in names]
-    # the text tower alone runs in fp32 whatever the caller's autocast: embeddings must not depend on it
     device = clip_model.logit_scale.device
-    key = _fingerprint(clip_model, model_name, synonyms, templates)
-    path = cache_dir() / "text" / f"{key}.safetensors"
-    if path.is_file():
-        return Vocabulary(load_file(path)["embeddings"], counts).to(device)
     tokenizer = open_clip.get_tokenizer(model_name)
     _check_tokens(tokenizer, synonyms, templates)
-    rows = []
-    with torch.autocast(device.type, enabled=False):
-        for synonym in synonyms:
-            tokens = tokenizer([t.format(synonym) for t in templates]).to(device)
-            embedding = F.normalize(clip_model.encode_text(tokens).float(), dim=-1).mean(0)
-            rows.append(F.normalize(embedding, dim=-1))
-    embeddings = torch.stack(rows)
-    contiguous = {"embeddings": embeddings.cpu().contiguous()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary))
-    logger.info("text embeddings of %d names x %d templates are cached in %s", len(synonyms), len(templates), path)
+    tokens = [tokenizer([t.format(synonym) for t in templates]) for synonym in synonyms]
+    path = cache_dir() / "text" / f"{_fingerprint(clip_model, tokens)}.safetensors"
+    embeddings = _read_cached(path)
+    if embeddings is None:
+        rows = []
+        # the text tower alone runs in fp32 whatever the caller's autocast: embeddings must not depend on it
+        with torch.autocast(device.type, enabled=False):
+            for prompts in tqdm(
+                tokens, desc=f"text embeddings, {len(templates)} prompts each", unit="name", leave=False
+            ):
+                embedding = F.normalize(clip_model.encode_text(prompts.to(device)).float(), dim=-1).mean(0)
+                rows.append(F.normalize(embedding, dim=-1))
+        embeddings = torch.stack(rows).cpu().contiguous()
+        write_atomically(path, lambda temporary: save_file({"embeddings": embeddings}, temporary))
+        logger.info("text embeddings of %d names x %d templates are cached in %s", len(synonyms), len(templates), path)
     return Vocabulary(embeddings, counts).to(device)
+
+
+def _read_cached(path: Path) -> torch.Tensor | None:
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)["embeddings"]
+    except (SafetensorError, KeyError, OSError) as error:
+        logger.warning("%s is damaged (%s); the text embeddings are made again", path, error)
+        return None
 
 
 def _check_tokens(tokenizer, synonyms: Sequence[str], templates: Sequence[str]) -> None:
@@ -126,14 +146,23 @@ def _check_tokens(tokenizer, synonyms: Sequence[str], templates: Sequence[str]) 
             )
 
 
-def _fingerprint(clip_model: nn.Module, model_name: str, synonyms: Sequence[str], templates: Sequence[str]) -> str:
-    digest = hashlib.sha256(json.dumps([model_name, list(synonyms), list(templates)]).encode())
-    tower = text_tower_of(clip_model)
-    names = ("ln_final.weight", "positional_embedding", "token_embedding.weight")
-    projection = [p for n, p in tower.named_parameters() if n.startswith("text_projection")]
-    for weight in (*projection, *map(tower.get_parameter, names)):
-        weight = weight.detach().float()
-        digest.update(weight.double().sum().cpu().numpy().tobytes() + weight.flatten()[:4096].cpu().numpy().tobytes())
-    last_block = tower.transformer.resblocks[-1].mlp.c_proj.weight.detach().float()
-    digest.update(last_block.flatten()[:4096].cpu().numpy().tobytes())
+def _fingerprint(clip_model: nn.Module, tokens: Sequence[torch.Tensor]) -> str:
+    """Of all that decides about the embeddings: tokens, weights, and the kinds and plain settings of all modules
+    (activation, heads, pooling)."""
+    tower = getattr(clip_model, "text", clip_model)  # without it the text tower's parts lie beside "visual"
+    digest = hashlib.sha256()
+    for prompts in tokens:
+        digest.update(prompts.numpy().tobytes())
+    for name, module in tower.named_modules():
+        if not name.startswith("visual"):
+            plain = {
+                k: getattr(v, "__qualname__", v)
+                for k, v in vars(module).items()
+                if k != "training" and (isinstance(v, int | float | str) or inspect.isroutine(v))
+            }
+            digest.update(f"{name} {type(module).__qualname__} {sorted(plain.items())}\n".encode())
+    for name, tensor in (*tower.named_parameters(), *tower.named_buffers()):
+        if not name.startswith(("visual.", "logit_")):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]

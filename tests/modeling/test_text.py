@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from dearli_d2.errors import ConfigError
 from dearli_d2.modeling.backbone.open_clip import build_clip
+from dearli_d2.modeling.prompts import text_tower_of
 from dearli_d2.modeling.text import Vocabulary, build_vocabulary, read_templates
 
 
@@ -31,6 +32,31 @@ def test_class_logit_is_the_maximum_over_its_synonyms():
     cosine = F.normalize(queries, dim=-1) @ table.T
     expected = torch.stack([cosine[:, 0], cosine[:, 1:4].amax(-1), cosine[:, 4:].amax(-1)], -1)
     assert torch.allclose(result, expected, atol=1e-6)
+
+
+def test_maximum_and_gradient_equal_those_of_a_loop_over_classes():
+    torch.manual_seed(0)
+    counts = [1, 12, 3, 1, 7] * 6
+    table = embeddings(sum(counts))
+    ours, loop = (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
+    result = Vocabulary(table, counts).cosine(ours)
+    cosine = F.normalize(loop, dim=-1) @ table.T
+    expected = torch.stack([part.amax(-1) for part in cosine.split(counts, -1)], -1)
+    weight = torch.randn(2, 5, len(counts))
+    (result * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert torch.allclose(result, expected, atol=1e-6)
+    assert torch.allclose(ours.grad, loop.grad, atol=1e-6)
+
+
+def test_cost_does_not_grow_with_the_longest_list_of_synonyms():
+    """One class of 300 names beside 149 of one must not make a table of 150 x 300."""
+    counts = [300] + [1] * 149
+    queries = torch.randn(50, 8, requires_grad=True)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        Vocabulary(embeddings(sum(counts)), counts).cosine(queries)
+    assert max(sizes) <= 50 * sum(counts)
 
 
 def test_duplicate_synonym_changes_nothing(clip):
@@ -63,15 +89,68 @@ def test_templates_are_averaged_on_the_sphere(clip):
     assert torch.allclose(ours, expected, atol=1e-5)
 
 
-def test_cache_returns_the_same_and_knows_other_weights(clip, tmp_path):
+def keys(tmp_path):
+    return {file.name for file in (tmp_path / "cache" / "text").iterdir()}
+
+
+def test_cache_returns_the_same_without_encoding_again(clip, tmp_path, monkeypatch):
     first = build_vocabulary(clip, "miniworld-convnext", [["grass"]], ["a {}."]).embeddings
-    files = list((tmp_path / "cache" / "text").iterdir())
-    assert len(files) == 1
+    assert len(keys(tmp_path)) == 1
+    monkeypatch.setattr(type(clip), "encode_text", lambda *_: pytest.fail("encoded again"))
     assert torch.equal(first, build_vocabulary(clip, "miniworld-convnext", [["grass"]], ["a {}."]).embeddings)
-    other = build_clip("miniworld-convnext", "").eval()
-    changed = build_vocabulary(other, "miniworld-convnext", [["grass"]], ["a {}."]).embeddings
-    assert not torch.allclose(first, changed, atol=1e-2)
-    assert len(list((tmp_path / "cache" / "text").iterdir())) == 2
+
+
+def test_a_damaged_cache_file_is_made_again(clip, tmp_path):
+    first = build_vocabulary(clip, "miniworld-convnext", [["grass"]], ["a {}."]).embeddings
+    (tmp_path / "cache" / "text" / keys(tmp_path).pop()).write_bytes(b"cut off")
+    assert torch.equal(first, build_vocabulary(clip, "miniworld-convnext", [["grass"]], ["a {}."]).embeddings)
+
+
+def test_every_weight_of_the_text_tower_changes_the_cache_key(clip):
+    """Also one number deep in a block, and the last number of a large table."""
+    from dearli_d2.modeling.text import _fingerprint
+
+    tokens = [torch.tensor([[1, 2, 3]])]
+    before = _fingerprint(clip, tokens)
+    weights = {
+        n: p
+        for n, p in clip.named_parameters()
+        if not n.startswith("visual.") and n not in ("logit_scale", "logit_bias")
+    }
+    assert len(weights) > 20
+    with torch.no_grad():
+        for name, weight in weights.items():
+            last = weight.view(-1)[-1:]
+            kept = last.clone()
+            last.add_(1.0)
+            assert _fingerprint(clip, tokens) != before, name
+            last.copy_(kept)
+    assert _fingerprint(clip, tokens) == before
+
+
+def test_activation_heads_tokens_and_nothing_of_the_image_tower_change_the_cache_key(clip):
+    import copy
+
+    from open_clip.transformer import QuickGELU
+
+    from dearli_d2.modeling.text import _fingerprint
+
+    tokens = [torch.tensor([[1, 2, 3]])]
+    before = _fingerprint(clip, tokens)
+    assert _fingerprint(clip, [torch.tensor([[1, 2, 4]])]) != before
+    other = copy.deepcopy(clip)
+    with torch.no_grad():
+        for weight in (*other.visual.parameters(), other.logit_scale):
+            weight.add_(1.0)
+    other.train()
+    assert _fingerprint(other, tokens) == before
+    block = text_tower_of(other).transformer.resblocks[0]
+    gelu, block.mlp.gelu = block.mlp.gelu, QuickGELU()
+    assert _fingerprint(other, tokens) != before
+    block.mlp.gelu = gelu
+    assert _fingerprint(other, tokens) == before
+    block.attn.num_heads *= 2
+    assert _fingerprint(other, tokens) != before
 
 
 def test_names_without_tokens_and_long_prompts_are_errors(clip):
@@ -83,8 +162,17 @@ def test_names_without_tokens_and_long_prompts_are_errors(clip):
 
 def test_template_sources(tmp_path):
     assert len(read_templates("imagenet")) == 80
+    vild = read_templates("vild")
+    assert (len(vild), len(set(vild))) == (14, 14)
+    assert {"a photo of a {}.", "There is a {} in the scene", "This is a photo of a large {}."} <= set(vild)
+    assert not any(word in " ".join(vild) for word in ("sculpture", "bad", "tattoo"))
     assert all(t.count("{}") == 1 for t in read_templates("simple"))
     path = tmp_path / "templates.txt"
+    path.write_text("\ufeffa {} with a mark\n", encoding="utf-8")
+    assert read_templates(str(path)) == ["a {} with a mark"]
+    path.write_bytes("a größe {}".encode("latin-1"))
+    with pytest.raises(ConfigError, match="templates.txt is no text in UTF-8"):
+        read_templates(str(path))
     path.write_text("one {} here\nno place here\n")
     with pytest.raises(ConfigError, match="no place here"):
         read_templates(str(path))
