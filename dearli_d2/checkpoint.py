@@ -105,6 +105,15 @@ def compare(model: nn.Module, state: dict[str, torch.Tensor]) -> LoadReport:
     return report
 
 
+def _in_our_names(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Translated names; those of a file of a backbone alone get the model's prefix."""
+    state = translate_names(state)
+    own = model.state_dict()
+    if not any(name in own for name in state) and any(f"backbone.{name}" in own for name in state):
+        return {f"backbone.{name}": value for name, value in state.items()}
+    return state
+
+
 def load_weights(model: nn.Module, path: str | Path, strict: bool = True, which: str = "student") -> LoadReport:
     """Loads the weights of a file into a model.
 
@@ -120,10 +129,7 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True, which:
 
 def load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path, strict: bool = True) -> LoadReport:
     """As `load_weights`, from tensors already read."""
-    state = translate_names(state)
-    own = model.state_dict()
-    if not any(name in own for name in state) and any(f"backbone.{name}" in own for name in state):
-        state = {f"backbone.{name}": value for name, value in state.items()}  # a file of a backbone alone
+    state = _in_our_names(model, state)
     report = compare(model, state)
     if not report.matched or (strict and not report.complete):
         raise WeightsError(f"{source} does not fit this model: {report}")
@@ -152,7 +158,8 @@ def verify(config_file: str, weights: str | None, names: str | None, overrides: 
             state = {name: torch.zeros(shape) for name, shape in shapes.items()}
         except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise WeightsError(f"{names} is no JSON file of names and shapes: {error}") from error
-    report = compare(model, translate_names(state))
+    state = _in_our_names(model, state)
+    report = compare(model, state)
     if report.complete:
         model.load_state_dict(state, strict=True)
     return report

@@ -44,6 +44,21 @@ def test_a_wrong_name_and_a_wrong_shape_fail_verification(mini_config, repo, tmp
     assert checkpoint.main(arguments) == 2
 
 
+def test_verification_accepts_names_that_are_translated_or_left_out(mini_config, repo, tmp_path, capsys):
+    """Published files say `static_query` and carry constants such as `pixel_mean`."""
+    shapes = {name: list(value.shape) for name, value in build_model(mini_config()).state_dict().items()}
+    query = "sem_seg_head.predictor.query_feat.weight"
+    shapes[query.replace("query_feat", "static_query")] = shapes.pop(query)
+    shapes |= {"pixel_mean": [3, 1, 1], "criterion.empty_weight": [17]}
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps(shapes))
+    weights = tmp_path / "published.pth"
+    torch.save({"model": {name: torch.zeros(shape) for name, shape in shapes.items()}}, weights)
+    for source in (("--names", str(names)), ("--weights", str(weights))):
+        assert checkpoint.main(["verify", "--config-file", str(repo / "configs/miniworld/m2f_lang.yaml"), *source]) == 0
+        assert "0 missing, 0 unexpected, 0 of wrong shape" in capsys.readouterr().out
+
+
 def test_published_mask2former_r50_names_load(repo):
     """Parts of the published names, written from the published naming scheme, are all known to the R50 model."""
     from dearli_d2.config import get_config

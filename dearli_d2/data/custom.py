@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -330,17 +329,15 @@ def write_contact_sheet(path: Path, rows: int = 6) -> None:
 
 
 def write_example(out: Path, labeled: int = 40, unlabeled: int = 200) -> None:
-    """A folder as the module's docstring shows, from miniworld's scenes."""
-    root = miniworld.root()
+    """A folder as the module's docstring shows, of miniworld's first scenes."""
     for name in ("images", "masks", "unlabeled"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    for index in range(labeled + unlabeled):
-        stem = f"{index:06d}"
+    for index in tqdm(range(labeled + unlabeled), desc="example", unit="scene", leave=False):
+        scene = miniworld.make_scene(0, index)
         target = "images" if index < labeled else "unlabeled"
-        shutil.copy(root / "images" / "train" / f"{stem}.jpg", out / target / f"{stem}.jpg")
+        miniworld.save_image(scene, out / target / f"{index:06d}.jpg")
         if index < labeled:
-            mask = np.asarray(Image.open(root / "semantic" / "train" / f"{stem}.png"))
-            save_png(out / "masks" / f"{stem}.png", mask)
+            save_png(out / "masks" / f"{index:06d}.png", scene.semantic())
     lines = [f"{c.id - 1} {'thing' if c.isthing else 'stuff'} {c.name}" for c in miniworld.CLASSES]
     (out / "classes.txt").write_text("\n".join(lines) + os.linesep)
 

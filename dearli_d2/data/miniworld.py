@@ -297,7 +297,7 @@ def _write_split(folder: Path, seed: int, split: str, domain: str, count: int) -
     for index in tqdm(range(count), desc=f"miniworld {domain}/{split}", unit="scene", leave=False):
         scene = make_scene(seed, index, split, domain)
         stem = f"{index:06d}"
-        Image.fromarray(scene.image).save(folder / "images" / split / f"{stem}.jpg", quality=95)
+        save_image(scene, folder / "images" / split / f"{stem}.jpg")
         Image.fromarray(scene.semantic()).save(folder / "semantic" / split / f"{stem}.png")
         Image.fromarray(ids_to_rgb(scene.segments)).save(folder / "panoptic" / split / f"{stem}.png")
         height, width = scene.segments.shape
@@ -310,6 +310,11 @@ def _write_split(folder: Path, seed: int, split: str, domain: str, count: int) -
     )
     lines = "".join(json.dumps(entry) + "\n" for entry in captions)
     (folder / "captions" / f"{split}.jsonl").write_text(lines)
+
+
+def save_image(scene: Scene, path: Path) -> None:
+    """The scene's image as the data set has it, a JPEG of quality 95."""
+    Image.fromarray(scene.image).save(path, quality=95)
 
 
 def _segments_info(scene: Scene) -> list[dict]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dearli_d2.cli import main
 from dearli_d2.config import get_config
+from dearli_d2.data import miniworld
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
 from dearli_d2.data.custom import TRAIN, UNLABELED, VAL, describe, parse_classes, register_custom, write_example
 from dearli_d2.data.mappers import read_panoptic, segment_ids
@@ -120,6 +121,17 @@ def test_a_panoptic_json_is_read_as_it_is(root):
     assert "all" in describe(cfg.DATASETS.CUSTOM)
     with pytest.raises(ConfigError, match="exclude each other"):
         config(root, *keys)
+
+
+def test_the_example_generates_only_the_scenes_it_writes_as_the_data_set_has_them(tmp_path, monkeypatch):
+    day = miniworld.root()
+    monkeypatch.setattr(miniworld, "root", lambda *a, **k: pytest.fail("generated the whole data set"))
+    write_example(tmp_path, labeled=2, unlabeled=1)
+    for stem, folder in (("000000", "images"), ("000001", "images"), ("000002", "unlabeled")):
+        assert (tmp_path / folder / f"{stem}.jpg").read_bytes() == (day / "images/train" / f"{stem}.jpg").read_bytes()
+    for path in sorted((tmp_path / "masks").iterdir()):
+        assert (np.asarray(Image.open(path)) == np.asarray(Image.open(day / "semantic/train" / path.name))).all()
+    assert [len(list((tmp_path / n).iterdir())) for n in ("images", "masks", "unlabeled")] == [2, 2, 1]
 
 
 def test_training_on_own_data_from_the_command_line(tmp_path, capfd):
