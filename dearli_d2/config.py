@@ -34,7 +34,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.ARCH = "resnet50"  # name of the timm or open_clip model
     cfg.MODEL.BACKBONE.WEIGHTS = ""  # pretrained tag, "pretrained", "package:NAME", "shipped", a file, or "" (random)
     cfg.MODEL.BACKBONE.FREEZE = False
-    # last blocks of an OpenCLIP image tower that are trained, where it is not frozen; -1 = all of it
+    # last blocks of an OpenCLIP image tower, or of a plain timm ViT, that are trained, where it is not frozen; -1 = all of it
     cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS = -1
     cfg.MODEL.BACKBONE.PYRAMID_DIM = 256  # channels of the feature pyramid of plain ViTs
     cfg.MODEL.BACKBONE.LAYERS = ()  # four blocks of a plain timm ViT, from 0 on, that make the pyramid; () = its last one
@@ -126,7 +126,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
 
     cfg.MODEL.DPT = CfgNode()  # used where MODEL.META_ARCHITECTURE is "DPTSegmenter" or "SegKC", there of the junior
     cfg.MODEL.DPT.DIM = 64  # channels of the fused maps
-    cfg.MODEL.DPT.NORM = "BN"  # over all GPUs; or "GN"
+    cfg.MODEL.DPT.NORM = "NONE"  # the head of UniMatch V2; or with "BN" (over all GPUs) or "GN", see DPTHead
     cfg.MODEL.DPT.LOSS_WEIGHT = 1.0  # of labelled images
     cfg.MODEL.DPT.FEATURE_DROPOUT = False  # channels of unlabelled images (UniMatch V2)
 

@@ -125,7 +125,10 @@ def _dpt_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
             f"{name} segments semantically: INPUT.TARGETS semantic, TEST.PANOPTIC_ON and TEST.INSTANCE_ON False",
         ),
         (cfg.MODEL.CLASSIFIER == "linear", f"{name} has a linear classifier: MODEL.CLASSIFIER linear"),
-        (cfg.MODEL.DPT.NORM in ("BN", "GN"), f"MODEL.DPT.NORM is {cfg.MODEL.DPT.NORM!r}; it can be BN or GN"),
+        (
+            cfg.MODEL.DPT.NORM in ("NONE", "BN", "GN"),
+            f"MODEL.DPT.NORM is {cfg.MODEL.DPT.NORM!r}; it can be NONE, BN or GN",
+        ),
         (cfg.MODEL.DPT.DIM >= 1 and cfg.MODEL.SENIOR.DIM >= 1, "MODEL.DPT.DIM and MODEL.SENIOR.DIM must be positive"),
         (weight > 0, "MODEL.DPT.LOSS_WEIGHT must be positive"),
         (segkc.KD_WEIGHT >= 0, "MODEL.SEGKC.KD_WEIGHT must be 0 or more"),
@@ -150,8 +153,13 @@ def _backbone_rules(key: str, backbone: CfgNode) -> list[tuple[bool, str]]:
     return [
         (
             backbone.TRAINABLE_BLOCKS == -1
-            or (backbone.TRAINABLE_BLOCKS >= 0 and backbone.NAME.startswith("OpenCLIP") and not backbone.FREEZE),
-            f"{key}.TRAINABLE_BLOCKS is -1, or 0 and more for an OpenCLIP backbone with {key}.FREEZE False",
+            or (
+                backbone.TRAINABLE_BLOCKS >= 0
+                and (timm or backbone.NAME.startswith("OpenCLIP"))
+                and not backbone.FREEZE
+            ),
+            f"{key}.TRAINABLE_BLOCKS is -1, or 0 and more for an OpenCLIP backbone or a plain ViT of timm with {key}.FREEZE "
+            "False",
         ),
         (
             not layers or (timm and len(layers) == 4 and min(layers) >= 0 and list(layers) == sorted(set(layers))),

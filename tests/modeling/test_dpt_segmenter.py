@@ -11,7 +11,7 @@ from detectron2.layers import ShapeSpec
 from dearli_d2.modeling.backbone.pyramid import Reassemble
 from dearli_d2.modeling.backbone.timm import TimmBackbone
 from dearli_d2.modeling.meta_arch.base import ReadOut
-from dearli_d2.modeling.meta_arch.dpt_segmenter import DPTSegmenter, channel_dropout
+from dearli_d2.modeling.meta_arch.dpt_segmenter import DPTSegmenter, channel_dropout, pyramid_of
 from dearli_d2.modeling.per_pixel import DPTHead
 from dearli_d2.modeling.per_pixel.dpt import LEVELS
 
@@ -88,16 +88,50 @@ def test_windows_of_a_network_that_sees_single_pixels_give_the_whole_image(heigh
 
 
 def test_dropped_channels_of_two_views_complement_each_other():
-    pyramid = {name: torch.ones(5, 6 + i, 2, 2) for i, name in enumerate(LEVELS)}
+    maps = [torch.ones(5, 6 + i, 2, 2) for i in range(4)]
     for _ in range(10):
-        result = channel_dropout(pyramid, 4, 2)
-        for level in result.values():
+        for level in channel_dropout(maps, 4, 2):
             assert (level[0] == 1).all()  # labelled
             assert torch.equal(level[1:3] + level[3:5], torch.full_like(level[1:3], 2.0))
             changed = [bool((level[i] != 1).any()) for i in (1, 2)]
             assert sum(changed) == 1  # of two images one is left whole
             assert set(level[1:].unique().tolist()) <= {0.0, 1.0, 2.0}
-    assert channel_dropout(pyramid, 0, 1) is pyramid
+
+
+def test_maps_of_one_width_lose_the_same_channels():
+    """UniMatch V2 draws once for the four blocks of a ViT; the stages of a pyramid have channels of their own."""
+    same = channel_dropout([torch.ones(4, 32, 2, 2)] * 4, 4, 2)
+    assert (same[0] == 0).any()
+    assert all(torch.equal(x, same[0]) for x in same)
+
+
+def test_a_vit_loses_channels_of_its_tokens_before_they_are_reassembled():
+    """So that a dropped channel changes all channels of a level, and the bias of the projections stays."""
+    backbone = TimmBackbone("vit_tiny_patch16_224", layers=(2, 5, 8, 11), channels=(4, 5, 6, 7)).eval()
+    images = torch.randn(5, 3, 32, 32)
+    seen = []
+    backbone.pyramid.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        whole, dropped = backbone(images), pyramid_of(backbone, images, 4, 2)
+    plain, changed = seen
+    factors = [y / x for x, y in zip(plain, changed, strict=True)]
+    assert all(torch.allclose(f, factors[0], atol=1e-4) for f in factors)  # the same in the four blocks
+    assert set(factors[0].round(decimals=3).unique().tolist()) == {0.0, 1.0, 2.0}
+    assert torch.allclose(factors[0][1:3] + factors[0][3:], torch.tensor(2.0), atol=1e-4)
+    for name, level in backbone.pyramid(changed).items():
+        assert torch.equal(level, dropped[name])
+        assert torch.allclose(level[0], whole[name][0], atol=1e-5)
+
+
+def test_other_backbones_lose_channels_of_their_levels():
+    class Levels(torch.nn.Module):
+        def forward(self, images):
+            return {name: torch.ones(len(images), 6 + i, 2, 2) for i, name in enumerate(LEVELS)}
+
+    result = pyramid_of(Levels(), torch.zeros(4, 3, 8, 8), 2, 1)
+    assert list(result) == list(LEVELS)
+    assert all((level[:2] == 1).all() and (level[2:] != 1).any() for level in result.values())
+    assert all((level == 1).all() for level in pyramid_of(Levels(), torch.zeros(4, 3, 8, 8), 0, 1).values())
 
 
 @pytest.mark.parametrize(("patch", "side"), [(14, 70), (16, 80)])

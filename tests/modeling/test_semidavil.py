@@ -141,6 +141,22 @@ def test_towers_train_what_leads_to_the_dense_features(semidavil, name, arch):
         assert any("resblocks.10.mlp" in n for n in trained)
 
 
+@pytest.mark.parametrize("blocks", [0, 2, -1])
+def test_a_vit_from_imagenet_trains_as_many_blocks_as_one_from_clip(semidavil, blocks):
+    """What the ablation compares is the start weights, not how much is trained."""
+    arch = "MODEL.BACKBONE.NAME", "TimmBackbone", "MODEL.BACKBONE.ARCH", "vit_tiny_patch16_224"
+    part = "MODEL.BACKBONE.TRAINABLE_BLOCKS", str(blocks), "MODEL.BACKBONE.PYRAMID_DIM", "8"
+    rest = "MODEL.BACKBONE.WEIGHTS", "", "MODEL.SEMIDAVIL.FEATURE", "res4", "MODEL.SEMIDAVIL.GUIDANCE", "False"
+    model = build_model(semidavil(*arch, *part, *rest))
+    trained = {n for n, p in model.backbone.model.named_parameters() if p.requires_grad}
+    count = 12 if blocks < 0 else blocks
+    assert {n.split(".")[2] for n in trained if ".blocks." in n} == {str(i) for i in range(12 - count, 12)}
+    assert any("patch_embed" in n for n in trained) == (blocks < 0)
+    model.train()({"source": [sample(labels())]})["loss_sup"].backward()
+    assert trained == {n for n, p in model.backbone.model.named_parameters() if p.grad is not None}
+    assert next(model.backbone.pyramid.stages["res4"].parameters()).grad is not None
+
+
 def test_building_a_model_leaves_running_statistics_alone(semidavil):
     """What is not used is found by a probe through the backbone."""
     arch = "MODEL.BACKBONE.NAME", "TimmBackbone", "MODEL.BACKBONE.ARCH", "resnet18", "MODEL.BACKBONE.WEIGHTS", ""
@@ -157,6 +173,10 @@ def test_building_a_model_leaves_running_statistics_alone(semidavil):
 def test_more_blocks_than_there_are_is_an_error(semidavil):
     with pytest.raises(ConfigError, match="has 4"):
         build_model(semidavil("MODEL.BACKBONE.TRAINABLE_BLOCKS", "9"))
+    timm = "MODEL.BACKBONE.NAME", "TimmBackbone", "MODEL.BACKBONE.WEIGHTS", "", "MODEL.SEMIDAVIL.GUIDANCE", "False"
+    for arch, blocks, message in (("vit_tiny_patch16_224", "13", "has 12"), ("resnet18", "2", "is no plain ViT")):
+        with pytest.raises(ConfigError, match=message):
+            build_model(semidavil(*timm, "MODEL.BACKBONE.ARCH", arch, "MODEL.BACKBONE.TRAINABLE_BLOCKS", blocks))
 
 
 def test_without_labelled_target_images_it_trains_and_resumes(semidavil):
@@ -231,7 +251,7 @@ def test_source_images_are_scaled_on_their_own(semidavil):
         (("SSL.MIX", "mixup"), "SSL.MIX"),
         (("MODEL.BACKBONE.TRAINABLE_BLOCKS", "-2"), "TRAINABLE_BLOCKS"),
         (("MODEL.BACKBONE.FREEZE", "True"), "TRAINABLE_BLOCKS"),
-        (("MODEL.BACKBONE.NAME", "TimmBackbone"), "TRAINABLE_BLOCKS"),
+        (("MODEL.BACKBONE.NAME", "build_resnet_backbone"), "TRAINABLE_BLOCKS"),
         (("INPUT.SOURCE_SCALE_RANGE", "(2.0, 1.0)"), "SOURCE_SCALE_RANGE"),
         (("SOLVER.SCHEDULE", "cosine"), "SOLVER.SCHEDULE"),
     ],

@@ -34,6 +34,7 @@ class TimmBackbone(Backbone):
         layers: four blocks of a plain ViT, counted from 0, that are reassembled instead, each behind the ViT's last norm.
         channels: of the reassembled levels.
         checkpoint: computes blocks again in the backward pass instead of keeping what they need.
+        trainable_blocks: of a plain ViT, its last blocks that are trained, with its last norm; -1 = all of it.
 
     Raises:
         ConfigError: unknown `arch`, or one without the strides or the layers. WeightsError: weights that cannot be had.
@@ -49,6 +50,7 @@ class TimmBackbone(Backbone):
         layers: Sequence[int] = (),
         channels: Sequence[int] = (),
         checkpoint: bool = False,
+        trainable_blocks: int = -1,
     ) -> None:
         super().__init__()
         self.frozen = frozen
@@ -82,6 +84,10 @@ class TimmBackbone(Backbone):
             (self.model.model if plain else self.model).set_grad_checkpointing()
         if frozen:
             self.model.requires_grad_(False)
+        elif trainable_blocks >= 0:
+            if not plain:
+                raise ConfigError(f"MODEL.BACKBONE.TRAINABLE_BLOCKS {trainable_blocks}: {arch} is no plain ViT; use -1")
+            self._train_last(trainable_blocks, arch)
         self.train()
 
     @classmethod
@@ -94,7 +100,16 @@ class TimmBackbone(Backbone):
             "layers": cfg.MODEL.BACKBONE.LAYERS,
             "channels": cfg.MODEL.BACKBONE.LEVEL_DIMS,
             "checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT_BLOCKS,
+            "trainable_blocks": cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS,
         }
+
+    def _train_last(self, count: int, arch: str) -> None:
+        vit = self.model.model
+        if count > len(vit.blocks):
+            raise ConfigError(f"MODEL.BACKBONE.TRAINABLE_BLOCKS is {count}, {arch} has {len(vit.blocks)}")
+        self.model.requires_grad_(False)
+        for part in (*vit.blocks[len(vit.blocks) - count :], vit.norm):
+            part.requires_grad_(True)
 
     def train(self, mode: bool = True) -> TimmBackbone:
         super().train(mode)
@@ -111,15 +126,24 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, H, W) normalised images, H and W multiples of `size_divisibility`."""
+        return self.levels(self.maps(images))
+
+    def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The network's own maps of the images, (B, C, h, w) each."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.model(images)
         if self.pyramid is not None:
-            return self.pyramid(maps if isinstance(self.pyramid, Reassemble) else maps[-1])
+            return maps
         # some families (Swin) give channels last
-        maps = [
+        return [
             m if m.shape[1] == shape.channels else m.permute(0, 3, 1, 2).contiguous()
             for m, shape in zip(maps, self._shapes.values(), strict=True)
         ]
+
+    def levels(self, maps: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`maps` to `res2`..`res5`; of a plain ViT through its pyramid."""
+        if self.pyramid is not None:
+            return self.pyramid(maps if isinstance(self.pyramid, Reassemble) else maps[-1])
         return dict(zip(self._shapes, maps, strict=True))
 
 

@@ -13,6 +13,7 @@ from detectron2.structures import ImageList
 
 from ...data.taxonomy import Taxonomy
 from ...errors import ConfigError
+from ..backbone.timm import TimmBackbone
 from ..inference import resize_logits
 from ..per_pixel import DPTHead
 from ..per_pixel.dpt import LEVELS
@@ -30,7 +31,7 @@ class DPTSegmenter(PixelSegmenter):
     Args:
         backbone: with res2..res5. head: over them. label_weight, unlabeled_weight, confidence: keys MODEL.DPT.LOSS_WEIGHT,
             SSL.LOSS_WEIGHT, SSL.CONFIDENCE. feature_dropout: of unlabelled images (UniMatch V2), see
-            `channel_dropout`. strong_views: of each unlabelled image.
+            `pyramid_of`. strong_views: of each unlabelled image.
     """
 
     @configurable
@@ -92,7 +93,7 @@ class DPTSegmenter(PixelSegmenter):
 
     def features(self, images: torch.Tensor, dropped: int = 0) -> torch.Tensor:
         """(B, D, h, w) the fused map before the classifier. `dropped`: the last images of the batch that lose channels."""
-        return self.head.features(channel_dropout(self.backbone(images), dropped, self.strong_views))
+        return self.head.features(pyramid_of(self.backbone, images, dropped, self.strong_views))
 
     def logits(self, images: torch.Tensor, samples: Sequence[dict] | None) -> torch.Tensor:
         return self.head.classify(self.features(images))
@@ -155,25 +156,34 @@ def build_network(cfg: CfgNode) -> tuple[Backbone, DPTHead]:
     return backbone, DPTHead(channels, cfg.MODEL.DPT.DIM, cfg.MODEL.NUM_CLASSES, norm)
 
 
-def channel_dropout(pyramid: Mapping[str, torch.Tensor], count: int, views: int) -> Mapping[str, torch.Tensor]:
-    """The last `count` images lose each channel of each level with probability 0.5, the others are doubled; half of the
-    images are left as they are. Of two views of an image, the second keeps what the first loses (UniMatch V2).
+def pyramid_of(backbone: Backbone, images: torch.Tensor, dropped: int, views: int) -> Mapping[str, torch.Tensor]:
+    """`LEVELS` of (B, 3, H, W) images, of which the last `dropped` lose channels: those of a timm network's own maps, so of a
+    plain ViT's tokens before they are reassembled (UniMatch V2), and those of the levels of another backbone."""
+    if not dropped:
+        return backbone(images)
+    if isinstance(backbone, TimmBackbone):
+        return backbone.levels(channel_dropout(backbone.maps(images), dropped, views))
+    pyramid = backbone(images)
+    return dict(zip(LEVELS, channel_dropout([pyramid[name] for name in LEVELS], dropped, views), strict=True))
+
+
+def channel_dropout(maps: Sequence[torch.Tensor], count: int, views: int) -> list[torch.Tensor]:
+    """The last `count` images lose each channel with probability 0.5, the others are doubled; half of the images are left as
+    they are. Maps of one width, such as the tokens of a ViT's blocks, lose the same channels. Of two views of an image, the
+    second keeps what the first loses (UniMatch V2, complementary dropout).
 
     Args:
-        pyramid: `LEVELS` of (B, C, h, w). views: the last images are `views` parts of `count` / `views` images each.
+        maps: (B, C, h, w) each. views: the last images are `views` parts of `count` / `views` images each.
     """
-    if not count:
-        return pyramid
-    images, result, device = count // views, {}, pyramid[LEVELS[0]].device
+    images, device = count // views, maps[0].device
     whole = torch.zeros(images, dtype=torch.bool, device=device)
     whole[torch.randperm(images, device=device)[: images // 2]] = True
-    for name in LEVELS:
-        level = pyramid[name]
-        factor = 2.0 * torch.randint(0, 2, (images, level.shape[1], 1, 1), device=device)
+    factors = {}
+    for channels in dict.fromkeys(x.shape[1] for x in maps):
+        factor = 2.0 * torch.randint(0, 2, (images, channels, 1, 1), device=device)
         parts = [torch.where(whole[:, None, None, None], 1.0, f) for f in (factor, 2 - factor)[:views]]
-        kept, changed = level[:-count], level[-count:]
-        result[name] = torch.cat([kept, changed * torch.cat(parts).to(level.dtype)])
-    return result
+        factors[channels] = torch.cat(parts)
+    return [torch.cat([x[:-count], x[-count:] * factors[x.shape[1]].to(x.dtype)]) for x in maps]
 
 
 def _padded(scores: torch.Tensor, height: int, width: int) -> torch.Tensor:

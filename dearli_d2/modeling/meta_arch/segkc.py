@@ -21,12 +21,7 @@ from ..per_pixel import DPTHead
 from ..pixel_losses import consistency_loss, distillation_loss, supervised_loss
 from ..semantic import confident_targets
 from .base import input_divisor
-from .dpt_segmenter import (
-    DPTSegmenter,
-    build_network,
-    channel_dropout,
-    fitted,
-)
+from .dpt_segmenter import DPTSegmenter, build_network, fitted, pyramid_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +56,9 @@ class Senior(nn.Module):
         """(B, 3, H, W) normalised images and the junior's (B, D, h, w) features of them to (B, K, ...) logits.
 
         Args:
-            dropped, views: see `channel_dropout`.
+            dropped, views: see `pyramid_of`.
         """
-        features = self.head.features(channel_dropout(self.backbone(images), dropped, views))
+        features = self.head.features(pyramid_of(self.backbone, images, dropped, views))
         if self.consultation is not None:
             features = self.consultation(features, junior)
         return self.head.classify(features)

@@ -68,7 +68,7 @@ def build_pixel_head(cfg: CfgNode, shape: ShapeSpec) -> nn.Module:
         return UpsampleHead(shape.channels, dim, classes)
     levels = dict.fromkeys(("res2", "res3", "res4", "res5"), dim)
     if options.HEAD == "dpt":
-        head: nn.Module = DPTHead(levels, dim, classes)
+        head: nn.Module = DPTHead(levels, dim, classes, "GN")
     else:
         head = QueryPixelHead(build_head(cfg, levels, None))
     return PyramidHead(shape.channels, dim, shape.stride, head)

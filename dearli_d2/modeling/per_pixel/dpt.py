@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from detectron2.layers import NaiveSyncBatchNorm
 from torch import nn
 
-from ..inference import resize_logits
 from ..pixel_decoder import group_count
 
 LEVELS = ("res2", "res3", "res4", "res5")
@@ -18,23 +18,26 @@ class DPTHead(nn.Module):
     """`res2`..`res5`, whatever their strides, to (B, num_classes, ...) at twice the resolution of `res2`.
 
     Args:
-        in_channels: of each level. dim: of the fused maps. norm: "GN", "BN" (over all ranks where there are several) or
-            "BN_CPU", the same for ranks without a GPU.
+        in_channels: of each level. dim: of the fused maps. norm: "NONE", the head of UniMatch V2: nothing is normalised, maps
+            are resized with aligned corners, and a 3x3 convolution stands before the classifier, at its resolution. With
+            "GN", "BN" (over all ranks where there are several) or "BN_CPU", the same for ranks without a GPU, the residual
+            blocks are normalised, maps are resized by the centres of their cells, and there is no such convolution.
     """
 
-    def __init__(self, in_channels: Mapping[str, int], dim: int, num_classes: int, norm: str = "GN") -> None:
+    def __init__(self, in_channels: Mapping[str, int], dim: int, num_classes: int, norm: str = "NONE") -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.align_corners = dim, norm == "NONE"
         self.project = nn.ModuleDict(
             {name: nn.Conv2d(in_channels[name], dim, 3, padding=1, bias=False) for name in LEVELS}
         )
         self.refine = nn.ModuleDict({name: _Residual(dim, norm) for name in LEVELS[:-1]})
         self.fuse = nn.ModuleDict({name: _Residual(dim, norm) for name in LEVELS})
         self.out = nn.ModuleDict({name: nn.Conv2d(dim, dim, 1) for name in LEVELS})
+        self.last = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.ReLU()) if norm == "NONE" else None
         self.classifier = nn.Conv2d(dim, num_classes, 1)
 
-    # The published order interpolates before the 1x1 convolutions of `out` and of the classifier. The two commute, and this way
-    # the convolutions see, and keep for their gradient, a quarter of the pixels.
+    # The published order interpolates before the 1x1 convolutions of `out` and, where no other stands between, of the
+    # classifier. The two commute, and this way the convolutions see, and keep for their gradient, a quarter of the pixels.
 
     def features(self, pyramid: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B, dim, ...) the fused map, of the size of `res2`."""
@@ -42,21 +45,28 @@ class DPTHead(nn.Module):
         for name in reversed(LEVELS):
             level = self.project[name](pyramid[name])
             if fused is not None:
-                level = resize_logits(fused, level.shape[2:]) + self.refine[name](level)
+                level = self._resize(fused, level.shape[2:]) + self.refine[name](level)
             fused = self.out[name](self.fuse[name](level))
         return fused
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """(B, dim, h, w) to (B, num_classes, 2 h, 2 w) logits."""
         height, width = features.shape[2:]
-        return resize_logits(self.classifier(features), (2 * height, 2 * width))
+        size = (2 * height, 2 * width)
+        if self.last is None:
+            return self._resize(self.classifier(features), size)
+        return self.classifier(self.last(self._resize(features, size)))
+
+    def _resize(self, maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=self.align_corners)
 
     def forward(self, pyramid: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.classify(self.features(pyramid))
 
 
 # torch's SyncBatchNorm is for GPUs alone; detectron2's has no fp32 statistics under bf16 autocast
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
+_NORMS: dict[str, Callable[[int], nn.Module] | None] = {
+    "NONE": None,
     "GN": lambda dim: nn.GroupNorm(group_count(dim), dim),
     "BN": nn.SyncBatchNorm,
     "BN_CPU": NaiveSyncBatchNorm,
@@ -68,11 +78,12 @@ class _Residual(nn.Module):
 
     def __init__(self, dim: int, norm: str) -> None:
         super().__init__()
-        layers = [
-            part
-            for _ in range(2)
-            for part in (nn.ReLU(), nn.Conv2d(dim, dim, 3, padding=1, bias=False), _NORMS[norm](dim))
-        ]
+        normalise = _NORMS[norm]  # which would take away a bias
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [nn.ReLU(), nn.Conv2d(dim, dim, 3, padding=1, bias=normalise is None)]
+            if normalise is not None:
+                layers.append(normalise(dim))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
