@@ -3,10 +3,14 @@ is no GPU. The backward pass needs a real one."""
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections import Counter
 from typing import Any
 
+import pytest
 import torch
+from detectron2.utils import comm
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, return_and_correct_aliasing
@@ -131,3 +135,40 @@ def move(module: nn.Module) -> None:
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = buffer.detach().to(CUDA)
+
+
+class TwoRanks:
+    """As if a second process had the same tensors and NCCL joined them: collectives refuse tensors on the CPU, and what is sent as an
+    object must hold none on the device, which the receiver does not have. `calls` counts collectives of tensors; `other` is what
+    the other rank has instead, if set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls, self.other = 0, None
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr(torch.distributed, "all_reduce", self._all_reduce)
+        # detectron2's batch norm asks here; the means of two equal ranks are those of one
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 1)
+        for name in ("all_gather", "broadcast", "reduce", "gather", "scatter", "all_gather_into_tensor"):
+            monkeypatch.setattr(torch.distributed, name, self._unknown)
+        for name in ("all_gather", "gather"):
+            monkeypatch.setattr(comm, name, self._objects)
+
+    def _all_reduce(self, tensor: torch.Tensor) -> None:
+        if tensor.device.type == "cpu":
+            raise RuntimeError("No backend type associated with device type cpu")
+        self.calls += 1
+        tensor.add_(tensor.clone() if self.other is None else self.other)
+
+    @staticmethod
+    def _unknown(*_: Any, **__: Any) -> None:
+        raise AssertionError("a collective that no test has seen before")
+
+    @staticmethod
+    def _objects(value: Any) -> list[Any]:
+        class Refusing(pickle.Pickler):
+            def persistent_id(self, part: Any) -> None:
+                if isinstance(part, torch.Tensor) and part.device.type != "cpu":
+                    raise AssertionError("a tensor on the device inside of an object that is sent to other ranks")
+
+        Refusing(io.BytesIO()).dump(value)
+        return [value, value]

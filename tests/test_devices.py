@@ -15,7 +15,7 @@ from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.masks.sam import SamGenerator
 from tests.conftest import SSL
 from tests.masks.test_masks import scene, tiny_sam
-from tests.pretend_cuda import DeviceMix, PretendCuda, move
+from tests.pretend_cuda import CUDA, DeviceMix, PretendCuda, TwoRanks, move
 
 
 def can_pretend() -> bool:
@@ -86,6 +86,7 @@ def test_step_and_prediction_on_a_pretended_gpu(case, mini_config, monkeypatch):
     state = {name: value.clone() for name, value in trainer.student.state_dict().items()}
     expected, _, _ = run(trainer, batch, {})
     trainer.student.load_state_dict(state)  # running statistics
+    ranks = TwoRanks(monkeypatch)  # with the same images, so the losses are those of one
     with PretendCuda() as device:
         to_gpu(trainer)
         for dtype, tolerance in ((None, 1e-4), (torch.bfloat16, 0.1), (torch.float16, 0.1)):
@@ -96,18 +97,20 @@ def test_step_and_prediction_on_a_pretended_gpu(case, mini_config, monkeypatch):
             assert losses.keys() == expected.keys()
             for name, loss in losses.items():
                 assert loss.item() == pytest.approx(expected[name].item(), rel=tolerance, abs=tolerance), name
+    assert ranks.calls
     # the last time, when embeddings of the text were there
     assert all(count <= limit for count, limit in zip(waited, most, strict=True)), (waited, dict(device.waits))
 
 
 @pytest.mark.parametrize("file", ["dear.yaml", "hvl.yaml", "semidavil.yaml", "segkc.yaml"])
-def test_pictures_monitor_teacher_and_evaluation_on_a_pretended_gpu(file, mini_config):
+def test_pictures_monitor_teacher_and_evaluation_on_a_pretended_gpu(file, mini_config, monkeypatch):
     options = "SSL.PICTURE_PERIOD", "1", "SSL.MONITOR_PERIOD", "1", "SSL.MONITOR_IMAGES", "2", "TEST.PICTURES", "1"
     cfg = mini_config(
         *SSL, *options, "DATALOADER.NUM_WORKERS", "0", "DATASETS.TEST", "('miniworld_val@n2',)", file=file
     )
     trainer = DualStreamTrainer(cfg)
     trainer.iter, trainer.batch = 0, next(trainer.stream)
+    TwoRanks(monkeypatch)
     with PretendCuda(), EventStorage(0):
         to_gpu(trainer)
         unlabeled = trainer.batch["unlabeled"]
@@ -120,6 +123,28 @@ def test_pictures_monitor_teacher_and_evaluation_on_a_pretended_gpu(file, mini_c
         if trainer.teacher is not None:
             trainer.teacher.update(trainer.student)
         assert evaluate(cfg, trainer.student)
+
+
+def test_ranks_agree_on_a_step_through_one_tensor_on_the_device(ssl_config, monkeypatch, caplog):
+    trainer = DualStreamTrainer(ssl_config("DATALOADER.NUM_WORKERS", "0"))
+    trainer.iter, updates = 0, []
+    monkeypatch.setattr(trainer.scaler, "step", lambda _: updates.append(1))
+    ranks = TwoRanks(monkeypatch)
+    with PretendCuda() as device, EventStorage(0) as storage:
+        to_gpu(trainer)
+        own = torch.tensor([1.0, 5.0, 0.5], device=CUDA)  # two losses and the norm of the gradients
+        ranks.other = torch.tensor([3.0, 5.0, 0.5], device=CUDA)
+        trainer._apply(["loss_ce", "loss_mask"], own, ["mine.jpg"])
+        assert {n: storage.latest()[n][0] for n in ("loss_ce", "loss_mask", "total_loss")} == {
+            "loss_ce": 2.0,
+            "loss_mask": 5.0,
+            "total_loss": 7.0,
+        }
+        assert (ranks.calls, sum(device.waits.values()), updates) == (1, 1, [1])
+        ranks.other = torch.tensor([3.0, float("nan"), 0.5], device=CUDA)
+        trainer._apply(["loss_ce", "loss_mask"], own, ["mine.jpg"])
+        assert (updates, trainer.bad_steps) == ([1], 1)  # here all is well, but not there
+        assert "losses not finite: loss_mask" in caplog.text
 
 
 def test_sam_on_a_pretended_gpu():

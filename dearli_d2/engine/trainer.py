@@ -24,6 +24,7 @@ from ..data.validation import validate_dataset
 from ..errors import ConfigError, DatasetError, TrainingError
 from ..masks.storage import MaskFolder
 from ..modeling import build_model
+from ..modeling.ranks import mean_over_ranks
 from .checkpoints import RunCheckpoints
 from .classmix import ClassMix
 from .cutmix import CutMix
@@ -207,8 +208,7 @@ class DualStreamTrainer(TrainerBase):
             start = time.perf_counter()
         self.scaler.unscale_(self.optimizer)
         norm = self._clip()
-        values = torch.cat([sums, norm.float().view(1)]).cpu()  # the step's one wait for the losses
-        self._apply(dict(zip(names, values[:-1].tolist(), strict=True)), values[-1].item(), files)
+        self._apply(names, torch.cat([sums, norm.float().view(1)]), files)
         self.scheduler.step()
         get_event_storage().put_scalars(
             data_time=data_time, lr=max(g["lr"] for g in self.optimizer.param_groups), smoothing_hint=False
@@ -221,15 +221,20 @@ class DualStreamTrainer(TrainerBase):
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         return nn.utils.clip_grad_norm_(parameters, limit)
 
-    def _apply(self, losses: dict[str, float], norm: float, files: list[str]) -> None:
-        """Steps the optimiser, unless a loss of any rank is not finite: then the step is skipped and counted."""
+    def _apply(self, names: list[str], values: torch.Tensor, files: list[str]) -> None:
+        """Steps the optimiser, unless a loss of any rank is not finite: then all ranks skip the step and count it.
+
+        Args:
+            names: of the losses. values: these losses and the norm of the gradients, on the device. files: of the samples.
+        """
+        # the step's one wait for the losses
+        own, joint = torch.stack([values, mean_over_ranks(values)]).cpu().tolist()
+        losses, norm = dict(zip(names, joint[:-1], strict=True)), joint[-1]
         bad = [name for name, value in losses.items() if not math.isfinite(value)]
         # gradients are the same on all ranks; with loss scaling an infinite norm is ordinary and the scaler skips
-        agreed = bool(bad) or (not self.scaler.is_enabled() and not math.isfinite(norm))
-        if comm.get_world_size() > 1:
-            agreed = any(comm.all_gather(agreed))
-        if agreed:
-            self._skip(bad, norm, files)
+        if bad or (not self.scaler.is_enabled() and not math.isfinite(norm)):
+            suspects = comm.all_gather([] if all(map(math.isfinite, own[:-1])) else files)
+            self._skip(bad, norm, [file for part in suspects for file in part] or files)
             return
         self.bad_steps = 0
         self.scaler.step(self.optimizer)
@@ -237,12 +242,7 @@ class DualStreamTrainer(TrainerBase):
         if self.teacher is not None:
             follow = self.teacher.copy if self.iter < self.cfg.SSL.START else self.teacher.update
             follow(self.student)
-        reduced = (
-            comm.reduce_dict({k: torch.tensor(v) for k, v in losses.items()}) if comm.get_world_size() > 1 else losses
-        )
-        if comm.is_main_process():
-            scalars = {k: float(v) for k, v in reduced.items()}
-            get_event_storage().put_scalars(total_loss=sum(scalars.values()), grad_norm=norm, **scalars)
+        get_event_storage().put_scalars(total_loss=sum(losses.values()), grad_norm=norm, **losses)
 
     def _skip(self, bad: list[str], norm: float, files: list[str]) -> None:
         self.optimizer.zero_grad(set_to_none=True)

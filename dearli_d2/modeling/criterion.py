@@ -114,7 +114,8 @@ class SetCriterion(nn.Module):
         loss, weight = loss.view_as(classes), self.empty_weight[classes]
         if absent is not None:
             loss, weight = loss.masked_fill(absent, 0), weight.masked_fill(absent, 0)
-        return loss.flatten(1).sum(-1) / weight.flatten(1).sum(-1)
+        # of all ranks, like the masks; the published code divides by those of its own rank. Weights may sum to less than 1
+        return loss.flatten(1).sum(-1) / over_ranks(weight.flatten(1).sum(-1), least=torch.finfo().tiny)
 
     def _mask_losses(
         self, output: DecoderOutput, targets: Sequence[Targets], matches: Matches

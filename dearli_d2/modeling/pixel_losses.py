@@ -68,22 +68,22 @@ def dyce_loss(
 def cross_entropy_loss(
     logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, ignore_index: int = IGNORE
 ) -> torch.Tensor:
-    """Mean over valid pixels; with class weights (C,) the weighted mean. 0 where no pixel is valid."""
+    """Mean over the valid pixels of all ranks; with class weights (C,) the weighted mean. 0 where no pixel is valid."""
     losses = pixel_cross_entropy(logits, target, ignore_index)
     valid = target != ignore_index
     if weight is None:
-        return losses.sum() / valid.sum().clamp(min=1)
+        return losses.sum() / over_ranks(valid.sum())
     of_pixel = torch.where(valid, F.pad(weight, (0, 1))[target.clamp(max=len(weight))], 0.0)
-    return (losses * of_pixel).sum() / of_pixel.sum().clamp(min=1e-6)
+    return (losses * of_pixel).sum() / over_ranks(of_pixel.sum(), least=1e-6)
 
 
 def focal_loss(
     logits: torch.Tensor, target: torch.Tensor, gamma: float = 2.0, ignore_index: int = IGNORE
 ) -> torch.Tensor:
-    """Cross-entropy times (1 - p)^gamma of the true class (Lin et al. 2017), mean over valid pixels."""
+    """Cross-entropy times (1 - p)^gamma of the true class (Lin et al. 2017), mean over the valid pixels of all ranks."""
     losses = pixel_cross_entropy(logits, target, ignore_index)
     wrong = -torch.expm1(-losses)
-    return (wrong.clamp(min=0) ** gamma * losses).sum() / (target != ignore_index).sum().clamp(min=1)
+    return (wrong.clamp(min=0) ** gamma * losses).sum() / over_ranks((target != ignore_index).sum())
 
 
 def dual_cross_entropy_loss(logits: torch.Tensor, target: torch.Tensor, ignore_index: int = IGNORE) -> torch.Tensor:
@@ -117,9 +117,9 @@ def _over_wrong_classes(
 
 
 def _mean_with(losses: torch.Tensor, more: torch.Tensor, target: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """Mean of the sum of both over valid pixels."""
+    """Mean of the sum of both over the valid pixels of all ranks."""
     valid = target != ignore_index
-    return ((losses + more) * valid).sum() / valid.sum().clamp(min=1)
+    return ((losses + more) * valid).sum() / over_ranks(valid.sum())
 
 
 def summed_loss(

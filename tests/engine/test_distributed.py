@@ -13,7 +13,13 @@ from detectron2.utils import comm, events
 
 from dearli_d2.config import get_config
 from dearli_d2.engine.trainer import DualStreamTrainer
+from dearli_d2.modeling.criterion import SetCriterion
 from dearli_d2.modeling.losses import dyce_loss
+from dearli_d2.modeling.matcher import HungarianMatcher
+from dearli_d2.modeling.pixel_losses import LOSSES, PixelLoss
+from dearli_d2.modeling.ranks import mean_over_ranks
+from dearli_d2.modeling.transformer_decoder import DecoderOutput
+from dearli_d2.structures import Targets
 from tests.conftest import MINI_OVERRIDES, REPO
 from tests.engine.test_trainer import _unsmoothed_init, losses_of
 
@@ -134,6 +140,67 @@ def test_dyce_of_two_ranks_equals_one(tmp_path, same, hard_fraction):
     assert torch.allclose((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"])
     if same:
         assert torch.allclose(two[0]["loss"], one["loss"])
+
+
+def _part(sequence):
+    """What this rank has of a batch of two."""
+    rank = comm.get_rank()
+    return sequence[rank : rank + 1] if comm.get_world_size() > 1 else sequence
+
+
+def _losses_of_rank(folder):
+    """One process: losses of its part of two images that are unequal in everything that a loss could be divided by, and the
+    averaged gradient of each."""
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.rand
+
+    def points(*size, **options):  # the same for every mask, whatever the process
+        return draw(size[1:], generator=torch.Generator().manual_seed(size[1])).expand(size)
+
+    target = torch.randint(0, 4, (2, 8, 8), generator=generator)
+    target[1, :5] = 255
+    images = torch.randn(2, 3, 8, 8, generator=generator)
+    weight = torch.linspace(-1, 1, 12).view(4, 3, 1, 1).requires_grad_()
+    logits = torch.nn.functional.conv2d(_part(images), weight)
+    results = {name: PixelLoss(name, 4) for name in LOSSES if name != "dyce"}
+    results["weighted_ce"].weigh(torch.tensor([10, 40, 3, 11]))
+    results = {name: (loss(logits, _part(target)), weight) for name, loss in results.items()}
+
+    segments = [Targets(target[0, 0, :n], draw(n, 32, 32, generator=generator) > 0.6) for n in (5, 1)]
+    classes = torch.randn(2, 2, 6, 5, generator=generator)
+    embeddings, features = (torch.randn(size, generator=generator) for size in ((2, 2, 6, 8), (2, 8, 16, 16)))
+    factor = torch.ones(8, requires_grad=True)
+    output = DecoderOutput(classes, embeddings * factor, features).images(*_bounds())
+    logits = output.class_outputs * factor[:5]
+    torch.rand = points
+    try:
+        losses = SetCriterion(4, HungarianMatcher(num_points=64), num_points=64)(logits, output, _part(segments))
+    finally:
+        torch.rand = draw
+    results |= {name: (loss, factor) for name, loss in losses.items()}
+
+    found = {}
+    for name, (loss, parameter) in results.items():
+        (gradient,) = torch.autograd.grad(loss, parameter, retain_graph=True)
+        found[name] = mean_over_ranks(loss.detach()), mean_over_ranks(gradient)  # as data-parallel training does
+    torch.save(found, folder / f"{comm.get_world_size()}_{comm.get_rank()}.pt")
+
+
+def _bounds():
+    return (comm.get_rank(), comm.get_rank() + 1) if comm.get_world_size() > 1 else (0, 2)
+
+
+def test_losses_and_gradients_of_two_ranks_are_those_of_one_with_the_joint_batch(tmp_path):
+    for processes in (1, 2):
+        launch(_losses_of_rank, processes, 1, 0, "auto", (tmp_path,))
+    one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
+    assert {"ce", "weighted_ce", "focal", "dual_ce", "dual_focal", "loss_ce", "loss_mask_0", "loss_dice"} <= set(one)
+    for name, expected in one.items():
+        for rank in two:
+            for value, wanted in zip(rank[name], expected, strict=True):
+                torch.testing.assert_close(
+                    value, wanted, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+                )
 
 
 SEMIDAVIL = ("MODEL.SEMIDAVIL.LOSS", "ce", "SSL.START", "0", "SSL.IMS_PER_BATCH", "2", "SSL.SOURCE_IMS_PER_BATCH", "4",
