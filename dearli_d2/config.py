@@ -199,6 +199,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.INPUT.MIN_SIZE_TEST = 640
     cfg.INPUT.MAX_SIZE_TEST = 2560
     cfg.INPUT.COLOR_AUG_SSD = True  # of labelled images
+    cfg.INPUT.JITTER = ()  # of labelled images, instead: brightness, contrast, saturation, hue as SSL.JITTER; () = none
     cfg.INPUT.TARGETS = "panoptic"  # or "semantic": one segment a class, unannotated pixels carry no loss
     cfg.INPUT.PAD_VALUE = 128  # 0..255; padded pixels carry no loss
 

@@ -16,6 +16,10 @@ def _is_range(pair: Sequence[float], limit: float = float("inf")) -> bool:
     return len(pair) == 2 and 0 < pair[0] <= pair[1] <= limit
 
 
+def _is_jitter(values: Sequence[float]) -> bool:
+    return len(values) == 4 and all(v >= 0 for v in values) and values[3] <= 0.5
+
+
 def _boxes_fit(area: float, aspect: Sequence[float]) -> bool:
     """Whether boxes of a share `area` of a square and some aspect of the range fit into it, with room to spare."""
     return area < 1 and max(aspect[0], area) < min(aspect[1], 1 / area)
@@ -238,9 +242,16 @@ def validate(cfg: CfgNode) -> None:
             (0 <= cfg.SSL[key] <= 1, f"SSL.{key} is a probability")
             for key in ("CUTMIX", "JITTER_PROBABILITY", "GREYSCALE", "BLUR")
         ),
+        *(
+            (
+                _is_jitter(jitter),
+                f"{key} must be (brightness, contrast, saturation, hue), none negative, hue at most 0.5",
+            )
+            for key, jitter in (("SSL.JITTER", cfg.SSL.JITTER), ("INPUT.JITTER", cfg.INPUT.JITTER or (0, 0, 0, 0)))
+        ),
         (
-            len(cfg.SSL.JITTER) == 4 and all(j >= 0 for j in cfg.SSL.JITTER) and cfg.SSL.JITTER[3] <= 0.5,
-            "SSL.JITTER must be (brightness, contrast, saturation, hue), none negative, hue at most 0.5",
+            not (cfg.INPUT.JITTER and cfg.INPUT.COLOR_AUG_SSD),
+            "INPUT.JITTER and INPUT.COLOR_AUG_SSD both change the colours of labelled images: use one of them",
         ),
         (_is_range(cfg.SSL.BLUR_SIGMA), "SSL.BLUR_SIGMA must be (low, high) with 0 < low <= high"),
         (_is_range(cfg.SSL.CUTMIX_AREA, 1), "SSL.CUTMIX_AREA must be (low, high) with 0 < low <= high <= 1"),

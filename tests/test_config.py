@@ -86,7 +86,14 @@ def test_domain_adaptation_has_the_values_of_the_paper(folder, classes, side):
         cfg = get_config(REPO / "configs" / folder / f"semidavil_{labels}.yaml")
         options = cfg.MODEL.SEMIDAVIL
         assert (options.LOSS, options.HARD_FRACTION, options.OMEGA, options.GUIDANCE) == ("dyce", 0.2, 0.5, True)
-        assert (cfg.SSL.CONFIDENCE, cfg.SSL.EMA_DECAY, cfg.INPUT.CROP_SIZE) == (0.95, 0.999, 512)
+        assert (cfg.SSL.CONFIDENCE, cfg.SSL.EMA_DECAY, cfg.SSL.EMA_RAMP, cfg.INPUT.CROP_SIZE) == (
+            0.95,
+            0.999,
+            False,
+            512,
+        )
+        assert (cfg.INPUT.JITTER, cfg.INPUT.COLOR_AUG_SSD) == ((0.5, 0.5, 0.5, 0.0), False)  # of labelled images
+        assert (cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.WEIGHT_DECAY_EMBED) == (2e-4, 2e-4)
         assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY) == (40000, 1e-4, 2e-4)
         assert (cfg.SOLVER.SCHEDULE, cfg.SOLVER.DECAY, cfg.SOLVER.BACKBONE_MULTIPLIER) == ("exponential", 0.9, 0.1)
         assert classes == cfg.MODEL.NUM_CLASSES
@@ -108,6 +115,51 @@ def test_rows_of_domain_adaptation_train_equally_much(folder):
         batch = cfg.SSL.SOURCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH, cfg.SSL.IMS_PER_BATCH
         assert (batch, cfg.SOLVER.MAX_ITER) == ((4, 4, 4), 40000), path
         assert (cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS, cfg.MODEL.BACKBONE.FREEZE) == (4, False), path
+
+
+UNLABELED_VOC = {"92": 10490, "183": 10399, "366": 10216, "732": 9850, "1464": 9118}
+UNLABELED_VOC |= {f"{kind}_{n}": 10582 - n for kind in ("aug", "u2pl") for n in (662, 1323, 2645)}
+UNLABELED_CITYSCAPES = {"1_16": 2789, "1_8": 2603, "1_4": 2231, "1_2": 1487}
+
+
+@pytest.mark.parametrize(
+    ("folder", "unlabeled", "passes", "crop"),
+    [("pascal_voc", UNLABELED_VOC, 80, 518), ("cityscapes", UNLABELED_CITYSCAPES, 240, 798)],
+)
+def test_segkc_has_the_values_of_the_paper(folder, unlabeled, passes, crop):
+    """Sec. 4.2; all parameters decay by 0.01, the heads' rate is 40 times that of the backbones."""
+    paths = sorted((REPO / "configs" / folder).glob("segkc_*.yaml"))
+    assert len(paths) == {"pascal_voc": 66, "cityscapes": 16}[folder]
+    for path in paths:
+        cfg = get_config(path)
+        solver, batch = cfg.SOLVER, 8 if folder == "cityscapes" or path.stem.endswith("batch_8") else 16
+        part = cfg.DATASETS.TRAIN[0].partition("@")[2]
+        assert (batch, batch) == (solver.IMS_PER_BATCH, cfg.SSL.IMS_PER_BATCH), path
+        assert abs(solver.MAX_ITER - passes * unlabeled[part] / batch) < 1, path
+        assert pytest.approx(5e-6) == solver.BASE_LR * solver.BACKBONE_MULTIPLIER
+        assert (solver.BASE_LR, solver.POLY_POWER, solver.SCHEDULE) == (2e-4, 0.9, "poly")
+        assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_EMBED) == (0.01, 0.01, 0.01)
+        assert (crop, 0.95, "NONE") == (cfg.INPUT.CROP_SIZE, cfg.SSL.CONFIDENCE, cfg.MODEL.DPT.NORM)
+        assert (cfg.MODEL.DPT.DIM, cfg.MODEL.BACKBONE.ARCH) == (64, "vit_small_patch14_dinov2")
+        senior = {"b_s": ("base", 128), "s_s": ("small", 64), "l_s": ("large", 256)}.get(path.stem[6:9], ("base", 128))
+        assert (f"vit_{senior[0]}_patch14_dinov2", senior[1]) == (cfg.MODEL.SENIOR.BACKBONE.ARCH, cfg.MODEL.SENIOR.DIM)
+
+
+def test_unimatch_v2_has_the_values_of_its_code():
+    """60 epochs of whole batches of 4 processes with 4 images each; half of each loss; the EMA's scores are printed."""
+    for part in ("92", "183", "366", "732", "1464"):
+        cfg = get_config(REPO / "configs" / "pascal_voc" / f"unimatch_v2_s_{part}.yaml")
+        epoch = -(-UNLABELED_VOC[part] // 4) // 4
+        assert (60 * epoch, 16, 16) == (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SSL.IMS_PER_BATCH)
+        assert (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DPT.FEATURE_DROPOUT) == ("DPTSegmenter", True)
+        assert (cfg.MODEL.DPT.LOSS_WEIGHT, cfg.SSL.LOSS_WEIGHT, cfg.SSL.STRONG_VIEWS) == (0.5, 0.5, 2)
+        assert (cfg.SSL.EMA_DECAY, cfg.SSL.EMA_RAMP, cfg.SSL.CONFIDENCE) == (0.996, True, 0.95)
+        assert (cfg.SSL.JITTER, cfg.SSL.JITTER_PROBABILITY) == ((0.5, 0.5, 0.5, 0.25), 0.8)
+        assert (cfg.SSL.GREYSCALE, cfg.SSL.BLUR, cfg.SSL.CUTMIX, cfg.INPUT.COLOR_AUG_SSD) == (0.2, 0.5, 0.5, False)
+        assert (f"pascal_voc_train@{part}",) == cfg.DATASETS.TRAIN
+        assert (f"pascal_voc_train@{part}:unlabeled",) == cfg.DATASETS.UNLABELED
+        assert cfg.TEST.WEIGHTS == "teacher"
+        assert str(part) == cfg.OUTPUT_DIR.rpartition("_")[2]
 
 
 @pytest.mark.parametrize(("folder", "iterations"), [("ade20k", 80000), ("coco_panoptic", 160000)])

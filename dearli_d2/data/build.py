@@ -57,14 +57,19 @@ def _geometry(cfg: CfgNode, scales: Sequence[float] = ()) -> WeakGeometry:
     )
 
 
+def _labeled_colors(cfg: CfgNode) -> ColorAugmentation | StrongPhotometry | None:
+    if cfg.INPUT.JITTER:
+        return StrongPhotometry(cfg.INPUT.JITTER, grey_probability=0.0, blur_probability=0.0)
+    return ColorAugmentation() if cfg.INPUT.COLOR_AUG_SSD else None
+
+
 def build_labeled_mapper(cfg: CfgNode, scales: Sequence[float] = ()) -> Callable[[dict], dict]:
     """The weak view of labelled images; of images with class-agnostic masks where MODEL.CLASSIFIER is "none".
 
     Args:
         scales: in place of INPUT.SCALE_RANGE.
     """
-    color = ColorAugmentation() if cfg.INPUT.COLOR_AUG_SSD else None
-    options = _geometry(cfg, scales), color, cfg.INPUT.CROP_SIZE, cfg.INPUT.PAD_VALUE
+    options = _geometry(cfg, scales), _labeled_colors(cfg), cfg.INPUT.CROP_SIZE, cfg.INPUT.PAD_VALUE
     if cfg.MODEL.CLASSIFIER == "none":
         return MaskTrainMapper(MaskFolder(cfg.DATASETS.MASKS), *options)
     if cfg.MODEL.META_ARCHITECTURE == "SplitMatching":

@@ -68,7 +68,8 @@ class ColorAugmentation:
 
 
 class StrongPhotometry:
-    """Colour jitter, greyscale and blur of the strong view; CutMix, its last part, works on batches (`engine.cutmix`).
+    """Colour jitter, greyscale and blur of the strong view; CutMix, its last part, works on batches (`engine.cutmix`). Jitter
+    alone also of labelled images (INPUT.JITTER).
 
     Args:
         jitter: brightness, contrast, saturation (relative) and hue (turns, at most 0.5).

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from dearli_d2.data.build import build_streams, build_unlabeled_mapper
+from dearli_d2.data.build import build_labeled_mapper, build_streams, build_unlabeled_mapper
 from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.mappers import TestMapper
 from dearli_d2.data.streams import RareClassOrder, seeded
 from dearli_d2.data.views import StrongPhotometry, WeakGeometry
 from dearli_d2.engine.trainer import DualStreamTrainer
-from dearli_d2.errors import DatasetError
+from dearli_d2.errors import ConfigError, DatasetError
 
 
 def test_weak_and_strong_view_are_aligned_pixel_by_pixel(ssl_config, tmp_path, monkeypatch):
@@ -171,6 +171,24 @@ def test_colours_are_jittered_with_their_probability(probability, low, high):
         with seeded(seed):
             changed += not np.array_equal(strong(image), image)
     assert low <= changed <= high
+
+
+def test_labelled_images_are_jittered_by_key_and_their_labels_are_not(mini_config):
+    plain = "INPUT.COLOR_AUG_SSD", "False", "INPUT.SCALE_RANGE", "(1.0, 1.0)"
+    samples = []
+    for jitter in ("()", "(0.9, 0.0, 0.0, 0.0)"):
+        with seeded(3):
+            mapper = build_labeled_mapper(mini_config(*plain, "INPUT.JITTER", jitter))
+            samples.append(mapper(dataset_dicts("miniworld_val")[0]))
+    one, two = samples
+    assert torch.equal(one["targets"].masks, two["targets"].masks)
+    assert not torch.equal(one["image"], two["image"])
+    usable = (one["image"] > 20).all(0) & (one["image"] < 130).all(0) & (two["image"] < 250).all(0) & one["inside"]
+    assert (two["image"].float() / one["image"].float())[:, usable].std() < 0.05  # one factor of brightness
+    with pytest.raises(ConfigError, match="use one of them"):
+        mini_config("INPUT.JITTER", "(0.5, 0.5, 0.5, 0.0)", "INPUT.COLOR_AUG_SSD", "True")
+    with pytest.raises(ConfigError, match=r"INPUT\.JITTER must be"):
+        mini_config("INPUT.JITTER", "(0.5, 0.5)", "INPUT.COLOR_AUG_SSD", "False")
 
 
 def test_several_strong_views_differ_and_share_the_geometry(ssl_config):
