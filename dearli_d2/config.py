@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_defaults
 
+from .config_files import read_config_files
 from .config_rules import validate
+from .config_schema import SCHEMA, read_value, reads_text
 from .data.custom import number_of_classes
 from .errors import ConfigError
 from .files import beside_package
@@ -254,14 +257,13 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
     cfg = _detectron2_defaults()
     add_dearli_config(cfg)
     if config_file is not None:
-        _merge_file(cfg, find_config(config_file))
+        for path, content in read_config_files(find_config(config_file)):
+            _merge(cfg, content, f"{path}: ")
     overrides = list(overrides)
     if len(overrides) % 2:
         raise ConfigError(f"overrides are KEY VALUE pairs; the last, {overrides[-1]!r}, has no value")
-    try:
-        cfg.merge_from_list(overrides)
-    except (KeyError, AssertionError, ValueError) as error:
-        raise ConfigError(_explain(error, cfg, "command line")) from error
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        _set(cfg, str(key), value, "command line: ")
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     if cfg.DATASETS.CUSTOM.ROOT and not cfg.MODEL.NUM_CLASSES:
@@ -287,28 +289,61 @@ def find_config(path: str | Path) -> Path:
     return own
 
 
-def _merge_file(cfg: CfgNode, path: Path) -> None:
+def _merge(cfg: CfgNode, content: dict, where: str, prefix: str = "") -> None:
+    for name, value in content.items():
+        if isinstance(value, dict) and not _is_leaf(cfg, f"{prefix}{name}"):
+            _merge(cfg, value, where, f"{prefix}{name}.")
+        else:
+            _set(cfg, f"{prefix}{name}", value, where)
+
+
+def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
+    """Puts a value into the config. Raises `ConfigError` for an unknown key or a value that it does not accept."""
+    section, _, name = key.rpartition(".")
+    node, original = _section(cfg, section), _section(_DETECTRON2, section)
+    if node is None or name not in node:
+        similar = difflib.get_close_matches(key, list(all_keys(cfg)), 1)
+        raise ConfigError(f"{where}there is no key {key}" + (f"; did you mean {similar[0]}?" if similar else ""))
+    default = node[name]
+    if isinstance(default, CfgNode):
+        example = next((known for known in SCHEMA if known.startswith(f"{key}.")), f"{key}.{next(iter(default))}")
+        raise ConfigError(f"{where}{key} is {value!r}; it is a section, give its keys, such as {example}")
     try:
-        cfg.merge_from_file(str(path), allow_unsafe=False)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no safe YAML: {error}") from error
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: the file that _BASE_ names is missing: {error.filename}") from error
-    except (KeyError, AssertionError, ValueError, AttributeError) as error:
-        raise ConfigError(_explain(error, cfg, str(path))) from error
+        decoded = _decode(value, reads_text(key, default))
+        node[name] = read_value(key, decoded, default, original is not None and name in original)
+    except ValueError as error:
+        raise ConfigError(f"{where}{error}") from error
 
 
-def _explain(error: Exception, cfg: CfgNode, where: str) -> str:
-    message = str(error.args[0]) if error.args else str(error)
-    key = message.rpartition(":")[2].strip()
-    if not message.startswith("Non-existent"):
-        return f"{where}: {message}"
-    similar = difflib.get_close_matches(key, list(_all_keys(cfg)), 1)
-    return f"{where}: there is no key {key}" + (f"; did you mean {similar[0]}?" if similar else "")
+def _is_leaf(cfg: CfgNode, key: str) -> bool:
+    section, _, name = key.rpartition(".")
+    return not isinstance((_section(cfg, section) or {}).get(name, cfg), CfgNode)
 
 
-def _all_keys(cfg: CfgNode, prefix: str = ""):
+def _section(cfg: CfgNode, key: str) -> CfgNode | None:
+    for name in filter(None, key.split(".")):
+        cfg = cfg.get(name) if isinstance(cfg, CfgNode) else None
+    return cfg if isinstance(cfg, CfgNode) else None
+
+
+def _decode(value: Any, text: bool) -> Any:
+    """A value as it stands on the command line or in YAML, whose "1e-4" and "(1, 2)" are strings, as Python reads it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        decoded = ast.literal_eval(value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        lowered = value.strip().lower()
+        return float(lowered) if not text and lowered.lstrip("+-") in ("nan", "inf", "infinity") else value
+    return value if text and not isinstance(decoded, str) else decoded
+
+
+def all_keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Sections and keys, with dots."""
     for key, value in cfg.items():
         yield prefix + key
         if isinstance(value, CfgNode):
-            yield from _all_keys(value, f"{prefix}{key}.")
+            yield from all_keys(value, f"{prefix}{key}.")
+
+
+_DETECTRON2 = _detectron2_defaults()

@@ -177,10 +177,13 @@ def test_warm_up_has_the_values_of_the_paper(folder, iterations):
     [
         (["MODEL.MASK_FORMER.NUM_QUERIS", "10"], "no key .*NUM_QUERIS; did you mean MODEL.MASK_FORMER.NUM_QUERIES"),
         (["SOLVER.MAX_ITER"], "has no value"),
-        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER|Type mismatch"),
-        (["MODEL.CLASSIFIER", "texts"], "MODEL.CLASSIFIER is 'texts'; it can be 'linear' or 'text'"),
+        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER is 'many'; it must be a whole number, at least 1"),
+        (["MODEL.CLASSIFIER", "texts"], "MODEL.CLASSIFIER is 'texts'; it must be 'linear', 'text' or 'none'"),
         (["MODEL.NUM_CLASSES", "0"], "MODEL.NUM_CLASSES must be set"),
-        (["MODEL.ENSEMBLE.ALPHA", "1.5"], "ENSEMBLE.ALPHA must be in 0..1"),
+        (
+            ["MODEL.ENSEMBLE.ALPHA", "1.5"],
+            "ENSEMBLE.ALPHA is 1.5; it must be a finite number, at least 0 and at most 1",
+        ),
         (["INPUT.SCALE_RANGE", "(2.0, 0.5)"], "SCALE_RANGE"),
         (["MODEL.MASK_FORMER.HEADS", "7"], "multiple of its HEADS"),
         (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"], "CLIP_TYPE is 'value'"),
@@ -203,8 +206,46 @@ def test_wrong_files_are_explained(tmp_path):
     with pytest.raises(ConfigError, match="none.yaml"):
         get_config(path)
     path.write_text("VERSION: 2\nMODEL:\n  MASK_FROMER:\n    LAYERS: 3\n")
-    with pytest.raises(ConfigError, match="no key MODEL.MASK_FROMER; did you mean MODEL.MASK_FORMER"):
+    with pytest.raises(
+        ConfigError, match=r"c.yaml: there is no key MODEL.MASK_FROMER.LAYERS; did you mean MODEL.MASK_FORMER.LAYERS"
+    ):
         get_config(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("SOLVER:\n  BASE_LR: 0.5\nINPUT:\n  CROP_SIZE: 64\nSOLVER:\n  MAX_ITER: 2\n", "SOLVER stands twice, in lines 1 and 5"),
+        ("SOLVER:\n  BASE_LR:\n", "SOLVER.BASE_LR is None; it must be a finite number, above 0"),
+        ("SOLVER:\n", "SOLVER is None; it is a section, give its keys, such as SOLVER.IMS_PER_BATCH"),
+        ("", "c.yaml is empty"),
+        ("# nothing\n", "c.yaml is empty"),
+        ("- SOLVER\n", "holds a list; a config is a mapping"),
+        ("_BASE_: c.yaml\n", "_BASE_ goes in a circle: .*c.yaml -> .*c.yaml"),
+        ("_BASE_: {a: 1}\n", "must be a path or a list of paths"),
+        ("SOLVER: [1\n", "no safe YAML"),
+        ("SOLVER:\n  STEPS: [1]\n", "SOLVER.STEPS is .*no effect here, leave it out; see SOLVER.SCHEDULE"),
+        ("TEST:\n  AUG:\n    ENABLED: True\n", "TEST.AUG.ENABLED is True; this key of detectron2 has no effect"),
+        ("DATASETS:\n  CUSTOM:\n    CLASSES: {0: road}\n", "CLASSES is {0: 'road'}; it must be a list"),
+        ("DATASETS:\n  TRAIN: miniworld_train\n", r"TRAIN is 'miniworld_train'; it must be a list .*such as \('name',\)"),
+    ],
+)  # fmt: skip
+def test_wrong_content_of_a_file_is_one_error_with_the_file(tmp_path, content, words):
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=words) as caught:
+        get_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_base_is_overridden_by_the_file_that_names_it_and_by_later_bases(tmp_path, repo):
+    world = repo / "configs/miniworld/m2f_lang.yaml"
+    (tmp_path / "a.yaml").write_text(f"_BASE_: {world}\nSOLVER:\n  MAX_ITER: 5\n  BASE_LR: 1e-3\n")
+    (tmp_path / "b.yaml").write_text("SOLVER:\n  MAX_ITER: 6\n  POLY_POWER: 1\n")
+    (tmp_path / "c.yaml").write_text("_BASE_: [a.yaml, b.yaml]\nSOLVER:\n  POLY_POWER: 2\n")
+    solver = get_config(tmp_path / "c.yaml").SOLVER
+    assert (solver.MAX_ITER, solver.BASE_LR, solver.POLY_POWER) == (6, 1e-3, 2.0)
+    assert isinstance(solver.POLY_POWER, float)  # written without a point
 
 
 def test_device_is_chosen_without_a_flag(repo, monkeypatch):

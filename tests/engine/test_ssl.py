@@ -351,7 +351,7 @@ def test_resume_after_kill_9_repeats_losses_student_and_teacher_bit_by_bit(tmp_p
         (("SSL.CUTMIX_AREA", "(0.6, 0.9)", "SSL.CUTMIX_ASPECT", "(2.0, 3.0)"), "do not fit into the crop"),
         (("SSL.CUTMIX_AREA", "(1.0, 1.0)"), "do not fit into the crop"),
         (("TEST.WEIGHTS", "teacher", "DATASETS.UNLABELED", "()"), "there is no teacher"),
-        (("TEST.WEIGHTS", "tutor"), "'student' or 'teacher' or 'both'"),
+        (("TEST.WEIGHTS", "tutor"), "'student', 'teacher' or 'both'"),
     ],
 )
 def test_contradictions_are_config_errors(ssl_config, overrides, message):

@@ -517,12 +517,15 @@ def test_a_plain_backbone_takes_its_text_from_a_clip_model_beside_it(hvl_config)
         (("INPUT.TARGETS", "panoptic"), "segments semantically"),
         (("MODEL.CLASSIFIER", "text"), "linear classifier"),
         (("MODEL.BACKBONE.FREEZE", "True"), "MODEL.HVL.VL_WEIGHT trains the image tower"),
-        (("MODEL.HVL.PRESENCE", "maybe"), "'image' or 'dense' or 'all'"),
+        (("MODEL.HVL.PRESENCE", "maybe"), "'image', 'dense' or 'all'"),
         (("MODEL.MASK_FORMER.HIDDEN_DIM", "32"), "MODEL.PIXEL_DECODER.DIM must equal"),
         (("MODEL.HVL.TEXTUAL_QUERIES", "False", "MODEL.MASK_FORMER.NUM_QUERIES", "0"), "needs MODEL.MASK_FORMER"),
         (("MODEL.META_ARCHITECTURE", "MaskFormer"), "its semantic counterpart"),
         (("MODEL.HVL.PRESENCE", "image", "MODEL.MASK_FORMER.NUM_QUERIES", "0"), "MODEL.HVL.PRESENCE to dense or all"),
-        (("DATALOADER.RARE_CLASS_TEMPERATURE", "0.0"), "RARE_CLASS_TEMPERATURE must be positive"),
+        (
+            ("DATALOADER.RARE_CLASS_TEMPERATURE", "0.0"),
+            "RARE_CLASS_TEMPERATURE is 0.0; it must be a finite number, above 0",
+        ),
     ],
 )
 def test_contradictions_are_config_errors(hvl_config, overrides, message):

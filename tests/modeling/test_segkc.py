@@ -404,7 +404,7 @@ VIT = "MODEL.BACKBONE.ARCH", "vit_tiny_patch16_224"
         (("TEST.PANOPTIC_ON", "True"), "SegKC segments semantically"),
         (("SSL.STRONG_VIEWS", "3"), "STRONG_VIEWS"),
         ((*VIT, "MODEL.BACKBONE.LAYERS", "(2, 5, 8)"), "LAYERS"),
-        ((*VIT, "MODEL.BACKBONE.LAYERS", "(5, 2, 8, 11)"), "four rising"),
+        ((*VIT, "MODEL.BACKBONE.LAYERS", "(5, 2, 8, 11)"), "LAYERS is .*from low to high"),
         (("MODEL.SENIOR.BACKBONE.LAYERS", "(2, 5, 8, 11)"), "SENIOR.BACKBONE.LAYERS.*TimmBackbone"),
         (("MODEL.SENIOR.BACKBONE.CHECKPOINT_BLOCKS", "True"), "CHECKPOINT_BLOCKS is for"),
         (("MODEL.BACKBONE.LEVEL_DIMS", "(1, 2)"), "LEVEL_DIMS"),
