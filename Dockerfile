@@ -3,8 +3,8 @@
 #     --config-file configs/miniworld/m2f_lang.yaml --num-gpus 1
 FROM pytorch/pytorch:2.10.0-cuda12.8-cudnn9-runtime
 
-# opencv-python-headless needs glib; make drives the installation
-RUN apt-get update && apt-get install -y --no-install-recommends make libglib2.0-0 && rm -rf /var/lib/apt/lists/*
+# opencv-python-headless needs glib; make drives the installation; Triton builds its launchers with gcc
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev make libglib2.0-0 && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home --uid 1001 user
 USER user

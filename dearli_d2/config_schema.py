@@ -170,7 +170,7 @@ SCHEMA: dict[str, Rule] = {
     "MODEL.WEIGHTS": TEXT,
     "MODEL.NUM_CLASSES": COUNT,
     "MODEL.CLASSIFIER": one_of("linear", "text", "none"),
-    "MODEL.DEFORM_ATTN_IMPL": one_of("auto", "grid_sample", "gather"),
+    "MODEL.DEFORM_ATTN_IMPL": one_of("auto", "grid_sample", "gather", "triton"),
     "MODEL.PIXEL_MEAN": Items(Number(0, 255), (3,)),
     "MODEL.PIXEL_STD": Items(POSITIVE, (3,)),
     **{f"MODEL.BACKBONE.{key}": rule for key, rule in _BACKBONE.items()},

@@ -15,8 +15,8 @@ from .matcher import HungarianMatcher, Matches
 from .ranks import over_ranks
 from .transformer_decoder import DecoderOutput
 
-# masks whose candidate points are drawn at a time: few enough for the cache, many enough for a GPU
-_BLOCK = 32
+# masks whose candidate points are drawn at a time: few enough for a CPU's cache, many enough to fill a GPU
+_BLOCK = {"cpu": 32, "gpu": 1024}
 
 
 class SetCriterion(nn.Module):
@@ -146,7 +146,8 @@ class SetCriterion(nn.Module):
     @torch.no_grad()
     def _choose_points(self, logits: torch.Tensor) -> torch.Tensor:
         """(M, num_points, 2) for (M, 1, h, w) logits: the most uncertain of many random points, and some random ones."""
-        return torch.cat([self._choose_points_of(block) for block in logits.split(_BLOCK)])
+        block = _BLOCK["cpu" if logits.device.type == "cpu" else "gpu"]
+        return torch.cat([self._choose_points_of(part) for part in logits.split(block)])
 
     def _choose_points_of(self, logits: torch.Tensor) -> torch.Tensor:
         count, device = len(logits), logits.device

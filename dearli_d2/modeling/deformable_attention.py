@@ -1,16 +1,22 @@
-"""Multi-scale deformable attention (Deformable DETR, Sec. 4.1) in plain PyTorch, for any device.
+"""Multi-scale deformable attention (Deformable DETR, Sec. 4.1): in plain PyTorch for any device, in Triton for GPUs.
 
-`MODEL.DEFORM_ATTN_IMPL` chooses one of `IMPLEMENTATIONS`; they agree to 1e-5 in fp32.
+`MODEL.DEFORM_ATTN_IMPL` chooses one of `IMPLEMENTATIONS`. They agree to 1e-5 in fp32.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from ..errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -31,19 +37,41 @@ def multi_scale_deformable_attention(
         spatial_shapes: (H_l, W_l) of each of the L levels.
         sampling_locations: (B, M, h, L, P, 2), x and y in 0..1 of the level; samples outside read zeros.
         attention_weights: (B, M, h, L, P), sum to 1 over (L, P) in the usual use.
-        implementation: of the forward pass, a key of `IMPLEMENTATIONS`, or "auto": the fastest one for the device and
-            grad mode.
+        implementation: one of `IMPLEMENTATIONS`, or "auto": the fastest one for the device and grad mode.
 
     Returns:
         (B, M, h * d) in fp32 (positions in half precision would be off by up to a cell).
     """
     if implementation == "auto":
         forward_only = not (torch.is_grad_enabled() and value.requires_grad)
-        implementation = "gather" if forward_only and value.device.type == "cpu" else "grid_sample"
+        if value.device.type == "cpu":
+            implementation = "gather" if forward_only else "grid_sample"
+        else:
+            implementation = "triton" if _triton_runs_on(value.device) else "grid_sample"
+    if implementation == "triton":
+        try:
+            from .deformable_attention_triton import deformable_attention
+        except ImportError as error:
+            raise ConfigError(
+                "MODEL.DEFORM_ATTN_IMPL is triton but Triton is not installed; use auto or grid_sample"
+            ) from error
+        return deformable_attention(value, spatial_shapes, sampling_locations, attention_weights)
     with torch.autocast(value.device.type, enabled=False):
         return _DeformableAttention.apply(
             value.float(), tuple(spatial_shapes), sampling_locations.float(), attention_weights.float(), implementation
         )
+
+
+@cache
+def _triton_runs_on(device: torch.device) -> bool:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    try:
+        from .deformable_attention_triton import runs_on
+    except ImportError:  # Triton is optional
+        logger.warning("Triton is not installed: deformable attention is several times slower without it.")
+        return False
+    return runs_on(device)
 
 
 class _DeformableAttention(torch.autograd.Function):
@@ -54,7 +82,7 @@ class _DeformableAttention(torch.autograd.Function):
     def forward(ctx, value, spatial_shapes, locations, weights, implementation):
         ctx.spatial_shapes = spatial_shapes
         ctx.save_for_backward(value, locations, weights)
-        return IMPLEMENTATIONS[implementation](value, spatial_shapes, locations, weights)
+        return _PLAIN[implementation](value, spatial_shapes, locations, weights)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -148,7 +176,8 @@ def _by_gather(
     return output.view(batch, queries, heads * dim)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., torch.Tensor]] = {"grid_sample": _by_grid_sample, "gather": _by_gather}
+_PLAIN: dict[str, Callable[..., torch.Tensor]] = {"grid_sample": _by_grid_sample, "gather": _by_gather}
+IMPLEMENTATIONS = (*_PLAIN, "triton")
 
 
 class MSDeformAttn(nn.Module):

@@ -13,8 +13,9 @@ from ..structures import Targets
 from .losses import image_of_target, sample_points, sample_validity
 from .transformer_decoder import DecoderOutput
 
-CHUNK_VALUES = 2**22
-"""Mask logits compared at a time, 16 MB: their passes stay in a CPU's cache (benchmarks/matching.py)."""
+CHUNK_VALUES = {"cpu": 2**22, "gpu": 2**27}
+"""Mask logits compared at a time: 16 MB, whose passes stay in a CPU's cache (benchmarks/matching.py); 512 MB on a GPU, where
+every chunk costs some twenty kernel launches."""
 
 
 @dataclass
@@ -91,7 +92,9 @@ class HungarianMatcher:
             valid = None if validity is None else torch.stack(validity)
 
             costs = []
-            chunk = max(1, CHUNK_VALUES // (class_logits.shape[2] * self.num_points))
+            chunk = max(
+                1, CHUNK_VALUES["cpu" if device.type == "cpu" else "gpu"] // (class_logits.shape[2] * self.num_points)
+            )
             images = [slice(start, start + chunk) for start in range(0, batch, chunk)]
             for logits, embeddings in zip(class_logits, output.mask_embeddings, strict=True):
                 parts = [
@@ -118,16 +121,16 @@ def assign(costs: np.ndarray, counts: Sequence[int]) -> tuple[torch.Tensor, torc
         `query` and `matched` of `Matches`, (R, T, 1) each, on the CPU.
     """
     predictions, total = len(costs), sum(counts)
-    query = torch.zeros(predictions, total, 1, dtype=torch.int64)
-    matched = torch.zeros(predictions, total, 1)
+    query = np.zeros((predictions, total, 1), np.int64)
+    matched = np.zeros((predictions, total, 1), np.float32)
     for r in range(predictions):
         start = 0
         for b, count in enumerate(counts):
             queries, segments = linear_sum_assignment(costs[r, b, :, :count])
-            query[r, start + segments, 0] = torch.from_numpy(queries)
+            query[r, start + segments, 0] = queries
             matched[r, start + segments, 0] = 1
             start += count
-    return query, matched
+    return torch.from_numpy(query), torch.from_numpy(matched)
 
 
 def pairwise_mask_cost(

@@ -69,7 +69,7 @@ def test_costs_do_not_depend_on_how_many_images_are_compared_at_a_time(make_targ
     ]
     matcher, costs = HungarianMatcher(num_points=64), []
     for images in (1, 2, 3):
-        monkeypatch.setattr(matcher_module, "CHUNK_VALUES", images * 5 * 64)
+        monkeypatch.setattr(matcher_module, "CHUNK_VALUES", {"cpu": images * 5 * 64})
         torch.manual_seed(1)
         costs.append(matcher.costs(class_logits, output, targets))
     assert costs[0].shape == (3, 3, 5, 4)
