@@ -183,9 +183,9 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.SSL.BLUR_SIGMA = (0.1, 2.0)  # pixels
     cfg.SSL.STRONG_VIEWS = 1  # of each unlabelled image, 1 or 2
     cfg.SSL.MIX = "cutmix"  # or "classmix": half of the classes of another image in the batch
-    cfg.SSL.CUTMIX = 0.5  # probability of a paste per image, 0 = off
-    cfg.SSL.CUTMIX_AREA = (0.02, 0.4)  # of the crop
-    cfg.SSL.CUTMIX_ASPECT = (0.3, 3.3)  # width / height
+    cfg.SSL.CUTMIX = 0.5  # probability of a paste per image, 0 = off; needs two unlabelled images a process
+    cfg.SSL.CUTMIX_AREA = (0.02, 0.4)  # of the crop, drawn evenly
+    cfg.SSL.CUTMIX_ASPECT = (0.3, 1 / 0.3)  # height / width, drawn evenly (as UniMatch and DEARLi)
     cfg.SSL.PICTURE_PERIOD = (
         1000  # iterations between pictures of weak views, pseudo-labels and mixed strong views; 0 = none
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,8 +12,12 @@ from .errors import ConfigError
 
 
 def _boxes_fit(area: float, aspect: Sequence[float]) -> bool:
-    """Whether boxes of a share `area` of a square and some aspect of the range fit into it, with room to spare."""
-    return area < 1 and max(aspect[0], area) < min(aspect[1], 1 / area)
+    """Whether at least one of a thousand boxes of a share `area` of a square lies inside of it, if aspect and corner are
+    random."""
+    steps = 100
+    ratios = [aspect[0] + (aspect[1] - aspect[0]) * (i + 0.5) / steps for i in range(steps)]
+    places = [max(1 - math.sqrt(area / r), 0) * max(1 - math.sqrt(area * r), 0) for r in ratios]
+    return sum(places) >= 0.001 * steps
 
 
 def _hvl_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
@@ -167,8 +172,9 @@ def validate(cfg: CfgNode) -> None:
             "INPUT.JITTER and INPUT.COLOR_AUG_SSD both change the colours of labelled images: use one of them",
         ),
         (
-            _boxes_fit(cfg.SSL.CUTMIX_AREA[0], cfg.SSL.CUTMIX_ASPECT),
-            "SSL.CUTMIX_AREA: boxes of the smallest area do not fit into the crop with any SSL.CUTMIX_ASPECT",
+            _boxes_fit(cfg.SSL.CUTMIX_AREA[1], cfg.SSL.CUTMIX_ASPECT),
+            "SSL.CUTMIX_AREA: boxes of the largest area do not fit into the crop with room to spare at SSL.CUTMIX_ASPECT; lower "
+            "the area",
         ),
         (
             cfg.TEST.WINDOW_STRIDE <= cfg.TEST.WINDOW,

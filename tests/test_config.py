@@ -51,7 +51,12 @@ def test_semi_supervised_rows_have_the_values_of_the_paper(folder, letter, metho
         ssl = cfg.SSL
         assert (ssl.EMA_DECAY, ssl.OBJECT_THRESHOLD, ssl.OVERLAP_THRESHOLD, ssl.MIN_AREA) == (0.999, 0.0, 0.8, 0)
         assert (ssl.JITTER, ssl.GREYSCALE, ssl.BLUR, ssl.BLUR_SIGMA) == ((0.8, 0.8, 0.8, 0.2), 0.2, 0.5, (0.1, 2.0))
-        assert (ssl.CUTMIX, ssl.CUTMIX_AREA, ssl.CUTMIX_ASPECT, ssl.LOSS_WEIGHT) == (0.5, (0.02, 0.4), (0.3, 3.3), 1.0)
+        assert (ssl.CUTMIX, ssl.CUTMIX_AREA, ssl.CUTMIX_ASPECT, ssl.LOSS_WEIGHT) == (
+            0.5,
+            (0.02, 0.4),
+            (0.3, 3.3333),
+            1.0,
+        )
         ensemble = cfg.MODEL.ENSEMBLE
         assert (ensemble.ALPHA, ensemble.IN_PSEUDO_LABELS, ensemble.AT_INFERENCE) == (0.6, True, True)
         assert SIZES[folder] == (cfg.MODEL.NUM_CLASSES, cfg.INPUT.CROP_SIZE, cfg.INPUT.MAX_SIZE_TEST)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..structures import Targets
+from .partners import draw_partners
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,9 @@ class ClassMix:
         self.probability = probability
 
     def plan_for(self, targets: Sequence[Targets], rng: np.random.Generator) -> ClassMixPlan:
-        """Draws partners (one permutation of the batch) and half of the segments of each, rounded up."""
-        partner = tuple(int(i) for i in rng.permutation(len(targets)))
+        """Draws partners (see `draw_partners`) and half of the segments of each, rounded up; one without segments gives
+        nothing."""
+        partner = draw_partners(len(targets), rng)
         return ClassMixPlan(partner, tuple(self._region(targets[i], rng) for i in partner))
 
     def _region(self, target: Targets, rng: np.random.Generator) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ import torch
 
 from ..structures import Targets
 from .classmix import ClassMixPlan
+from .partners import draw_partners
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,12 @@ MixPlan = CutMixPlan | ClassMixPlan
 
 
 class CutMix:
-    """Args:
-    probability: of a paste, per image.
-    area: range of the box's area as a share of the image. aspect: range of its width / height.
+    """Boxes as UniMatch's and DEARLi's code draws them: the area is uniform; then height / width, uniform, and a corner, uniform in
+    the image, are drawn until the box lies inside. So tall boxes are more frequent, the median of height / width is 1.5.
+
+    Args:
+        probability: of a paste, per image.
+        area: range of the box's area as a share of the image. aspect: range of its height / width.
     """
 
     def __init__(
@@ -52,9 +56,8 @@ class CutMix:
         self.probability, self.area, self.aspect = probability, area, aspect
 
     def plan(self, count: int, height: int, width: int, rng: np.random.Generator) -> CutMixPlan:
-        """Draws partners (one permutation of the batch) and boxes."""
-        partner = tuple(int(i) for i in rng.permutation(count))
-        return CutMixPlan(partner, tuple(self._box(height, width, rng) for _ in range(count)))
+        """Draws partners (see `draw_partners`) and boxes."""
+        return CutMixPlan(draw_partners(count, rng), tuple(self._box(height, width, rng) for _ in range(count)))
 
     def plan_for(self, targets: Sequence[Targets], rng: np.random.Generator) -> CutMixPlan:
         """A plan for the images of these targets."""
@@ -63,13 +66,13 @@ class CutMix:
     def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         if rng.random() >= self.probability:
             return 0, 0, 0, 0
-        while True:  # boxes that do not fit are drawn again; the config's check knows that some do
-            area = rng.uniform(*self.area) * height * width
-            aspect = np.exp(rng.uniform(*np.log(self.aspect)))
-            w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
-            if 0 < w <= width and 0 < h <= height:
-                x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
-                return x, y, x + int(w), y + int(h)
+        area = rng.uniform(*self.area) * height * width
+        while True:  # the config's check knows that this ends soon
+            aspect = rng.uniform(*self.aspect)
+            w, h = max(int(np.sqrt(area / aspect)), 1), max(int(np.sqrt(area * aspect)), 1)
+            x, y = int(rng.integers(width)), int(rng.integers(height))
+            if x + w <= width and y + h <= height:
+                return x, y, x + w, y + h
 
 
 def mix_images(images: torch.Tensor, plan: MixPlan) -> torch.Tensor:

@@ -51,6 +51,7 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
     ):
         if used and batch % world_size:
             raise ConfigError(f"{key} {batch} is no multiple of the {world_size} processes")
+    check_mixing(cfg, world_size)
     if class_source(cfg) is None:
         raise DatasetError("DATASETS.TRAIN names no data set, nor does DATASETS.SOURCE")
     check_writable(cfg.OUTPUT_DIR)
@@ -61,6 +62,19 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
     if cfg.SSL.TEACHER_WEIGHTS and not Path(cfg.SSL.TEACHER_WEIGHTS).is_file():
         raise ConfigError(f"SSL.TEACHER_WEIGHTS: no file {cfg.SSL.TEACHER_WEIGHTS}")
     check_datasets(cfg)
+
+
+def check_mixing(cfg: CfgNode, processes: int) -> None:
+    """Raises `ConfigError` where unlabelled images are to be mixed but each process has only one: partners are other images of
+    the same process."""
+    images = cfg.SSL.IMS_PER_BATCH // processes
+    if cfg.DATASETS.UNLABELED and cfg.SSL.CUTMIX and images < 2:
+        on = f" on {processes} processes" if processes > 1 else ""
+        raise ConfigError(
+            f"SSL.MIX {cfg.SSL.MIX} needs two unlabelled images a process, but SSL.IMS_PER_BATCH {cfg.SSL.IMS_PER_BATCH}{on} "
+            "gives one, which has no partner; raise SSL.IMS_PER_BATCH, use fewer processes, or set SSL.CUTMIX 0.0 to leave "
+            "mixing out"
+        )
 
 
 def check_datasets(cfg: CfgNode) -> None:

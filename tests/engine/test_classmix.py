@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from dearli_d2.engine.classmix import ClassMix
@@ -46,3 +47,10 @@ def test_classmix_of_empty_targets_changes_nothing():
     plan = ClassMix(1.0).plan_for([empty, empty], np.random.default_rng(0))
     assert not any(plan.changes(i) for i in range(2))
     assert mix_targets([empty, empty], plan, ())[0] is empty
+
+
+@pytest.mark.parametrize("count", [8, 4, 2])
+def test_as_many_images_are_mixed_as_the_probability_says(count):
+    rng, targets = np.random.default_rng(0), [labels(size=4)] * count
+    plans = [ClassMix(0.5).plan_for(targets, rng) for _ in range(2000 // count)]
+    assert np.mean([plan.changes(i) for plan in plans for i in range(count)]) == pytest.approx(0.5, abs=0.04)

@@ -203,7 +203,7 @@ def test_losses_and_gradients_of_two_ranks_are_those_of_one_with_the_joint_batch
                 )
 
 
-SEMIDAVIL = ("MODEL.SEMIDAVIL.LOSS", "ce", "SSL.START", "0", "SSL.IMS_PER_BATCH", "2", "SSL.SOURCE_IMS_PER_BATCH", "4",
+SEMIDAVIL = ("MODEL.SEMIDAVIL.LOSS", "ce", "SSL.START", "0", "SSL.IMS_PER_BATCH", "4", "SSL.SOURCE_IMS_PER_BATCH", "4",
              "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "0")  # fmt: skip
 
 

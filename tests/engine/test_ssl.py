@@ -15,7 +15,7 @@ from dearli_d2.data.build import build_streams
 from dearli_d2.data.catalog import ImageFolder, annotated_dicts, dataset_dicts, register
 from dearli_d2.engine.checkpoints import branch_off
 from dearli_d2.engine.teacher import EMATeacher
-from dearli_d2.engine.trainer import DualStreamTrainer
+from dearli_d2.engine.trainer import DualStreamTrainer, check_run
 from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.modeling import build_model
 from dearli_d2.structures import Targets
@@ -365,6 +365,15 @@ def test_missing_teacher_weights_and_odd_batches_are_errors(ssl_config, monkeypa
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
     with pytest.raises(ConfigError, match="SSL.IMS_PER_BATCH 3 is no multiple of the 2 processes"):
         DualStreamTrainer(ssl_config("SSL.IMS_PER_BATCH", "3"))
+
+
+@pytest.mark.parametrize(("images", "processes", "mix"), [(1, 1, "cutmix"), (2, 2, "classmix")])
+def test_one_unlabelled_image_a_process_cannot_be_mixed_and_says_so(ssl_config, monkeypatch, images, processes, mix):
+    options = ("SSL.IMS_PER_BATCH", str(images), "SSL.MIX", mix)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: processes)
+    with pytest.raises(ConfigError, match=f"SSL.MIX {mix} needs two unlabelled images a process.*set SSL.CUTMIX 0.0"):
+        DualStreamTrainer(ssl_config(*options))
+    check_run(ssl_config(*options, "SSL.CUTMIX", "0.0"), resume=False)
 
 
 def test_held_back_annotations_belong_to_the_unlabelled_images():
