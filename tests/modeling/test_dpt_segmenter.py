@@ -11,7 +11,7 @@ from detectron2.layers import ShapeSpec
 from dearli_d2.modeling.backbone.pyramid import Reassemble
 from dearli_d2.modeling.backbone.timm import TimmBackbone
 from dearli_d2.modeling.meta_arch.base import ReadOut
-from dearli_d2.modeling.meta_arch.dpt_segmenter import DPTSegmenter, channel_dropout, pyramid_of
+from dearli_d2.modeling.meta_arch.dpt_segmenter import DPTSegmenter, channel_dropout, fitted, pyramid_of
 from dearli_d2.modeling.per_pixel import DPTHead
 from dearli_d2.modeling.per_pixel.dpt import LEVELS
 
@@ -45,6 +45,13 @@ def test_whole_images_of_any_size(size):
     """The network sees multiples of the patch, the output has the size of the input."""
     model = patch_segmenter()
     assert model([{"image": torch.randint(0, 256, (3, *size), dtype=torch.uint8)}])[0]["sem_seg"].shape == (5, *size)
+
+
+def test_of_two_multiples_as_near_the_larger_is_taken():
+    """int(side / 14 + 0.5), as the published evaluation has it; Python rounds halves to even numbers."""
+    for side in range(1, 700):
+        expected = max(1, int(side / 14 + 0.5)) * 14
+        assert fitted(torch.zeros(1, 1, side, 14), (side, 14), 14).shape[2:] == (expected, 14)
 
 
 def test_images_are_resized_not_padded_to_multiples():

@@ -129,8 +129,8 @@ class DPTSegmenter(PixelSegmenter):
 
 def fitted(images: torch.Tensor, size: tuple[int, int], divisor: int) -> torch.Tensor:
     """(B, 3, H, W) images, padded to more than `size`, without padding and at the nearest multiples of `divisor`, at least
-    one."""
-    multiples = tuple(max(1, round(side / divisor)) * divisor for side in size)
+    one; of two as near the larger (UniMatch V2)."""
+    multiples = tuple(max(1, (2 * side + divisor) // (2 * divisor)) * divisor for side in size)
     return resize_logits(images[..., : size[0], : size[1]], multiples)
 
 
