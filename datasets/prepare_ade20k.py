@@ -26,10 +26,19 @@ import numpy as np
 
 from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
+from dearli_d2.data.class_names import find_class
 from dearli_d2.data.mappers import read_image
-from dearli_d2.data.preparation import check_pairs, convert_all, ids_to_rgb, save_png, segment_info, write_panoptic_json
-from dearli_d2.data.taxonomy import spread_colors
+from dearli_d2.data.preparation import (
+    categories_of,
+    check_pairs,
+    convert_all,
+    ids_to_rgb,
+    save_png,
+    segment_info,
+    write_panoptic_json,
+)
 from dearli_d2.errors import DatasetError
+from dearli_d2.files import read_text
 
 # scene-parsing class (1..150) of each of the 100 instance classes, in their order (published mapping)
 THING_CLASSES = (
@@ -38,31 +47,28 @@ THING_CLASSES = (
     94, 96, 98, 99, 103, 104, 105, 108, 109, 111, 112, 113, 116, 117, 119, 120, 121, 122, 124, 125, 126, 127, 128, 130,
     131, 133, 134, 135, 136, 137, 138, 139, 140, 143, 144, 145, 147, 148, 149, 150,
 )  # fmt: skip
+CATEGORIES = categories_of("ade20k", things=[number - 1 for number in THING_CLASSES])
 SPLITS = {"train": ("training", 20210), "val": ("validation", 2000)}
 HINT = "download ADEChallengeData2016.zip and annotations_instance.tar from the scene-parsing benchmark and unpack both there"
 
 
-def read_categories(path: Path) -> list[dict]:
-    """The 150 categories from objectInfo150.txt: id 0..149, name, synonyms, thing or stuff."""
+def check_names(path: Path) -> None:
+    """The classes of objectInfo150.txt must be the 150 that are known, in their order.
+
+    Raises:
+        DatasetError: no such file, another number of classes, or another class.
+    """
     if not path.is_file():
         raise DatasetError(f"no file {path}; {HINT}")
-    rows = [line.split("\t") for line in path.read_text().splitlines() if line[:1].isdigit()]
-    if len(rows) != 150:
-        raise DatasetError(f"{path} lists {len(rows)} classes, not 150")
-    colors = spread_colors(150)
-    categories = []
-    for row in rows:
-        number, names = int(row[0]), [n.strip() for n in row[-1].replace(";", ",").split(",") if n.strip()]
-        categories.append(
-            {
-                "id": number - 1,
-                "name": names[0],
-                "synonyms": names[1:],
-                "isthing": int(number in THING_CLASSES),
-                "color": list(colors[number - 1]),
-            }
-        )
-    return categories
+    rows = [line.split("\t") for line in read_text(path, DatasetError).splitlines() if line[:1].isdigit()]
+    if len(rows) != len(CATEGORIES):
+        raise DatasetError(f"{path} lists {len(rows)} classes, not {len(CATEGORIES)}")
+    for category, row in zip(CATEGORIES, rows, strict=True):
+        entry = find_class("ade20k", row[-1])
+        if entry is None or entry.id != category["id"] or int(row[0]) != category["id"] + 1:
+            raise DatasetError(
+                f"{path}: class {row[0]} is {row[-1]!r}, not {category['name']!r} of the official release"
+            )
 
 
 def panoptic_of(semantic: np.ndarray, instances: np.ndarray) -> tuple[np.ndarray, list[dict]]:
@@ -102,13 +108,13 @@ def convert(stem: str, root: Path, split: str) -> dict:
 
 def prepare(root: Path, workers: int) -> None:
     """Both splits."""
-    categories = read_categories(root / "objectInfo150.txt")
+    check_names(root / "objectInfo150.txt")
     for split, (folder, expected) in SPLITS.items():
         labels = [root / "annotations" / folder, root / "annotations_instance" / folder]
         stems = check_pairs(root / "images" / folder, labels, split, expected, HINT)
         journal = root / f"ade20k_panoptic_{split}.journal.jsonl"
         records = convert_all(stems, partial(convert, root=root, split=split), journal, workers, f"ADE20K {split}")
-        write_panoptic_json(root / f"ade20k_panoptic_{split}.json", records, categories)
+        write_panoptic_json(root / f"ade20k_panoptic_{split}.json", records, CATEGORIES)
         journal.unlink()
 
 

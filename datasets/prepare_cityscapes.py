@@ -24,13 +24,12 @@ from PIL import Image
 from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.preparation import (
-    categories_of,
     ids_to_rgb,
     save_png,
     semantic_segments,
     write_semantic_dataset,
 )
-from dearli_d2.data.streets import CLASSES, COLORS, label_table, to_classes
+from dearli_d2.data.streets import CATEGORIES, label_table, to_classes
 from dearli_d2.errors import DatasetError, first_few
 
 EXPECTED = {"train": 2975, "val": 500}
@@ -41,7 +40,7 @@ def convert(root: Path, split: str, name: str) -> dict:
     """Writes the label image of one "CITY/STEM"; returns its record."""
     path = root / "gtFine" / split / f"{name}{LABEL}"
     semantic = to_classes(np.array(Image.open(path)), label_table(), path)
-    ids, segments = semantic_segments(semantic, len(CLASSES), path)
+    ids, segments = semantic_segments(semantic, CATEGORIES, path)
     stem = Path(name).name + IMAGE.removesuffix(".png")
     save_png(root / f"semantic_{split}" / f"{stem}.png", ids_to_rgb(ids))
     height, width = semantic.shape
@@ -66,12 +65,8 @@ def main(argv: list[str] | None = None) -> int:
                     f"{split}: {len(absent)} of {len(names)} images have no label in {root / 'gtFine' / split}: "
                     f"{first_few(absent)}"
                 )
-            path, one, categories = (
-                root / f"semantic_{split}.json",
-                partial(convert, root, split),
-                categories_of(CLASSES, COLORS),
-            )
-            write_semantic_dataset(f"cityscapes_{split}", path, names, one, categories, args.workers, EXPECTED[split])
+            path, one = root / f"semantic_{split}.json", partial(convert, root, split)
+            write_semantic_dataset(f"cityscapes_{split}", path, names, one, CATEGORIES, args.workers, EXPECTED[split])
         return 0
 
     return report_errors(command)

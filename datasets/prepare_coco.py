@@ -14,7 +14,6 @@ and unpacks the label PNG files to panoptic_{train,val}2017/. An interrupted run
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import zipfile
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
+from dearli_d2.data.preparation import read_panoptic_json
 from dearli_d2.errors import DatasetError, first_few
 from dearli_d2.files import write_atomically
 
@@ -62,14 +62,9 @@ def prepare(root: Path, splits: list[str]) -> None:
     """Checks and unpacks the splits."""
     for split in splits:
         path = root / "annotations" / f"panoptic_{split}2017.json"
-        if not path.is_file():
-            raise DatasetError(f"{split}: no file {path}; {HINT}")
-        try:
-            content = json.loads(path.read_text())
-            names = {a["file_name"] for a in content["annotations"]}
-            images = {i["file_name"] for i in content["images"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"{path} is no COCO-panoptic JSON file: {type(error).__name__} {error}") from error
+        content = read_panoptic_json(path, HINT)
+        names = {a["file_name"] for a in content["annotations"]}
+        images = {i["file_name"] for i in content["images"]}
         folder = root / f"{split}2017"
         present = {p.name for p in folder.glob("*.jpg")} if folder.is_dir() else set()
         missing = sorted(images - present)

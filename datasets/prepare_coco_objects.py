@@ -1,102 +1,152 @@
 #!/usr/bin/env python
-"""COCO-Objects from COCO-panoptic: 80 things, and one background class that collects all stuff.
+"""COCO-Objects from COCO-panoptic: 80 things, and one background class of all stuff and all pixels without annotation.
 
-Reads below $DETECTRON2_DATASETS/coco what prepare_coco.py has made, and writes
+Reads below $DETECTRON2_DATASETS/coco what prepare_coco.py has made, and
+
+    masks/*.png                                  semantic labels of val2017, 0 = background, 1..80 = thing, 255 = ignore:
+                                                 "masks" of the COCO data of UniMatch, against which papers measure mIoU
+
+and writes
 
     annotations/panoptic_objects_{train,val}2017.json
-    panoptic_objects_{train,val}2017/*.png       all stuff segments of an image as one
+    panoptic_objects_{train,val}2017/*.png       the things as they were, the rest as one segment
+    semantic_objects_val2017/*.png               the masks, checked
 
-Void pixels stay void. An interrupted run resumes.
+--semantic panoptic makes the semantic labels from the panoptic ones instead: mIoU then differs from that of papers by what
+the two disagree about. An interrupted run resumes.
 
-    python datasets/prepare_coco_objects.py [--splits train val] [--workers 4]
+    python datasets/prepare_coco_objects.py [--splits train val] [--semantic masks] [--workers 4]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
-from dearli_d2.data.mappers import read_panoptic, segment_ids
-from dearli_d2.data.preparation import convert_all, ids_to_rgb, save_png, segment_info
-from dearli_d2.errors import DatasetError
+from dearli_d2.data.class_names import COCO_BACKGROUND, COCO_THINGS
+from dearli_d2.data.mappers import read_image, read_panoptic, segment_ids
+from dearli_d2.data.preparation import (
+    categories_of,
+    convert_all,
+    ids_to_rgb,
+    read_panoptic_json,
+    save_png,
+    segment_info,
+)
+from dearli_d2.errors import DatasetError, first_few
 from dearli_d2.files import write_json
 
-THINGS = 80
-# beyond COCO's ids, which end at 200
-BACKGROUND = {
-    "id": 201,
-    "name": "background",
-    "isthing": 0,
-    "synonyms": ["wall", "building", "sky", "ground", "tree", "grass", "water", "food", "furniture"],
-}
+CATEGORIES = categories_of("coco_objects", things=COCO_THINGS)
+CLASS_OF = {category["id"]: index for index, category in enumerate(CATEGORIES)}
+HINT = "run datasets/prepare_coco.py first"
+MASKS_HINT = "download the COCO masks of UniMatch and unpack them there, or use --semantic panoptic (see --help)"
 
 
-@lru_cache(maxsize=1)
-def read_panoptic_json(path: Path) -> tuple[dict, dict[str, dict], frozenset[int]]:
-    """Content, annotations by label file, ids of stuff categories. Read once in a process; workers that are forked have it
-    already."""
-    content = json.loads(path.read_text())
-    stuff = frozenset(c["id"] for c in content["categories"] if not c["isthing"])
-    return content, {a["file_name"]: a for a in content["annotations"]}, stuff
+def with_background(ids: np.ndarray, segments: list[dict]) -> tuple[np.ndarray, list[dict]]:
+    """Joins all that is no thing, pixels without annotation included, into one background segment.
+
+    Args:
+        ids: (H, W) segment ids, 0 = not annotated. segments: their infos.
+
+    Returns:
+        The same of things and background. The background takes the id of the first stuff segment, else one that is free.
+    """
+    things = [s for s in segments if s["category_id"] in COCO_THINGS]
+    stuff = [s["id"] for s in segments if s["category_id"] not in COCO_THINGS]
+    where = np.isin(ids, [0, *stuff])
+    if not where.any():
+        return ids, things
+    taken = {s["id"] for s in segments}
+    free = stuff[0] if stuff else next(i for i in range(1, len(taken) + 2) if i not in taken)
+    return np.where(where, free, ids), [*things, segment_info(free, COCO_BACKGROUND, where)]
 
 
-def merge_stuff(path: Path, source: Path, target: Path, name: str) -> dict:
-    """Writes one label image with its stuff as a single segment; returns its annotation."""
-    _, annotations, stuff = read_panoptic_json(path)
-    annotation = annotations[name]
-    ids = segment_ids(read_panoptic(str(source / name)))
-    merged = [s["id"] for s in annotation["segments_info"] if s["category_id"] in stuff]
-    segments = [s for s in annotation["segments_info"] if s["category_id"] not in stuff]
-    where = np.isin(ids, merged)
-    if where.any():
-        ids = np.where(where, merged[0], ids)  # an id of the image's own, so no thing has it
-        segments.append(segment_info(merged[0], BACKGROUND["id"], where))
-    save_png(target / name, ids_to_rgb(ids))
+def semantic_of(ids: np.ndarray, segments: list[dict]) -> np.ndarray:
+    """(H, W) uint8 classes 0..80 of (H, W) segment ids."""
+    semantic = np.full(ids.shape, 255, np.uint8)
+    for segment in segments:
+        semantic[ids == segment["id"]] = CLASS_OF[segment["category_id"]]
+    return semantic
+
+
+def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8 classes 0..80, 255 = ignore. Raises `DatasetError` for another size or other values."""
+    mask = read_image(str(path))[..., 0]
+    if mask.shape != shape:
+        raise DatasetError(f"{path} has {mask.shape} pixels, the panoptic label {shape}")
+    wrong = mask[(mask >= len(CATEGORIES)) & (mask != 255)]
+    if len(wrong):
+        raise DatasetError(f"{path}: class {int(wrong[0])} is not in 0..{len(CATEGORIES) - 1}, and not 255 (ignore)")
+    return mask
+
+
+def convert(root: Path, split: str, masks: Path | None, index: str) -> dict:
+    """Writes the label images of one annotation; returns its new annotation."""
+    content = read_panoptic_json(root / "annotations" / f"panoptic_{split}2017.json", HINT)
+    annotation = content["annotations"][int(index)]
+    name = annotation["file_name"]
+    ids = segment_ids(read_panoptic(str(root / f"panoptic_{split}2017" / name)))
+    ids, segments = with_background(ids, annotation["segments_info"])
+    save_png(root / f"panoptic_objects_{split}2017" / name, ids_to_rgb(ids))
+    if split == "val":
+        semantic = semantic_of(ids, segments) if masks is None else read_mask(masks / name, ids.shape)
+        save_png(root / f"semantic_objects_{split}2017" / name, semantic)
     return {"image_id": annotation["image_id"], "file_name": name, "segments_info": segments}
 
 
-def prepare(root: Path, split: str, workers: int) -> None:
+def prepare(root: Path, split: str, semantic: str, workers: int) -> None:
     """One split."""
     path = root / "annotations" / f"panoptic_{split}2017.json"
-    if not path.is_file():
-        raise DatasetError(f"{split}: no file {path}; run datasets/prepare_coco.py first")
-    content, annotations, _ = read_panoptic_json(path)
-    things = [c for c in content["categories"] if c["isthing"]]
-    if len(things) != THINGS:
-        raise DatasetError(f"{path} has {len(things)} thing categories, COCO has {THINGS}")
-    source, target = root / f"panoptic_{split}2017", root / f"panoptic_objects_{split}2017"
-    absent = [name for name in annotations if not (source / name).is_file()]
-    if absent:
+    content = read_panoptic_json(path, HINT)
+    things = {c["id"] for c in content["categories"] if c["isthing"]}
+    expected = set(CLASS_OF) - {COCO_BACKGROUND}
+    if things != expected:
         raise DatasetError(
-            f"{split}: {len(absent)} of {len(annotations)} label files are missing in {source}, first: {absent[0]}; "
-            "run datasets/prepare_coco.py first"
+            f"{path} has {len(things)} thing categories, COCO has {len(expected)}; "
+            f"ids of only one of them: {first_few(sorted(things ^ expected))}"
         )
-    target.mkdir(exist_ok=True)
-    convert = partial(merge_stuff, path, source, target)
-    journal = root / f".panoptic_objects_{split}2017.jsonl"
-    results = convert_all(list(annotations), convert, journal, workers, f"coco_objects_{split}")
-    objects = {"images": content["images"], "annotations": results, "categories": [*things, BACKGROUND]}
+    names = [a["file_name"] for a in content["annotations"]]
+    masks = root / "masks" if semantic == "masks" and split == "val" else None
+    _check_present(split, names, root / f"panoptic_{split}2017", HINT)
+    if masks is not None:
+        _check_present(split, names, masks, MASKS_HINT)
+    journal = root / f".objects_{split}2017_{semantic}.jsonl"
+    one = partial(convert, root, split, masks)
+    results = convert_all([str(i) for i in range(len(names))], one, journal, workers, f"coco_objects_{split}")
+    objects = {"images": content["images"], "annotations": results, "categories": CATEGORIES}
     write_json(root / "annotations" / f"panoptic_objects_{split}2017.json", objects)
     journal.unlink()
-    print(f"coco_objects_{split}: {len(results)} images ready")
+    truth = f"; mIoU against {masks or 'labels made from the panoptic ones'}" if split == "val" else ""
+    print(f"coco_objects_{split}: {len(results)} images ready{truth}")
+
+
+def _check_present(split: str, names: list[str], folder: Path, hint: str) -> None:
+    present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    absent = [name for name in names if name not in present]
+    if absent:
+        raise DatasetError(
+            f"{split}: {len(absent)} of {len(names)} label files are missing in {folder}: {first_few(absent)}; {hint}"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splits", nargs="+", choices=("train", "val"), default=["train", "val"])
+    parser.add_argument(
+        "--semantic", choices=("masks", "panoptic"), default="masks", help="origin of the semantic labels"
+    )
     parser.add_argument("--workers", type=int, default=4)
     args = parser.parse_args(argv)
 
     def command() -> int:
         for split in args.splits:
-            prepare(datasets_root() / "coco", split, args.workers)
+            prepare(datasets_root() / "coco", split, args.semantic, args.workers)
         return 0
 
     return report_errors(command)

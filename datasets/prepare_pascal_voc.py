@@ -29,19 +29,16 @@ from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.preparation import (
     categories_of,
+    check_names,
     ids_to_rgb,
     save_png,
     semantic_segments,
     write_semantic_dataset,
 )
 from dearli_d2.errors import DatasetError, first_few
+from dearli_d2.files import read_text
 
-CLASSES = (
-    "background, wall, sky, ground, tree, building, grass, water", "aeroplane, airplane, plane", "bicycle, bike", "bird",
-    "boat, ship", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog", "horse", "motorbike, motorcycle",
-    "person, people, man, woman, child", "potted plant, houseplant", "sheep", "sofa, couch", "train",
-    "tv monitor, television, screen",
-)  # fmt: skip
+CATEGORIES = categories_of("pascal_voc")
 EXPECTED = {"train": 10582, "val": 1449}
 
 
@@ -49,7 +46,9 @@ def read_stems(path: Path) -> list[str]:
     """Names of a list file."""
     if not path.is_file():
         raise DatasetError(f"no list file {path}; see --help for what to download")
-    return path.read_text().split()
+    stems = read_text(path, DatasetError).split()
+    check_names(stems, path)
+    return stems
 
 
 def splits(voc: Path, sbd: Path) -> dict[str, dict[str, Path]]:
@@ -75,7 +74,7 @@ def read_label(path: Path) -> np.ndarray:
 def convert(labels: dict[str, Path], target: Path, stem: str) -> dict:
     """Writes one label image; returns its record."""
     semantic = read_label(labels[stem])
-    ids, segments = semantic_segments(semantic, len(CLASSES), labels[stem])
+    ids, segments = semantic_segments(semantic, CATEGORIES, labels[stem])
     save_png(target / f"{stem}.png", ids_to_rgb(ids))
     return {"stem": stem, "height": semantic.shape[0], "width": semantic.shape[1], "segments_info": segments}
 
@@ -94,9 +93,8 @@ def main(argv: list[str] | None = None) -> int:
                 raise DatasetError(f"{split}: {len(absent)} of {len(files)} files are missing: {first_few(absent)}")
             path = voc / f"semantic_{split}.json"
             one = partial(convert, labels, path.with_suffix(""))
-            categories = categories_of(CLASSES)
             write_semantic_dataset(
-                f"pascal_voc_{split}", path, list(labels), one, categories, args.workers, EXPECTED[split]
+                f"pascal_voc_{split}", path, list(labels), one, CATEGORIES, args.workers, EXPECTED[split]
             )
         return 0
 

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from .errors import DearliError
@@ -30,6 +30,14 @@ def read_text(path: Path, error: type[DearliError]) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as problem:
         raise error(f"{path} is no text in UTF-8 ({problem}); save it as UTF-8") from problem
+
+
+def leads_out(name: object) -> bool:
+    """Whether a name that a file of others gives must not be joined to a folder: it is no text, or its path ends elsewhere."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return True
+    path = PurePath(name)
+    return path.is_absolute() or ".." in path.parts or not path.name
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:

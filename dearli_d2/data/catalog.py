@@ -39,7 +39,8 @@ class PanopticSource:
     `image_root`, `panoptic_root` (PNG), `panoptic_json` as in COCO. `semantic_root`: optional PNG of contiguous class
     ids, 255 = ignore, named like the panoptic PNG; without it semantic ground truth comes from the panoptic PNG.
     `partition_root`: folder of partition folders. `hint`: what to run when files are missing. `without`: categories, by
-    name, that the data set leaves out; their pixels are not annotated. `captions`: see `captions.caption_file`.
+    name, that the data set leaves out; their pixels are not annotated. `captions`: see `captions.caption_file`. `classes`: data
+    set of `class_names` whose names and synonyms replace those of the JSON file.
     """
 
     image_root: Path
@@ -50,6 +51,7 @@ class PanopticSource:
     hint: str = "check DETECTRON2_DATASETS"
     without: tuple[str, ...] = ()
     captions: Path | None = None
+    classes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def taxonomy_of(name: str) -> Taxonomy:
     source = source_of(name)
     if isinstance(source, ImageFolder):
         raise DatasetError(f"{name} is a folder of images without annotations; it can be a DATASETS.UNLABELED")
-    return _read_json(source.panoptic_json, _stamp(source), name, source.without)[1]
+    return _read_json(source.panoptic_json, _stamp(source), name, source.without, source.classes)[1]
 
 
 def class_source(cfg: CfgNode) -> str | None:
@@ -176,7 +178,7 @@ def class_areas(dicts: Sequence[dict], num_classes: int, needed_by: str) -> np.n
 
 
 def _annotated(base: str, name: str, source: PanopticSource) -> list[dict]:
-    records, taxonomy = _read_json(source.panoptic_json, _stamp(source), base, source.without)
+    records, taxonomy = _read_json(source.panoptic_json, _stamp(source), base, source.without, source.classes)
     _set_metadata(name, source, taxonomy)
     return [_to_dict(record, source) for record in records]
 
@@ -206,7 +208,9 @@ def _stamp(source: PanopticSource) -> float:
 
 
 @lru_cache(maxsize=8)
-def _read_json(path: Path, stamp: float, name: str, without: tuple[str, ...]) -> tuple[list[dict], Taxonomy]:
+def _read_json(
+    path: Path, stamp: float, name: str, without: tuple[str, ...], classes: str | None
+) -> tuple[list[dict], Taxonomy]:
     """Records of image, annotation and contiguous segments; cached by path and modification time."""
     try:
         content = json.loads(path.read_text())
@@ -215,7 +219,7 @@ def _read_json(path: Path, stamp: float, name: str, without: tuple[str, ...]) ->
         raise DatasetError(f"{name}: {path} is no COCO-panoptic JSON file: {type(error).__name__} {error}") from error
     left_out = {c["id"] for c in categories if c["name"] in without}
     categories = [c for c in categories if c["id"] not in left_out]
-    taxonomy = Taxonomy.from_categories(categories)
+    taxonomy = Taxonomy.from_categories(categories, classes)
     contiguous = {dataset_id: i for i, dataset_id in enumerate(taxonomy.dataset_ids)}
     if len(contiguous) != len(categories):
         raise DatasetError(f"{name}: {path}: a category id stands twice")
@@ -382,15 +386,16 @@ def _ade20k(split: str) -> PanopticSource:
     return PanopticSource(
         root / "images" / folder, root / f"ade20k_panoptic_{split}.json", root / f"ade20k_panoptic_{split}",
         root / "annotations_detectron2" / folder, datasets_root() / "partitions" / "ade20k",
-        hint="run python datasets/prepare_ade20k.py",
+        hint="run python datasets/prepare_ade20k.py", classes="ade20k",
     )  # fmt: skip
 
 
-def _coco(split: str, kind: str, script: str, labels: str = "") -> PanopticSource:
+def _coco(split: str, kind: str, classes: str, script: str, labels: str = "", semantic: str = "") -> PanopticSource:
     root = datasets_root() / "coco"
     return PanopticSource(
         root / f"{split}2017", root / "annotations" / f"{kind}_{split}2017.json", root / labels / f"{kind}_{split}2017",
-        None, datasets_root() / "partitions" / "coco", hint=f"run python datasets/{script}",
+        root / f"{semantic}_{split}2017" if semantic and split == "val" else None, datasets_root() / "partitions" / "coco",
+        hint=f"run python datasets/{script}", classes=classes,
     )  # fmt: skip
 
 
@@ -399,6 +404,7 @@ def _pascal_voc(split: str, without: tuple[str, ...] = ()) -> PanopticSource:
     return PanopticSource(
         root / "JPEGImages", root / f"semantic_{split}.json", root / f"semantic_{split}", None,
         datasets_root() / "partitions" / "pascal", "run python datasets/prepare_pascal_voc.py", without,
+        classes="pascal_voc",
     )  # fmt: skip
 
 
@@ -407,7 +413,7 @@ def _cityscapes(split: str, without: tuple[str, ...] = ()) -> PanopticSource:
     return PanopticSource(
         root / "leftImg8bit" / split, root / f"semantic_{split}.json", root / f"semantic_{split}", None,
         datasets_root() / "partitions" / "cityscapes", "run python datasets/prepare_cityscapes.py", without,
-        datasets_root() / "captions" / f"cityscapes_{split}.jsonl",
+        datasets_root() / "captions" / f"cityscapes_{split}.jsonl", "cityscapes",
     )  # fmt: skip
 
 
@@ -415,7 +421,7 @@ def _rendered_streets(name: str, images: str, without: tuple[str, ...] = ()) -> 
     root = datasets_root() / name
     return PanopticSource(
         root / images, root / "semantic_train.json", root / "semantic_train",
-        hint=f"run python datasets/prepare_{name}.py", without=without,
+        hint=f"run python datasets/prepare_{name}.py", without=without, classes="cityscapes",
     )  # fmt: skip
 
 
@@ -424,12 +430,20 @@ for _split in ("train", "val"):
     register(f"miniworld_night_{_split}", lambda split=_split: _miniworld("night", split))
     register(f"camvid_{_split}", lambda split=_split: _camvid(split))
     register(f"ade20k_panoptic_{_split}", lambda split=_split: _ade20k(split))
-    register(f"coco_panoptic_{_split}", lambda split=_split: _coco(split, "panoptic", "prepare_coco.py"))
-    register(f"coco_objects_{_split}", lambda split=_split: _coco(split, "panoptic_objects", "prepare_coco_objects.py"))
+    register(
+        f"coco_panoptic_{_split}", lambda split=_split: _coco(split, "panoptic", "coco_panoptic", "prepare_coco.py")
+    )
+    register(
+        f"coco_objects_{_split}",
+        lambda split=_split: _coco(
+            split, "panoptic_objects", "coco_objects", "prepare_coco_objects.py", semantic="semantic_objects"
+        ),
+    )
     register(f"pascal_voc_{_split}", lambda split=_split: _pascal_voc(split))
     register(f"pascal_voc_objects_{_split}", lambda split=_split: _pascal_voc(split, ("background",)))
     register(
-        f"coco_stuff_{_split}", lambda split=_split: _coco(split, "stuff171", "prepare_coco_stuff.py", "annotations")
+        f"coco_stuff_{_split}",
+        lambda split=_split: _coco(split, "stuff171", "coco_stuff", "prepare_coco_stuff.py", "annotations"),
     )
     register(f"cityscapes_{_split}", lambda split=_split: _cityscapes(split))
     register(f"cityscapes_16_{_split}", lambda split=_split: _cityscapes(split, NOT_IN_SYNTHIA_16))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import DatasetError, first_few
-from ..files import write_atomically, write_json
+from ..files import leads_out, write_atomically, write_json
+from .class_names import class_table
 from .taxonomy import spread_colors
 
 
@@ -34,28 +36,72 @@ def segment_info(identifier: int, category_id: int, mask: np.ndarray) -> dict:
     return {"id": identifier, "category_id": category_id, "area": len(rows), "bbox": box, "iscrowd": 0}
 
 
-def semantic_segments(semantic: np.ndarray, num_classes: int, file: Path) -> tuple[np.ndarray, list[dict]]:
+def semantic_segments(semantic: np.ndarray, categories: Sequence[dict], file: Path) -> tuple[np.ndarray, list[dict]]:
     """One segment a class of a (H, W) map of contiguous class ids, 255 = ignore: (H, W) segment ids and their infos.
+
+    Args:
+        categories: of the classes, in their order.
 
     Raises:
         DatasetError: an id outside the table, with the name of the file.
     """
     values = np.unique(semantic)
-    wrong = values[(values >= num_classes) & (values != 255)]
+    wrong = values[(values >= len(categories)) & (values != 255)]
     if len(wrong):
-        raise DatasetError(f"{file}: class id {int(wrong[0])} is not in 0..{num_classes - 1}, and not 255 (ignore)")
+        raise DatasetError(f"{file}: class id {int(wrong[0])} is not in 0..{len(categories) - 1}, and not 255 (ignore)")
     ids = np.where(semantic == 255, 0, semantic.astype(np.int64) + 1)
-    return ids, [segment_info(int(v) + 1, int(v), semantic == v) for v in values if v != 255]
+    return ids, [segment_info(int(v) + 1, categories[v]["id"], semantic == v) for v in values if v != 255]
 
 
-def categories_of(classes: Sequence[str], colors: Sequence[Sequence[int]] | None = None) -> list[dict]:
-    """COCO categories 0, 1, ... without instances, from lines "name, synonym, ..."."""
-    colors = colors or spread_colors(len(classes))
-    categories = []
-    for number, (line, color) in enumerate(zip(classes, colors, strict=True)):
-        name, *synonyms = (part.strip() for part in line.split(","))
-        categories.append({"id": number, "name": name, "synonyms": synonyms, "isthing": 0, "color": list(color)})
-    return categories
+def categories_of(
+    dataset: str, colors: Sequence[Sequence[int]] | None = None, things: Collection[int] = ()
+) -> list[dict]:
+    """COCO `categories` of a data set of `class_names`; `things` are the ids of classes with instances."""
+    table = class_table(dataset)
+    return [
+        {
+            "id": entry.id,
+            "name": entry.names[0],
+            "synonyms": list(entry.names[1:]),
+            "isthing": int(entry.id in things),
+            "color": list(color),
+        }
+        for entry, color in zip(table, colors or spread_colors(len(table)), strict=True)
+    ]
+
+
+def check_names(names: Iterable[object], source: Path) -> None:
+    """Refuses names of files, listed in `source`, that would lead out of the folder they are joined to."""
+    wrong = [name for name in names if leads_out(name)]
+    if wrong:
+        raise DatasetError(
+            f"{source}: {len(wrong)} file names lead out of their folder: {first_few([repr(n) for n in wrong])}"
+        )
+
+
+def read_panoptic_json(path: Path, hint: str) -> dict:
+    """Content of an official COCO-panoptic JSON file; kept, so that worker processes that are forked have it already.
+
+    Raises:
+        DatasetError: a missing or broken file, or file names that lead out of their folder.
+    """
+    if not path.is_file():
+        raise DatasetError(f"no file {path}; {hint}")
+    return _read_panoptic_json(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _read_panoptic_json(path: Path, stamp: int) -> dict:
+    try:
+        content = json.loads(path.read_text())
+        labels = [a["file_name"] for a in content["annotations"]]
+        images = [i["file_name"] for i in content["images"]]
+        _ = [(c["id"], c["isthing"]) for c in content["categories"]]
+        _ = [(s["id"], s["category_id"]) for a in content["annotations"] for s in a["segments_info"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{path} is no COCO-panoptic JSON file: {type(error).__name__} {error}") from error
+    check_names((*labels, *images), path)
+    return content
 
 
 def listed(names: Sequence[str]) -> str:

@@ -13,8 +13,8 @@ from PIL import Image
 from ..cli import report_errors
 from ..errors import DatasetError, first_few
 from .catalog import datasets_root
-from .preparation import categories_of, ids_to_rgb, save_png, semantic_segments, write_semantic_dataset
-from .streets import CLASSES, COLORS, to_classes
+from .preparation import ids_to_rgb, save_png, semantic_segments, write_semantic_dataset
+from .streets import CATEGORIES, to_classes
 
 
 def prepare(
@@ -42,8 +42,7 @@ def prepare(
         stems = paired_stems(name, images, labels)
         out = root / "semantic_train.json"
         convert = partial(street_record, out.with_suffix(""), images, labels, read_labels, table)
-        categories = categories_of(CLASSES, COLORS)
-        write_semantic_dataset(f"{name}_train", out, stems, convert, categories, args.workers, expected)
+        write_semantic_dataset(f"{name}_train", out, stems, convert, CATEGORIES, args.workers, expected)
         return 0
 
     return report_errors(command)
@@ -82,6 +81,6 @@ def street_record(
         size = opened.size
     if size != (width, height):
         return {"stem": image.stem, "skipped": f"image {size[0]} x {size[1]}, label {width} x {height} pixels"}
-    ids, segments = semantic_segments(semantic, len(CLASSES), label)
+    ids, segments = semantic_segments(semantic, CATEGORIES, label)
     save_png(out / f"{image.stem}.png", ids_to_rgb(ids))
     return {"stem": image.stem, "image": image.name, "height": height, "width": width, "segments_info": segments}

@@ -7,20 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DatasetError
+from .preparation import categories_of
 
-# published names and colours
-CLASSES = (
-    "road, street", "sidewalk, pavement", "building, house", "wall", "fence", "pole", "traffic light", "traffic sign",
-    "vegetation, tree, bush", "terrain, grass, soil", "sky", "person, pedestrian", "rider, cyclist, motorcyclist", "car",
-    "truck", "bus", "train, tram", "motorcycle, motorbike", "bicycle, bike",
-)  # fmt: skip
 # label id of each class in Cityscapes and GTA5; all other ids 0..34 carry no loss
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+# published colours
 COLORS = (
     (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
     (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70),
     (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
 )  # fmt: skip
+CATEGORIES = categories_of("cityscapes", COLORS)
 HIGHEST_ID = 34
 # class of each label id of SYNTHIA-RAND-CITYSCAPES; void, parking slots, road works and lane marks (0, 13, 14, 22) carry no loss
 SYNTHIA = {

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, first_few
+from ..files import read_text
+from .class_names import comma_parts, find_class, plain_words
+
+logger = logging.getLogger(__name__)
 
 _NO_CLASS = "invalid_class_id"  # a placeholder line of the class-name format
 
@@ -28,11 +34,73 @@ class Taxonomy:
     def main_names(self) -> list[str]:
         return [synonyms[0] for synonyms in self.names]
 
-    def with_names(self, names: Sequence[Sequence[str]], source: str = "names") -> Taxonomy:
-        """The same classes under other names (synonyms from a file, `source` in the error)."""
+    @property
+    def text_names(self) -> tuple[tuple[str, ...], ...]:
+        """The names as a text tower reads them: in plain words, and what stands behind a comma as a synonym unless another
+        class has it too. A name that plain words would make equal to another class's stays as it is."""
+        plain = [tuple(plain_words(part) for part in comma_parts(names[0])) for names in self.names]
+        mains = Counter(parts[0] for parts in plain)
+        owners = Counter(name for parts, names in zip(plain, self.names, strict=True) for name in {*parts, *names[1:]})
+        result = []
+        for parts, names in zip(plain, self.names, strict=True):
+            main = parts[0] if mains[parts[0]] == 1 else names[0]
+            more = [part for part in parts[1:] if owners[part] == 1]
+            result.append(tuple(dict.fromkeys((main, *more, *(plain_words(name) for name in names[1:])))))
+        return tuple(result)
+
+    def with_names(self, names: Sequence[Sequence[str]]) -> Taxonomy:
+        """The same classes under other names, in the order of the classes."""
         if len(names) != len(self):
-            raise ConfigError(f"{source}: {len(names)} class names for {len(self)} classes")
+            raise ConfigError(f"{len(names)} class names for {len(self)} classes")
         return replace(self, names=tuple(tuple(n) for n in names))
+
+    def with_names_of(self, path: str | Path) -> Taxonomy:
+        """The same classes under the names of a file (see `read_class_names`), which belong to the classes by id.
+
+        The file's ids are those of the annotation files, or all one higher (ADE20K's published lists count from 1) or one
+        lower; which, its names decide.
+
+        Raises:
+            ConfigError: ids without a class, classes without an id, or names that are not those of the classes.
+        """
+        found = read_class_names(path)
+        own = set(self.dataset_ids)
+        shift = max((0, 1, -1), key=lambda s: len({i + s for i in own} & set(found)))
+        missing = [
+            f"{i + shift} ({self.names[c][0]})" for c, i in enumerate(self.dataset_ids) if i + shift not in found
+        ]
+        strange = [f"{i} ({names[0]})" for i, names in found.items() if i - shift not in own]
+        if missing or strange:
+            problems = [f"{len(missing)} classes have no line: {first_few(missing)}"] if missing else []
+            problems += [f"{len(strange)} lines are of no class: {first_few(strange)}"] if strange else []
+            raise ConfigError(
+                f"MODEL.TEXT.CLASS_NAMES {path}: {' and '.join(problems)}; it needs one line for each of the {len(self)} "
+                f"classes, with their ids in the annotation file ({self.dataset_ids[0]}:{self.names[0][0]} ...)"
+            )
+        renamed = replace(self, names=tuple(found[i + shift] for i in self.dataset_ids))
+        self._check_meaning(renamed, shift, path)
+        return renamed
+
+    def _check_meaning(self, renamed: Taxonomy, shift: int, path: str | Path) -> None:
+        """Compares names: most classes must keep one of theirs, and few may take that of another class."""
+        before, after = ([_comparable(names) for names in taxonomy.names] for taxonomy in (self, renamed))
+        owner = {name: c for c, names in enumerate(before) for name in names}
+        kept = [bool(b & a) for b, a in zip(before, after, strict=True)]
+        swapped = [
+            f"{renamed.names[c][0]!r} for {self.names[c][0]!r} (id {i})"
+            for c, i in enumerate(self.dataset_ids)
+            if not kept[c] and any(name in owner for name in after[c])
+        ]
+        if len(self) > 1 and (not any(kept) or len(swapped) > sum(kept) or (shift and 2 * sum(kept) < len(self))):
+            examples = swapped or [
+                f"{renamed.names[c][0]!r} for {self.names[c][0]!r} (id {i})" for c, i in enumerate(self.dataset_ids)
+            ]
+            raise ConfigError(
+                f"MODEL.TEXT.CLASS_NAMES {path}: the ids fit, the names do not: {sum(kept)} of {len(self)} classes have a "
+                f"name in common with the data set, and it says {first_few(examples)}; is it the list of another data set?"
+            )
+        if swapped:
+            logger.warning("MODEL.TEXT.CLASS_NAMES %s says %s; is that meant?", path, first_few(swapped))
 
     def to_json(self) -> dict:
         """Plain lists, for checkpoints."""
@@ -53,11 +121,23 @@ class Taxonomy:
         )
 
     @staticmethod
-    def from_categories(categories: Sequence[dict]) -> Taxonomy:
-        """From COCO-panoptic `categories`, in the order of the list; an optional "synonyms" list adds names."""
+    def from_categories(categories: Sequence[dict], dataset: str | None = None) -> Taxonomy:
+        """From COCO-panoptic `categories`, in the order of the list; an optional "synonyms" list adds names.
+
+        Args:
+            dataset: of `class_names`, whose names and synonyms replace those of the list; classes that it does not know keep
+                their names, and the log says so.
+        """
         fallback = spread_colors(len(categories))
+        known = [find_class(dataset, c["name"]) if dataset else None for c in categories]
+        if dataset and None in known:
+            unknown = [c["name"] for c, entry in zip(categories, known, strict=True) if entry is None]
+            logger.warning("%d categories are not classes of %s: %s", len(unknown), dataset, first_few(unknown))
         return Taxonomy(
-            names=tuple((c["name"], *c.get("synonyms", ())) for c in categories),
+            names=tuple(
+                entry.names if entry else (c["name"], *c.get("synonyms", ()))
+                for c, entry in zip(categories, known, strict=True)
+            ),
             thing_ids=frozenset(i for i, c in enumerate(categories) if c.get("isthing", 1)),
             dataset_ids=tuple(c["id"] for c in categories),
             colors=tuple(tuple(c.get("color", fallback[i])) for i, c in enumerate(categories)),
@@ -84,28 +164,33 @@ def spread_colors(count: int) -> list[tuple[int, int, int]]:
     return colors
 
 
-def read_class_names(path: str | Path) -> list[tuple[str, ...]]:
-    """Reads `id:name,synonym,...` lines; a line named `invalid_class_id` is a placeholder and no class.
+def read_class_names(path: str | Path) -> dict[int, tuple[str, ...]]:
+    """Names by id from `id:name,synonym,...` lines; a line named `invalid_class_id` is a placeholder and no class.
 
     Raises:
-        ConfigError: missing file, a line without a name, an id used twice.
+        ConfigError: missing file, a line without a number or a name, an id used twice.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"MODEL.TEXT.CLASS_NAMES: no file {path}")
-    names, seen = [], set()
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    names = {}
+    for number, line in enumerate(read_text(path, ConfigError).splitlines(), start=1):
         if not line.strip():
             continue
         identifier, separator, rest = line.partition(":")
         synonyms = tuple(s.strip() for s in rest.split(",") if s.strip())
-        if not separator or not synonyms:
+        if not separator or not synonyms or not identifier.strip().isdecimal():
             raise ConfigError(f"{path}:{number}: expected 'id:name,synonym,...', found {line!r}")
-        if identifier in seen:
-            raise ConfigError(f"{path}:{number}: id {identifier} stands twice")
-        seen.add(identifier)
-        if synonyms[0] != _NO_CLASS:
-            names.append(synonyms)
+        if int(identifier) in names:
+            raise ConfigError(f"{path}:{number}: id {int(identifier)} stands twice")
+        names[int(identifier)] = synonyms
+    names = {i: synonyms for i, synonyms in names.items() if synonyms[0] != _NO_CLASS}
     if not names:
         raise ConfigError(f"{path}: no class name")
     return names
+
+
+def _comparable(names: Sequence[str]) -> frozenset[str]:
+    """Names such that "traffic_lights" and "Traffic light" are the same."""
+    words = (part.lower().replace("-", " ").replace("_", " ").strip() for name in names for part in comma_parts(name))
+    return frozenset(word.removesuffix("s") for word in words)

@@ -18,7 +18,7 @@ from .taxonomy import Taxonomy
 
 
 def unseen_classes(chosen: Sequence[str], taxonomy: Taxonomy) -> tuple[int, ...]:
-    """Ids of the names of DATASETS.UNSEEN_CLASSES, sorted.
+    """Ids of the names of DATASETS.UNSEEN_CLASSES, sorted; a class goes by its main name.
 
     Raises:
         ConfigError: a name that no class has, or no seen or no unseen class.

@@ -6,7 +6,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dearli_d2.data.catalog import dataset_dicts, ensure_registered, split_name, taxonomy_of
-from dearli_d2.data.taxonomy import Taxonomy, read_class_names
+from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.data.validation import validate_dataset
 from dearli_d2.errors import ConfigError, DatasetError
 
@@ -123,31 +123,6 @@ def test_published_ade20k_lists_have_the_papers_sizes(shared, part, count, tmp_p
     )
     register("ade_lists", PanopticSource(tmp_path, path, tmp_path, partition_root=shared / "partitions" / "ade20k"))
     assert len(dataset_dicts(f"ade_lists@{part}")) == count
-
-
-@pytest.mark.parametrize(
-    ("file", "count", "first"),
-    [
-        ("ade20k_150.txt", 150, "wall"),
-        ("coco_panoptic.txt", 133, "person"),
-        ("coco_objects.txt", 81, "background"),
-        ("sa1b.txt", 1, "segment"),
-    ],
-)
-def test_published_class_name_files(shared, file, count, first):
-    names = read_class_names(shared / "class_names" / file)
-    assert len(names) == count
-    assert names[0][0] == first
-
-
-def test_class_name_file_errors_name_the_line(tmp_path):
-    path = tmp_path / "names.txt"
-    path.write_text("0:background\n1 cat\n")
-    with pytest.raises(ConfigError, match=r"names.txt:2: expected 'id:name,synonym,...', found '1 cat'"):
-        read_class_names(path)
-    path.write_text("0:cat\n0:dog\n")
-    with pytest.raises(ConfigError, match="names.txt:2: id 0 stands twice"):
-        read_class_names(path)
 
 
 def test_taxonomy_survives_json_and_free_text():

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
 from scipy.io import savemat
 
 from dearli_d2.config import get_config
 from dearli_d2.data import streets
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
+from dearli_d2.data.class_names import class_table
 from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.data.preparation import convert_all
+from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.data.validation import validate_dataset
+from dearli_d2.data.zero_shot import unseen_classes
 from dearli_d2.errors import DatasetError
 from dearli_d2.evaluation.semantic import read_semantic
 from tests.conftest import REPO
@@ -49,7 +54,8 @@ def ade(tmp_path, monkeypatch):
             Image.new("RGB", (16, 12)).save(root / "images" / folder / f"{stem}.jpg")
             Image.fromarray(semantic).save(root / "annotations" / folder / f"{stem}.png")
             Image.fromarray(instance).save(root / "annotations_instance" / folder / f"{stem}.png")
-    rows = [f"{i}\t0.1\t1\t1\t0\tname{i}, other{i}" for i in range(1, 151)]
+    names = [", ".join((entry.official[0], "another name")) for entry in class_table("ade20k")]
+    rows = [f"{i}\t0.1\t1\t1\t0\t{name}" for i, name in enumerate(names, start=1)]
     (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tStuff\tName\n" + "\n".join(rows))
     return root
 
@@ -61,7 +67,8 @@ def test_ade20k_becomes_a_valid_panoptic_data_set(ade):
     assert str(validate_dataset("ade20k_panoptic_train", 150)).startswith("ade20k_panoptic_train: 2 images, 3 of 150")
     taxonomy = taxonomy_of("ade20k_panoptic_val")
     assert len(taxonomy.thing_ids) == 100
-    assert taxonomy.names[7] == ("name8", "other8")
+    assert taxonomy.names[7] == ("bed",)
+    assert taxonomy.names[8] == ("window", "windowpane")
     assert 7 in taxonomy.thing_ids
     assert 0 not in taxonomy.thing_ids
     d = dataset_dicts("ade20k_panoptic_val")[0]
@@ -83,6 +90,12 @@ def test_ade20k_becomes_a_valid_panoptic_data_set(ade):
         ),
         (lambda r: (r / "objectInfo150.txt").unlink(), "no file .*objectInfo150.txt; download"),
         (lambda r: (r / "objectInfo150.txt").write_text("1\ta\n"), "lists 1 classes, not 150"),
+        (
+            lambda r: (r / "objectInfo150.txt").write_text(
+                (r / "objectInfo150.txt").read_text().replace("\tsofa,", "\tsnail,")
+            ),
+            "objectInfo150.txt: class 24 is 'snail, another name', not 'sofa'",
+        ),
         (
             lambda r: Image.new("RGB", (3, 3)).save(r / "annotations_instance/training/ADE_1.png"),
             "ADE_1: annotations are",
@@ -201,13 +214,12 @@ def test_coco_resumes_and_names_problems(coco, capsys):
 
 @pytest.fixture
 def made_up_coco(tmp_path, monkeypatch):
-    """80 things and two stuff classes; two images with a thing, two stuff segments and a void pixel."""
+    """Two images with a toothbrush, two stuff segments and a void pixel; the masks that go with COCO-Objects say less."""
     from dearli_d2.data.preparation import ids_to_rgb, save_png, segment_info
 
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     root = tmp_path / "coco"
-    categories = [{"id": i, "name": f"thing {i}", "isthing": 1} for i in range(1, 81)]
-    categories += [{"id": i, "name": f"stuff {i}", "isthing": 0} for i in (92, 200)]
+    categories = [{k: c[k] for k in ("id", "name", "isthing")} for c in COCO_CATEGORIES]
     ids = np.zeros((10, 12), np.int64)
     ids[:5], ids[5:], ids[2:7, 3:6], ids[0, 0] = 70000, 300, 7, 0
     for split in ("train", "val"):
@@ -217,31 +229,132 @@ def made_up_coco(tmp_path, monkeypatch):
             Image.new("RGB", (12, 10)).save(root / f"{split}2017" / f"{index}.jpg")
             save_png(root / f"panoptic_{split}2017" / f"{index}.png", ids_to_rgb(ids))
             content["images"].append({"id": index, "file_name": f"{index}.jpg", "height": 10, "width": 12})
-            segments = [segment_info(i, c, ids == i) for i, c in ((70000, 92), (300, 200), (7, 80))]
+            segments = [segment_info(i, c, ids == i) for i, c in ((70000, 92), (300, 200), (7, 90))]
             content["annotations"].append({"image_id": index, "file_name": f"{index}.png", "segments_info": segments})
         (root / "annotations").mkdir(exist_ok=True)
         (root / "annotations" / f"panoptic_{split}2017.json").write_text(json.dumps(content))
+    mask = np.zeros((10, 12), np.uint8)
+    mask[2:7, 3:5], mask[9] = 80, 255
+    for index in range(2):
+        save_png(root / "masks" / f"{index}.png", mask)
     return root
 
 
-def test_coco_objects_has_eighty_things_and_one_background(made_up_coco, capsys):
+def panoptic_ids(name):
+    return segment_ids(read_panoptic(name))
+
+
+def test_coco_objects_follow_the_published_protocol(made_up_coco, capsys):
+    """Background first, of stuff and void, called "background" only; semantic truth from the masks of their own."""
     module = script("prepare_coco_objects")
     assert module.main(["--workers", "1"]) == 0
+    assert "mIoU against" in capsys.readouterr().out
     assert "2 images, 2 of 81" in str(validate_dataset("coco_objects_train", 81))
+    assert "2 images, 2 of 81" in str(validate_dataset("coco_objects_val", 81))
     taxonomy = taxonomy_of("coco_objects_val")
-    assert taxonomy.thing_ids == frozenset(range(80))
-    assert taxonomy.main_names[80] == "background"
-    d = dataset_dicts("coco_objects_val")[0]
-    assert sorted(s["category_id"] for s in d["segments_info"]) == [79, 80]
-    ids = segment_ids(read_panoptic(d["pan_seg_file_name"]))
-    before = segment_ids(read_panoptic(str(made_up_coco / "panoptic_val2017" / "0.png")))
-    assert np.array_equal(ids == 7, before == 7)  # the thing as it was
-    assert len(np.unique(ids[np.isin(before, (300, 70000))])) == 1  # all stuff as one
-    assert np.array_equal(ids == 0, before == 0)  # void stays void
-    assert not list(made_up_coco.glob(".panoptic_objects*"))
-    (made_up_coco / "panoptic_val2017" / "1.png").unlink()
-    assert module.main(["--workers", "1", "--splits", "val"]) == 2
-    assert "1 of 2 label files are missing" in capsys.readouterr().err
+    assert taxonomy.thing_ids == frozenset(range(1, 81))
+    assert taxonomy.names[0] == ("background",)
+    assert (taxonomy.dataset_ids[:2], taxonomy.dataset_ids[80]) == ((0, 1), 90)
+    before = panoptic_ids(str(made_up_coco / "panoptic_val2017" / "0.png"))
+    for split in ("train", "val"):
+        d = dataset_dicts(f"coco_objects_{split}")[0]
+        assert sorted(s["category_id"] for s in d["segments_info"]) == [0, 80]
+        ids = panoptic_ids(d["pan_seg_file_name"])
+        assert np.array_equal(ids == 7, before == 7)  # the thing as it was
+        assert np.unique(ids[before != 7]).tolist() == [70000]  # stuff and void as one, with the id of the first stuff
+        assert {s["id"]: s["area"] for s in d["segments_info"]} == {7: 15, 70000: 105}
+    semantic = read_semantic(dataset_dicts("coco_objects_val")[0])
+    assert np.array_equal(semantic, np.asarray(Image.open(made_up_coco / "masks" / "0.png")))
+    assert not list(made_up_coco.glob(".objects*"))
+
+
+def test_coco_objects_without_stuff_or_without_void(made_up_coco):
+    module = script("prepare_coco_objects")
+    ids, segments = module.with_background(
+        np.array([[0, 1, 2]]), [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 3}]
+    )
+    assert ids.tolist() == [[3, 1, 2]]  # the first free id
+    assert (segments[-1]["id"], segments[-1]["category_id"], segments[-1]["area"]) == (3, 0, 1)
+    ids, segments = module.with_background(
+        np.array([[1, 1, 2]]), [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 3}]
+    )
+    assert ids.tolist() == [[1, 1, 2]]
+    assert [s["id"] for s in segments] == [1, 2]
+
+
+def test_coco_objects_can_take_the_semantic_truth_from_the_panoptic_labels(made_up_coco):
+    for mask in (made_up_coco / "masks").iterdir():
+        mask.unlink()
+    module = script("prepare_coco_objects")
+    assert module.main(["--workers", "1", "--splits", "val", "--semantic", "panoptic"]) == 0
+    semantic = read_semantic(dataset_dicts("coco_objects_val")[0])
+    before = panoptic_ids(str(made_up_coco / "panoptic_val2017" / "0.png"))
+    assert np.array_equal(semantic, np.where(before == 7, 80, 0))
+
+
+@pytest.mark.parametrize(
+    ("breakage", "words"),
+    [
+        (
+            lambda r: (r / "panoptic_val2017/1.png").unlink(),
+            "1 of 2 label files are missing in .*panoptic_val2017: 1.png",
+        ),
+        (
+            lambda r: (r / "masks/1.png").unlink(),
+            "1 of 2 label files are missing in .*masks: 1.png; download the COCO masks",
+        ),
+        (lambda r: Image.new("L", (12, 10), 81).save(r / "masks/0.png"), "masks/0.png: class 81 is not in 0..80"),
+        (lambda r: Image.new("L", (10, 12)).save(r / "masks/0.png"), "masks/0.png has .12, 10. pixels"),
+        (lambda r: edit_names(r, "../precious/1.png"), r"1 file names lead out of their folder: '../precious/1.png'"),
+        (lambda r: edit_names(r, "/precious/1.png"), r"1 file names lead out of their folder: '/precious/1.png'"),
+        (lambda r: edit_names(r, 7), r"1 file names lead out of their folder: 7"),
+    ],
+)
+def test_coco_objects_problems_are_named(made_up_coco, breakage, words, capsys):
+    (made_up_coco / "precious").mkdir()
+    (made_up_coco / "precious" / "1.png").write_bytes((made_up_coco / "panoptic_val2017" / "1.png").read_bytes())
+    kept = (made_up_coco / "precious" / "1.png").read_bytes()
+    breakage(made_up_coco)
+    assert script("prepare_coco_objects").main(["--workers", "1", "--splits", "val"]) == 2
+    import re
+
+    assert re.search(words, capsys.readouterr().err)
+    assert (made_up_coco / "precious" / "1.png").read_bytes() == kept
+
+
+def edit_names(root, name):
+    """The second label file of the JSON file gets another name."""
+    path = root / "annotations" / "panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1]["file_name"] = name
+    path.write_text(json.dumps(content))
+
+
+def test_unpacking_coco_never_leaves_the_folder(made_up_coco, capsys):
+    edit_names(made_up_coco, "../precious.png")
+    with zipfile.ZipFile(made_up_coco / "annotations/panoptic_val2017.zip", "w") as archive:
+        archive.writestr("panoptic_val2017/0.png", b"a")
+        archive.writestr("../precious.png", b"b")
+    assert script("prepare_coco").main(["--splits", "val"]) == 2
+    assert "lead out of their folder: '../precious.png'" in capsys.readouterr().err
+    assert not (made_up_coco / "precious.png").exists()
+
+
+def test_a_published_ade20k_file_has_the_clean_names(ade):
+    """As Mask2Former's script writes it: several names in one, of its own choice."""
+    from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
+
+    assert script("prepare_ade20k").main(["--workers", "1"]) == 0
+    ours = taxonomy_of("ade20k_panoptic_val").names
+    path = ade / "ade20k_panoptic_val.json"
+    content = json.loads(path.read_text())
+    for category, name in zip(content["categories"], ADE20K_SEM_SEG_CATEGORIES, strict=True):
+        category.pop("synonyms")
+        category["name"] = name
+    assert any("," in c["name"] for c in content["categories"])
+    path.write_text(json.dumps(content))
+    os.utime(path, (1, 1))
+    assert taxonomy_of("ade20k_panoptic_val").names == ours
 
 
 @pytest.fixture
@@ -269,7 +382,7 @@ def voc(tmp_path, monkeypatch):
     return root
 
 
-def test_pascal_voc_joins_sbd_without_the_validation_images(voc):
+def test_pascal_voc_joins_sbd_without_the_validation_images(voc, capsys):
     assert script("prepare_pascal_voc").main(["--workers", "1"]) == 0
     assert str(validate_dataset("pascal_voc_train", 21)).startswith("pascal_voc_train: 2 images, 3 of 21")
     train = {d["image_id"]: read_semantic(d) for d in dataset_dicts("pascal_voc_train")}
@@ -281,6 +394,9 @@ def test_pascal_voc_joins_sbd_without_the_validation_images(voc):
     assert taxonomy_of("pascal_voc_val").names[1] == ("aeroplane", "airplane", "plane")
     (voc / "JPEGImages" / "b.jpg").unlink()
     assert script("prepare_pascal_voc").main(["--workers", "1"]) == 2
+    (voc / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n../../precious\n")
+    assert script("prepare_pascal_voc").main(["--workers", "1"]) == 2
+    assert "train.txt: 1 file names lead out of their folder: '../../precious'" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -324,10 +440,25 @@ def test_pascal_voc_objects_leave_the_background_unannotated(voc):
 
 def test_coco_stuff_has_the_published_order_and_reads_its_label_maps(tmp_path, monkeypatch):
     module = script("prepare_coco_stuff")
-    assert (len(module.THINGS), len(module.STUFF)) == (80, 91)
     cfg = get_config(REPO / "configs/coco_stuff_zero_shot/split_matching_r101.yaml")
-    indices = [module.CLASSES.index(name) for name in cfg.DATASETS.UNSEEN_CLASSES]
-    assert indices == [19, 23, 28, 29, 36, 51, 76, 88, 94, 112, 133, 136, 137, 157, 160]
+    taxonomy = Taxonomy.from_categories(module.CATEGORIES)
+    assert list(unseen_classes(cfg.DATASETS.UNSEEN_CLASSES, taxonomy)) == [
+        19,
+        23,
+        28,
+        29,
+        36,
+        51,
+        76,
+        88,
+        94,
+        112,
+        133,
+        136,
+        137,
+        157,
+        160,
+    ]
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     root = tmp_path / "coco"
     for folder in ("val2017", "stuffthingmaps/val2017", "annotations"):
@@ -339,7 +470,9 @@ def test_coco_stuff_has_the_published_order_and_reads_its_label_maps(tmp_path, m
     assert module.main(["--workers", "1", "--splits", "val"]) == 0
     semantic = read_semantic(dataset_dicts("coco_stuff_val")[0])
     assert [int(v) for v in semantic[:, 0]] == [0, 170, 79, 255]
-    assert taxonomy_of("coco_stuff_val").names[160] == ("wall-concrete", "wall concrete")
+    taxonomy = taxonomy_of("coco_stuff_val")
+    assert taxonomy.names[160] == ("concrete wall",)
+    assert (len(taxonomy), taxonomy.dataset_ids[170], len(taxonomy.thing_ids)) == (171, 182, 80)
     label[3] = 11  # id 12 is no class
     Image.fromarray(label).save(root / "stuffthingmaps" / "val2017" / "000000000001.png")
     assert module.main(["--workers", "1", "--splits", "val"]) == 2
@@ -363,7 +496,7 @@ SYNTHIA_IDS = {
     [(streets.label_table(), CITYSCAPES_IDS, 34), (streets.synthia_table(), SYNTHIA_IDS, 22)],
 )
 def test_every_published_label_id_has_the_right_class(table, ids, highest):
-    names = [line.split(",")[0] for line in streets.CLASSES]
+    names = [category["name"] for category in streets.CATEGORIES]
     for name, label in ids.items():
         assert names[table[label]] == name
     assert {i for i in range(256) if table[i] == 255} == set(range(highest + 1)) - set(ids.values())

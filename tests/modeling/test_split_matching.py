@@ -15,7 +15,7 @@ from PIL import Image
 from dearli_d2.config import get_config
 from dearli_d2.data.build import build_streams, labeled_dicts
 from dearli_d2.data.catalog import PanopticSource, dataset_dicts, register, taxonomy_of
-from dearli_d2.data.preparation import categories_of, ids_to_rgb, save_png, semantic_segments, write_panoptic_json
+from dearli_d2.data.preparation import ids_to_rgb, save_png, semantic_segments, write_panoptic_json
 from dearli_d2.data.zero_shot import without_classes
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, DatasetError
@@ -279,6 +279,7 @@ def made_up(tmp_path):
 
     def make(name: str, swap: bool) -> str:
         root, rng, records = tmp_path / name, np.random.default_rng(0), []
+        categories = [{"id": i, "name": n, "isthing": 0} for i, n in enumerate(("class a", "b", "c", "d"))]
         for i in range(8):
             semantic = np.kron(rng.integers(0, 4, (4, 4)), np.ones((16, 16), int)).astype(np.uint8)
             pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -286,10 +287,10 @@ def made_up(tmp_path):
             Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.jpg", quality=95)
             if swap:
                 semantic = np.array([0, 3, 2, 1], np.uint8)[semantic]
-            ids, segments = semantic_segments(semantic, 4, Path(f"{i}.png"))
+            ids, segments = semantic_segments(semantic, categories, Path(f"{i}.png"))
             save_png(root / f"{i}.png", ids_to_rgb(ids))
             records.append({"stem": str(i), "height": 64, "width": 64, "segments_info": segments})
-        write_panoptic_json(root / "labels.json", records, categories_of(("class a", "b", "c", "d")))
+        write_panoptic_json(root / "labels.json", records, categories)
         register(name, PanopticSource(tmp_path / "images", root / "labels.json", root))
         return name
 

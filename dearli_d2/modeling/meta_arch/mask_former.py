@@ -11,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import ImageList
 from torch import nn
 
-from ...data.taxonomy import Taxonomy, read_class_names
+from ...data.taxonomy import Taxonomy
 from ...errors import ConfigError
 from ...structures import Targets
 from ..criterion import SetCriterion
@@ -92,8 +92,7 @@ class MaskFormer(Segmenter):
                 f"MODEL.CLASSIFIER text needs a backbone with a text tower, MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has none"
             )
         if taxonomy is not None and cfg.MODEL.TEXT.CLASS_NAMES:
-            path = cfg.MODEL.TEXT.CLASS_NAMES
-            taxonomy = taxonomy.with_names(read_class_names(path), f"MODEL.TEXT.CLASS_NAMES {path}")
+            taxonomy = taxonomy.with_names_of(cfg.MODEL.TEXT.CLASS_NAMES)
         former = cfg.MODEL.MASK_FORMER
         weights = {
             "class_weight": 0.0 if cfg.MODEL.CLASSIFIER == "none" else former.CLASS_WEIGHT,
@@ -151,7 +150,7 @@ class MaskFormer(Segmenter):
                     "of this project, or give --text"
                 )
             self._vocabulary = build_vocabulary(
-                self.backbone.clip_model, self.backbone.arch, self.taxonomy.names, self.templates
+                self.backbone.clip_model, self.backbone.arch, self.taxonomy.text_names, self.templates
             )
         return self._vocabulary.to(self.device)
 

@@ -187,7 +187,7 @@ class SplitMatching(MaskFormer):
         if self.taxonomy is None:
             raise ConfigError("there are no class names: register the data set of DATASETS.TRAIN or load a checkpoint")
         if classes not in self._text:
-            names = [self.taxonomy.names[c] for c in classes]
+            names = [self.taxonomy.text_names[c] for c in classes]
             language = self.language
             self._text[classes] = build_vocabulary(language.clip_model, language.arch, names, self.fixed_templates)
         return self._text[classes].to(self.device)
