@@ -1,8 +1,5 @@
 #!/usr/bin/env python
-"""Trains or evaluates the model of a config file.
-
-python train_net.py --config-file configs/miniworld/m2f_lang.yaml --num-gpus 1 [--resume | --eval-only] [KEY VALUE ...]
-"""
+"""Trains or evaluates the model of a config file; `python train_net.py --help` explains the options."""
 
 import sys
 

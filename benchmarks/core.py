@@ -1,6 +1,6 @@
 """Pixel decoder + transformer decoder + criterion, forward and backward, ours against Hugging Face's.
 
-    python -m benchmarks.core [--sizes 320 640] [--rounds 3]
+    python -m benchmarks.core --sizes 320 640 --rounds 3
 
 Same weights, same inputs, B = 2, 100 queries, 12 544 points, 10 supervised outputs, ten segments an image.
 """

@@ -1,6 +1,6 @@
 """Time of the per-pixel losses, forward and backward, relative to torch's cross-entropy.
 
-python -m benchmarks.dyce [--device cuda] [--size 8 19 512 512] [--rounds 5]
+python -m benchmarks.dyce --size 8 19 512 512 --rounds 5
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a panoptic model would teach as pseudo-labels: per class how many segments they find, miss and make up, and their PQ
 over thresholds of the object score.
 
-    python -m benchmarks.found_segments --config-file C --weights W --data camvid_train@1_16:unlabeled [--every 8] [KEY VALUE ...]
+    python -m benchmarks.found_segments --config-file configs/miniworld/ssl.yaml \
+        --weights output/miniworld/ssl/model_final.pth --data miniworld_train@0.05:unlabeled --every 8
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What each part of HVL gives on miniworld: 20 labelled of 400 scenes, semi-supervised, in the order of the paper's ablation.
 
-python -m benchmarks.hvl [--seeds 3] [--jobs N | --shard i/n] [--rows ...] [KEY VALUE ...]
+python -m benchmarks.hvl --seeds 3 --rows random htqg
 """
 
 from __future__ import annotations

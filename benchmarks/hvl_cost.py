@@ -1,6 +1,6 @@
 """Time and memory of forward and backward of one HVL training step with and without its parts, at K classes.
 
-    python -m benchmarks.hvl_cost [--size 256] [--classes 21 81 150] [--rounds 3]
+    python -m benchmarks.hvl_cost --size 256 --classes 21 81 150 --rounds 3
 
 ViT-B/16 shapes, random weights, two labelled images; ratios to Mask2Former (random queries) in the same run.
 """

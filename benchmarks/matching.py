@@ -1,6 +1,6 @@
 """Matching of all layers with one host transfer against one call per layer and image, on the same predictions.
 
-python -m benchmarks.matching [--layers 10] [--batch 8]
+python -m benchmarks.matching --layers 10 --batch 8
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Batched panoptic read-out against a loop over segments written from the definition, on the same predictions.
 
-python -m benchmarks.read_out [--queries 200] [--size 640] [--batch 4]
+python -m benchmarks.read_out --queries 200 --size 640 --batch 2
 """
 
 from __future__ import annotations

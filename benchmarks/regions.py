@@ -1,6 +1,6 @@
 """Batched K-means of unit vectors against scikit-learn's K-means from the same seeds, on the same cores.
 
-    python -m benchmarks.regions [--images 16] [--side 32] [--rounds 5]
+    python -m benchmarks.regions --images 16 --side 32 --rounds 5
 
 Unit vectors of CLIP's width on a side x side grid, seeds as Split Matching takes them (windows of 8 and 16 cells); whether
 both find the same clusters is part of the table.

@@ -1,7 +1,7 @@
 """What each part of SegKC gives the junior on miniworld: 20 labelled scenes, 980 unlabelled ones. The junior is a small ResNet
 from random weights, the senior of the unlike pair the CLIP tower that is shipped.
 
-python -m benchmarks.segkc [--seeds 3] [--shard i/n] [--rows ...]
+    python -m benchmarks.segkc --seeds 3 --rows labels segkc
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Time and peak memory of one training step of SegKC, relative to the naive schedule, and the cost of junior and senior for an
 image.
 
-    python -m benchmarks.segkc_step [--size 224] [--images 2] [--rounds 3] [--amp]
+    python -m benchmarks.segkc_step --size 224 --images 2 --rounds 3
 
 DINOv2-B and -S with random weights, as many unlabelled as labelled crops. Naive: labelled, strong and weak images go through each
 network on their own, weak ones with a graph that nobody needs, and once more as CutMix partners (as published implementations of

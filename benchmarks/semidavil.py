@@ -1,7 +1,7 @@
 """What each part of SemiDAViL gives on miniworld, from day to night scenes: 200 labelled day scenes, 0, 5 or 20 % of 1000 night
 scenes labelled, the others unlabelled; with DyCE and with cross-entropy.
 
-python -m benchmarks.semidavil [--seeds 3] [--shard i/n] [--rows ...]
+    python -m benchmarks.semidavil --seeds 3 --shard 0/2
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What SemiDAViL's models lose on miniworld's night scenes with the caption of another scene: the trained models of
 `benchmarks.semidavil` (row dlg_5_dyce), evaluated with their own captions and with those dealt out at random.
 
-python -m benchmarks.semidavil_captions [--seeds 3] [--models output/semidavil/dlg_5_dyce]
+    python -m benchmarks.semidavil_captions --seeds 3 --models output/semidavil/dlg_5_dyce
 """
 
 from __future__ import annotations

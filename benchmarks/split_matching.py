@@ -1,6 +1,6 @@
 """What each part of Split Matching gives on miniworld: 200 scenes, three of sixteen classes never annotated.
 
-python -m benchmarks.split_matching [--seeds 3] [--shard i/n] [--rows ...]
+python -m benchmarks.split_matching --seeds 3
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One DEARLi step, ours against the naive schedule, on ConvNeXt-B shapes with random weights.
 
-    python -m benchmarks.step [--size 320] [--images 2] [--rounds 3] [--profile]
+    python -m benchmarks.step --size 320 --images 2 --rounds 3
 
 The naive schedule is that of simple implementations of Mean Teacher with CutMix: the teacher labels the images and,
 apart, their CutMix partners; the student runs apart on labelled and unlabelled images; the teacher is a whole copy that a

@@ -1,7 +1,7 @@
 """Time and peak memory of SegKC's losses, forward and backward, with full-size logits of few images at a time, relative to those of
 the whole batch at once.
 
-python -m benchmarks.summed_losses [--images 8] [--size 518] [--classes 21] [--rounds 3]
+    python -m benchmarks.summed_losses --images 8 --size 518 --classes 21 --rounds 3
 """
 
 from __future__ import annotations

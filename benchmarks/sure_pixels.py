@@ -1,7 +1,8 @@
 """What a semantic model would teach as pseudo-labels: per class the share of its pixels that pass a confidence, and how many
 of those have the right label.
 
-    python -m benchmarks.sure_pixels --config-file C --weights W --data camvid_train@1_16:unlabeled [--every 8] [KEY VALUE ...]
+    python -m benchmarks.sure_pixels --config-file configs/miniworld/segkc.yaml \
+        --weights output/miniworld/segkc/model_final.pth --data miniworld_train@0.02:unlabeled --every 8
 """
 
 from __future__ import annotations

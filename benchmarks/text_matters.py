@@ -1,6 +1,6 @@
 """Does the text carry the recognition, and does zero-shot ensembling help a model that saw few labels?
 
-    python -m benchmarks.text_matters [--seeds 0 1 2] [--labels 0.03] [--iterations 200]
+    python -m benchmarks.text_matters --seeds 0 1 2 --labels 0.03 --iterations 200
 
 Trains M2F-Lang on a few labelled scenes of miniworld, then evaluates the same weights with the learned posterior, the
 zero-shot posterior and their ensemble, each with the true class names and with the names dealt out at random.

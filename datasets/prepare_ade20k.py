@@ -12,7 +12,7 @@ folder, "annotations_instance.tar"):
 and writes ade20k_panoptic_{train,val}.json, ade20k_panoptic_{train,val}/*.png and
 annotations_detectron2/{training,validation}/*.png (class 0..149, 255 = ignore). An interrupted run resumes.
 
-    python datasets/prepare_ade20k.py [--workers 8]
+    python datasets/prepare_ade20k.py --workers 8
 """
 
 from __future__ import annotations

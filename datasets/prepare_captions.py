@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Captions of the images of a data set, one JSON line each, in $DETECTRON2_DATASETS/captions/NAME.jsonl.
 
-    python datasets/prepare_captions.py cityscapes_train gta5_train --model FOLDER [--batch 8] [--shard 0/4]
+    python datasets/prepare_captions.py cityscapes_train gta5_train --model /models/blip2-opt-2.7b --batch 8 --shard 0/4
     python datasets/prepare_captions.py cityscapes_train@1_8 --from-labels
 
 --model is any image-to-text model of `transformers` (BLIP-2 in the paper), a folder on this machine or a name of its hub.

@@ -8,7 +8,7 @@ Reads below $DETECTRON2_DATASETS/cityscapes
 
 and writes semantic_{train,val}.json and semantic_{train,val}/*.png. An interrupted run resumes.
 
-    python datasets/prepare_cityscapes.py [--workers 4]
+    python datasets/prepare_cityscapes.py --workers 4
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Reads below $DETECTRON2_DATASETS/coco:
 
 and unpacks the label PNG files to panoptic_{train,val}2017/. An interrupted run resumes.
 
-    python datasets/prepare_coco.py [--splits train val]
+    python datasets/prepare_coco.py --splits train val
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ and writes
 --semantic panoptic makes the semantic labels from the panoptic ones instead: mIoU then differs from that of papers by what
 the two disagree about. An interrupted run resumes.
 
-    python datasets/prepare_coco_objects.py [--splits train val] [--semantic masks] [--workers 4]
+    python datasets/prepare_coco_objects.py --splits train val --workers 4
+    python datasets/prepare_coco_objects.py --splits val --semantic panoptic
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Reads below $DETECTRON2_DATASETS/coco
 
 and writes annotations/stuff171_{train,val}2017.json and annotations/stuff171_{train,val}2017/*.png. An interrupted run resumes.
 
-    python datasets/prepare_coco_stuff.py [--workers 4] [--splits train val]
+    python datasets/prepare_coco_stuff.py --workers 4 --splits train val
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Reads below $DETECTRON2_DATASETS/gta5
 and writes semantic_train.json and semantic_train/*.png. Pairs whose sizes differ (the release has a few) are left out and
 named. An interrupted run resumes.
 
-    python datasets/prepare_gta5.py [--workers 4]
+    python datasets/prepare_gta5.py --workers 4
 """
 
 from __future__ import annotations

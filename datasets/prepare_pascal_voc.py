@@ -11,7 +11,7 @@ Reads below $DETECTRON2_DATASETS
 and writes VOCdevkit/VOC2012/semantic_{train,val}.json and semantic_{train,val}/*.png. The training set is that of VOC and
 SBD without VOC's validation images: 10 582 images, VOC's own labels where there are two. An interrupted run resumes.
 
-    python datasets/prepare_pascal_voc.py [--workers 4]
+    python datasets/prepare_pascal_voc.py --workers 4
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Reads below $DETECTRON2_DATASETS/synthia (the folder RAND_CITYSCAPES of the arch
 and writes semantic_train.json and semantic_train/*.png. The data set `synthia_train` has the usual 16 classes: terrain, truck
 and train carry no loss. Pairs whose sizes differ are left out and named. An interrupted run resumes.
 
-    python datasets/prepare_synthia.py [--workers 4]
+    python datasets/prepare_synthia.py --workers 4
 """
 
 from __future__ import annotations

@@ -1,12 +1,18 @@
-"""Weights into models, with one readable report; and a check of name lists against a config's model.
+"""Compares weight files with models, and makes small files of a run's checkpoints.
 
-python -m dearli_d2.checkpoint verify --config-file C (--weights W | --names names.json)
-python -m dearli_d2.checkpoint export --weights RUN/model_final.pth --out model.pth [--which teacher | --junior]
+`verify` says which names and shapes of a file fit the model of a config; its exit status is 1 unless all do.
+`export` writes what prediction needs, without optimiser and teacher.
+
+Examples:
+
+    python -m dearli_d2.checkpoint verify --config-file configs/miniworld/m2f_lang.yaml \\
+        --weights output/miniworld/m2f_lang/model_final.pth
+    python -m dearli_d2.checkpoint export --weights output/miniworld/dear/model_final.pth --out model.pth --which teacher
+    python -m dearli_d2.checkpoint export --weights output/miniworld/segkc/model_final.pth --out junior.pth --junior
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -19,6 +25,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from .arguments import add_config_file, add_overrides, command_parser
 from .errors import DearliError, WeightsError
 from .files import write_atomically
 from .weights import read_file, state_dict_of
@@ -204,27 +211,27 @@ def _keep_junior(content: dict, weights: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m dearli_d2.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("python -m dearli_d2.checkpoint", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("verify", help="exit status 1 unless every name and shape fits")
-    check.add_argument("--config-file", required=True)
+    check = commands.add_parser("verify", help="compare a weight file with the model of a config")
+    add_config_file(check)
     source = check.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights")
-    source.add_argument("--names", help="JSON file {name: shape}")
-    check.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides")
-    export_command = commands.add_parser("export", help="what inference needs, without the optimiser")
-    export_command.add_argument("--weights", required=True, help="checkpoint of a run")
-    export_command.add_argument("--out", required=True, help=".pth file")
+    source.add_argument("--weights", metavar="FILE", help="weight file: .pth, .pt, .bin, .safetensors, .pkl")
+    source.add_argument("--names", metavar="FILE", help="instead of weights a JSON file {name: shape}")
+    add_overrides(check)
+    export_command = commands.add_parser("export", help="write what prediction needs of a checkpoint")
+    export_command.add_argument("--weights", metavar="FILE", required=True, help="checkpoint of a run")
+    export_command.add_argument("--out", metavar="FILE", required=True, help=".pth file to write")
     part = export_command.add_mutually_exclusive_group()
-    part.add_argument("--which", choices=("student", "teacher"), default="student")
+    part.add_argument(
+        "--which", choices=("student", "teacher"), default="student", help="of a semi-supervised run; default: student"
+    )
     part.add_argument(
         "--junior",
         dest="which",
         action="store_const",
         const="junior",
-        help="of a SegKC run; also writes its config, .yaml",
+        help="the junior of a SegKC run alone; writes its config beside it, as .yaml",
     )
     args = parser.parse_args(argv)
     try:

@@ -1,4 +1,16 @@
-"""Behind `train_net.py`: arguments, logging, launch, and errors without a stack trace."""
+"""Trains the model of a config file, or evaluates a trained one.
+
+A run writes its log, checkpoints, scores and pictures to OUTPUT_DIR. A folder that holds a run already is refused;
+--resume continues that run exactly. KEY VALUE pairs at the end replace values of the config.
+
+Examples:
+
+    python train_net.py --config-file configs/miniworld/m2f_lang.yaml
+    python train_net.py --config-file configs/miniworld/m2f_lang.yaml --resume
+    python train_net.py --config-file configs/miniworld/m2f_lang.yaml SOLVER.MAX_ITER 1000 OUTPUT_DIR output/longer
+    python train_net.py --config-file configs/miniworld/m2f_lang.yaml --eval-only \\
+        MODEL.WEIGHTS output/miniworld/m2f_lang/model_final.pth
+"""
 
 from __future__ import annotations
 
@@ -11,11 +23,12 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
+from .arguments import add_config_file, add_overrides, command_parser
 from .checkpoint import load_weights
 from .config import get_config
 from .data.custom import describe, register_custom, write_contact_sheet
@@ -98,16 +111,43 @@ def _run_rank(cfg: CfgNode, args: argparse.Namespace) -> None:
         os._exit(status)
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options of `train_net.py`."""
+    parser = command_parser("python train_net.py", __doc__)
+    add_config_file(parser, required=False)
+    parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR; without one, start it")
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST, train nothing"
+    )
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="GPUs of this machine; default: 1, or the CPU"
+    )
+    parser.add_argument(
+        "--num-machines", type=int, default=1, metavar="N", help="machines that train together; default: 1"
+    )
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="I", help="number of this machine, from 0 on")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        metavar="URL",
+        help="where machine 0 waits for the others, such as tcp://10.0.0.1:29500; only for several machines",
+    )
+    add_overrides(parser)
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = default_argument_parser()
-    parser.description = "Train, or with --eval-only evaluate, the model of a config file."
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
 
     def command() -> int:
         if not args.config_file:
             raise ConfigError("--config-file is missing, for example --config-file configs/miniworld/m2f_lang.yaml")
         cfg = get_config(args.config_file, [o for o in args.opts if o != "--"])
         processes = max(args.num_gpus, 1)
+        if args.num_machines > 1 and args.dist_url == "auto":
+            raise ConfigError(
+                f"--num-machines {args.num_machines} needs --dist-url, for example --dist-url tcp://10.0.0.1:29500"
+            )
         if processes > 1 and cfg.MODEL.DEVICE == "cpu" and "MODEL.DEVICE" not in args.opts:
             raise ConfigError(
                 f"--num-gpus {processes} but there is no GPU (MODEL.DEVICE cpu asks for that many CPU processes)"

@@ -1,14 +1,17 @@
-"""The DEARLi ladder on miniworld: labels only, + SSL, + ensembled pseudo-labels (DEAR), + decoder warm-up (DEARLi).
+"""Climbs the DEARLi ladder on miniworld: labels only, + SSL, + ensembled pseudo-labels (DEAR), + decoder warm-up (DEARLi).
 
-python -m dearli_d2.demo [--out output/demo] [--seeds 1] [--iterations 500] [--warmup 100]
+It takes the first 400 scenes with 5 % of their labels: 20 labelled scenes for 16 classes, as few images a class as in the
+paper's smallest splits. `make demo` climbs once, in minutes on two CPU cores; `make ladder` climbs with three seeds.
+The same command continues after an interruption. It ends with a table and a report with pictures, OUT/report.md.
 
-The first 400 scenes, 5 % of them labelled: 20 scenes for 16 classes, as few an image a class as the paper's smallest splits.
-`make demo` climbs it once, in minutes on two CPU cores; `make ladder` with three seeds. Everything resumes.
+Examples:
+
+    python -m dearli_d2.demo
+    python -m dearli_d2.demo --out output/ladder --seeds 3 --iterations 600
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -19,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from .arguments import command_parser
 from .checkpoint import load_weights
 from .cli import report_errors, set_up
 from .config import get_config
@@ -196,11 +200,11 @@ What DEAR's student is trained on: weak view, the teacher's pseudo-label of it, 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dearli_d2.demo", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("output/demo"))
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--iterations", type=int, default=500)
-    parser.add_argument("--warmup", type=int, default=100)
+    parser = command_parser("python -m dearli_d2.demo", __doc__)
+    parser.add_argument("--out", type=Path, default=Path("output/demo"), help="folder; default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=1, help="climbs, each with other labels; default: %(default)s")
+    parser.add_argument("--iterations", type=int, default=500, help="of each training; default: %(default)s")
+    parser.add_argument("--warmup", type=int, default=100, help="iterations of the warm-up; default: %(default)s")
     args = parser.parse_args(argv)
     if args.iterations < 5:
         parser.error("--iterations must be at least 5")

@@ -1,4 +1,9 @@
-"""`python -m dearli_d2.env`: versions, devices, and which optional parts are present; paste it into bug reports."""
+"""Prints versions, devices, folders, and which optional parts are present. Paste it into bug reports.
+
+Example:
+
+    python -m dearli_d2.env
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ import torch
 from tabulate import tabulate
 
 from . import __version__
+from .arguments import command_parser
 from .data.catalog import datasets_root
 from .files import cache_dir
 from .modeling.backbone.package_weights import PACKAGES
@@ -56,4 +62,5 @@ def report() -> str:
 
 
 if __name__ == "__main__":
+    command_parser("python -m dearli_d2.env", __doc__).parse_args()
     print(report())

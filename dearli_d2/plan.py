@@ -1,11 +1,16 @@
-"""What a training would do, without doing it: data, schedule, parameters, memory.
+"""Shows what a training would do, without doing it.
 
-python -m dearli_d2.plan --config-file configs/ade20k/dearli_convnext_b_1_128.yaml [KEY VALUE ...]
+Three tables: which data sets and weights the config names and whether they are there, the schedule with the number of
+passes over the images, and the model with its parameters and the memory of a step. Nothing is written.
+
+Examples:
+
+    python -m dearli_d2.plan --config-file configs/miniworld/dearli.yaml
+    python -m dearli_d2.plan --config-file configs/ade20k/dearli_convnext_b_1_128.yaml SOLVER.IMS_PER_BATCH 8
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,6 +19,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import nn
 
+from .arguments import add_config_file, add_overrides, command_parser
 from .cli import report_errors
 from .config import get_config
 from .data.captions import reads_captions, with_captions
@@ -195,9 +201,9 @@ def plan(cfg: CfgNode) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dearli_d2.plan", description=__doc__.split("\n")[0])
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides")
+    parser = command_parser("python -m dearli_d2.plan", __doc__)
+    add_config_file(parser)
+    add_overrides(parser)
     args = parser.parse_args(argv)
 
     def command() -> int:

@@ -1,15 +1,19 @@
-"""Prediction for image files: a small Python API and a command line.
+"""Segments image files with a trained model.
 
-    python -m dearli_d2.predict --config-file C --weights W IMAGE|FOLDER ... --out DIR [--text "cat, dog, grass"]
-        [--captions FILE]
+For each image NAME it writes `NAME_panoptic.png` (segment id = R + 256 G + 65536 B), `NAME_semantic.png` (contiguous
+class index) and `NAME_overlay.png` (with a legend), and for all together `predictions.json` in COCO-panoptic form.
+Images that cannot be read are reported and skipped. In Python: `dearli_d2.Predictor`.
 
-writes for each image NAME: `NAME_panoptic.png` (segment id = R + 256 G + 65536 B), `NAME_semantic.png` (contiguous
-class index), `NAME_overlay.png` (with legend), and one `predictions.json` in COCO-panoptic form for all.
+Examples:
+
+    python -m dearli_d2.predict --config-file output/miniworld/m2f_lang/config.yaml \\
+        --weights output/miniworld/m2f_lang/model_final.pth photo.jpg folder/ --out predictions
+    python -m dearli_d2.predict --config-file output/miniworld/m2f_lang/config.yaml \\
+        --weights output/miniworld/m2f_lang/model_final.pth photo.jpg --out other_words --text "meadow|grass, sky, red thing"
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -23,6 +27,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 from tqdm import tqdm
 
+from .arguments import add_config_file, command_parser
 from .checkpoint import load_state
 from .config import get_config
 from .data.captions import read_captions
@@ -195,14 +200,26 @@ def save_prediction(out: Path, name: str, image: np.ndarray, prediction: Predict
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dearli_d2.predict", description="Predict image files.")
-    parser.add_argument("images", nargs="+", help="image files and folders")
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--weights", help="checkpoint; default MODEL.WEIGHTS")
-    parser.add_argument("--out", type=Path, required=True, help="output folder")
-    parser.add_argument("--text", help="other classes, 'cat, dog|puppy, grass'; needs a text classifier")
-    parser.add_argument("--captions", type=Path, help='JSON lines {"file", "caption"}, for a model that reads captions')
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
+    parser = command_parser("python -m dearli_d2.predict", __doc__)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders of them")
+    add_config_file(parser)
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS of the config")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="where to write")
+    parser.add_argument(
+        "--text",
+        metavar="CLASSES",
+        help="other classes than those of training, 'cat, dog|puppy, grass': a comma between classes, | between synonyms; "
+        "for models with a text classifier (M2F-Lang, DEARLi)",
+    )
+    parser.add_argument(
+        "--captions",
+        type=Path,
+        metavar="FILE",
+        help='JSON lines {"file", "caption"}, for a model that reads captions (SemiDAViL)',
+    )
+    parser.add_argument(
+        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="new values of config keys, in pairs"
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:

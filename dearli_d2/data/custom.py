@@ -1,5 +1,7 @@
 """Own data from one YAML file (keys `DATASETS.CUSTOM.*`): a folder of images with masks, and one of unlabelled images.
 
+The command `example` writes such a folder, with the class list in classes.txt, to try everything out.
+
     ROOT/images/*.jpg        labelled images
     ROOT/masks/*.png         index masks of the same names: pixel value = class id; or, with PANOPTIC_JSON, COCO-panoptic PNG
     ROOT/unlabeled/**        any images; no masks, no list
@@ -7,12 +9,13 @@
 Index masks are converted once to the COCO-panoptic format of all other data sets, in the cache folder: a stuff class is one
 segment of an image, a thing class one segment for each connected region.
 
-    python -m dearli_d2.data.custom example --out FOLDER     writes such a folder from miniworld, to try it out
+Example:
+
+    python -m dearli_d2.data.custom example --out mine
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import logging
@@ -30,6 +33,7 @@ from scipy import ndimage
 from tabulate import tabulate
 from tqdm import tqdm
 
+from ..arguments import command_parser
 from ..errors import ConfigError, DatasetError, first_few
 from ..files import cache_dir, write_atomically, write_json
 from ..visualization import annotation_sheet
@@ -343,16 +347,12 @@ def write_example(out: Path, labeled: int = 40, unlabeled: int = 200) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m dearli_d2.data.custom",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m dearli_d2.data.custom", __doc__)
     commands = parser.add_subparsers(required=True)
-    example = commands.add_parser("example", help="write an example folder")
-    example.add_argument("--out", type=Path, required=True)
-    example.add_argument("--labeled", type=int, default=40)
-    example.add_argument("--unlabeled", type=int, default=200)
+    example = commands.add_parser("example", help="write an example folder, made of generated scenes")
+    example.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    example.add_argument("--labeled", type=int, default=40, metavar="N", help="images with masks; default: %(default)s")
+    example.add_argument("--unlabeled", type=int, default=200, metavar="N", help="images without; default: %(default)s")
     args = parser.parse_args(argv)
     write_example(args.out, args.labeled, args.unlabeled)
     print(f"{args.out}: {args.labeled} labelled and {args.unlabeled} unlabelled images, classes in classes.txt")

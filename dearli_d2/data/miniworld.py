@@ -8,19 +8,21 @@ carry and localisation is what a decoder must learn. Class frequencies are long-
 A scene is a function of (seed, domain, split, index) alone. On disk a domain is what real data sets are: JPEG images,
 COCO-panoptic PNG + JSON, semantic PNG and a JSONL file of captions.
 
+Nothing need be done before training: a domain is generated when it is read first. Examples:
+
     python -m dearli_d2.data.miniworld preview --out miniworld.png
+    python -m dearli_d2.data.miniworld generate
 """
 
 from __future__ import annotations
 
-import argparse
 import colorsys
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +30,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..arguments import command_parser
 from ..files import cache_dir, write_json
 from .preparation import ids_to_rgb, listed, segment_info
 
@@ -361,17 +364,20 @@ def _colour_map(scene: Scene, palette: np.ndarray) -> np.ndarray:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dearli_d2.data.miniworld", description=__doc__.split("\n")[0])
+    parser = command_parser("python -m dearli_d2.data.miniworld", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    picture = commands.add_parser("preview", help="write a contact sheet")
-    picture.add_argument("--out", type=Path, default=Path("output/miniworld.png"))
-    commands.add_parser("generate", help="generate all domains into the cache folder and print where")
+    picture = commands.add_parser("preview", help="write one picture of some scenes and their segments")
+    picture.add_argument(
+        "--out", type=Path, default=Path("output/miniworld.png"), metavar="FILE", help="default: %(default)s"
+    )
+    commands.add_parser("generate", help="write both domains, day and night, to the cache folder, and print where")
     args = parser.parse_args(argv)
-    run: dict[str, Callable[[], None]] = {
-        "preview": lambda: (preview(args.out), print(args.out))[1],
-        "generate": lambda: next(print(root(domain)) for domain in DOMAINS),
-    }
-    run[args.command]()
+    if args.command == "preview":
+        preview(args.out)
+        print(args.out)
+        return
+    for domain in DOMAINS:
+        print(root(domain))
 
 
 if __name__ == "__main__":

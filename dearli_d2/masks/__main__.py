@@ -1,9 +1,15 @@
-"""Class-agnostic masks of a data set or folder, for the decoder warm-up.
+"""Makes class-agnostic masks of a data set or of a folder of images, for the decoder warm-up, and pictures of them.
 
-python -m dearli_d2.masks generate (--dataset NAME | --images FOLDER) --out FOLDER [--generator sam --weights FILE]
-python -m dearli_d2.masks view (--dataset NAME | --images FOLDER) --masks FOLDER --out FOLDER
+`generate` segments with SAM, whose published weights are needed, or with a classical method, which needs none. The same
+command continues after an interruption. Several processes share the images: torchrun on one machine, --shard on several.
+`view` writes pictures of some of the masks.
 
-Several GPUs: torchrun --nproc-per-node 4 -m dearli_d2.masks generate ...; several machines: --shard 0/2 and --shard 1/2.
+Examples:
+
+    python -m dearli_d2.masks generate --images my_data/images --out masks --generator classical
+    python -m dearli_d2.masks generate --dataset miniworld_train --out masks_sam --weights sam_vit_h_4b8939.pth
+    python -m dearli_d2.masks view --images my_data/images --masks masks --out mask_pictures
+    torchrun --nproc-per-node 2 -m dearli_d2.masks generate --images my_data/images --out masks_2 --generator classical
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..arguments import command_parser
 from ..cli import report_errors
 from ..data.catalog import dataset_dicts
 from ..data.images import find_images
@@ -74,32 +81,48 @@ def _view(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m dearli_d2.masks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("python -m dearli_d2.masks", __doc__)
     commands = parser.add_subparsers(required=True)
     make = commands.add_parser("generate", help="make the masks that are missing")
-    make.add_argument("--out", required=True, help="folder; a later call continues there")
-    make.add_argument("--generator", choices=("sam", "classical"), default="sam")
-    make.add_argument("--model", choices=MODELS, default="vit_h")
-    make.add_argument("--weights", help="SAM's checkpoint file")
-    make.add_argument("--points-per-side", type=int, default=32)
-    make.add_argument("--predicted-iou", type=float, default=0.88)
-    make.add_argument("--stability", type=float, default=0.95)
-    make.add_argument("--prompts", type=int, default=256, help="points decoded at a time; fewer need less memory")
-    make.add_argument("--batch-size", type=int, default=1, help="images encoded at a time")
+    make.add_argument("--out", required=True, metavar="FOLDER", help="a later call continues there")
+    make.add_argument("--generator", choices=("sam", "classical"), default="sam", help="default: %(default)s")
+    make.add_argument("--model", choices=MODELS, default="vit_h", help="size of SAM; default: %(default)s")
+    make.add_argument("--weights", metavar="FILE", help="SAM's checkpoint, such as sam_vit_h_4b8939.pth")
+    make.add_argument(
+        "--points-per-side", type=int, default=32, metavar="N", help="of SAM's grid; default: %(default)s"
+    )
+    make.add_argument(
+        "--predicted-iou",
+        type=float,
+        default=0.88,
+        metavar="X",
+        help="SAM's own score of a mask, at least; default: %(default)s",
+    )
+    make.add_argument(
+        "--stability", type=float, default=0.95, metavar="X", help="of a mask, at least; default: %(default)s"
+    )
+    make.add_argument(
+        "--prompts",
+        type=int,
+        default=256,
+        metavar="N",
+        help="points decoded at a time, fewer need less memory; default: %(default)s",
+    )
+    make.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="images encoded at a time; default: %(default)s"
+    )
     make.add_argument("--device", help="default: the GPU of this process, or cpu")
-    make.add_argument("--shard", help="i/n; default: as torchrun says")
+    make.add_argument("--shard", metavar="I/N", help="this process's share of the images; default: as torchrun says")
     make.set_defaults(run=_generate)
     view = commands.add_parser("view", help="write pictures of masks")
-    view.add_argument("--masks", required=True)
-    view.add_argument("--out", required=True)
-    view.add_argument("--count", type=int, default=12)
+    view.add_argument("--masks", required=True, metavar="FOLDER", help="what generate wrote")
+    view.add_argument("--out", required=True, metavar="FOLDER", help="of the pictures")
+    view.add_argument("--count", type=int, default=12, metavar="N", help="pictures; default: %(default)s")
     view.set_defaults(run=_view)
     for command in (make, view):
         source = command.add_mutually_exclusive_group(required=True)
-        source.add_argument("--dataset", help="registered name or view, such as ade20k_panoptic_train")
-        source.add_argument("--images", type=Path, help="folder of images")
+        source.add_argument("--dataset", metavar="NAME", help="data set or view, such as ade20k_panoptic_train")
+        source.add_argument("--images", type=Path, metavar="FOLDER", help="folder of images")
     args = parser.parse_args(argv)
     return report_errors(lambda: args.run(args))
 

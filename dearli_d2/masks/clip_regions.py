@@ -1,13 +1,15 @@
-"""Fills a cache of the regions that Split Matching learns from; training makes what is not there.
+"""Fills a cache of the regions that Split Matching learns from.
 
-python -m dearli_d2.masks.clip_regions --config-file C --out FOLDER [--shard i/n] [--view N] [KEY VALUE ...]
+Training with MODEL.SPLIT.REGIONS.CACHE FOLDER then reads them there, and makes itself what is missing. The same command
+continues after an interruption. Several processes share the images: torchrun, or --shard 0/2 and --shard 1/2.
 
-Then train with MODEL.SPLIT.REGIONS.CACHE FOLDER. Resumes; several processes by torchrun or --shard.
+Example:
+
+    python -m dearli_d2.masks.clip_regions --config-file configs/miniworld/split_matching.yaml --out regions --view 8
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 
+from ..arguments import add_config_file, add_overrides, command_parser
 from ..cli import report_errors
 from ..config import get_config
 from ..data.build import labeled_dicts
@@ -92,14 +95,16 @@ def fill(cfg: CfgNode, out: Path, shard: tuple[int, int], batch_size: int, pictu
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dearli_d2.masks.clip_regions", description=__doc__.split("\n")[0])
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder; a later call continues there")
-    parser.add_argument("--shard", help="i/n; default: as torchrun says")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--view", type=int, default=8, help="pictures of regions to write")
+    parser = command_parser("python -m dearli_d2.masks.clip_regions", __doc__)
+    add_config_file(parser)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="a later call continues there")
+    parser.add_argument("--shard", metavar="I/N", help="this process's share of the images; default: as torchrun says")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="images at a time; default: %(default)s"
+    )
+    parser.add_argument("--view", type=int, default=8, metavar="N", help="pictures to write; default: %(default)s")
     parser.add_argument("--device", help="default: the GPU of this process, or cpu")
-    parser.add_argument("opts", nargs="*", default=[], help="KEY VALUE overrides")
+    add_overrides(parser)
     args = parser.parse_args(argv)
 
     def command() -> int:

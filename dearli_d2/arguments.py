@@ -1,0 +1,27 @@
+"""What the command lines share: help that is the module's docstring, and the options that name a config."""
+
+from __future__ import annotations
+
+import argparse
+
+OVERRIDES = """keys of the config with their new values, in pairs, after all other options:
+SOLVER.MAX_ITER 1000 OUTPUT_DIR output/mine. A list or a tuple is quoted: DATASETS.TEST "('miniworld_val',)".
+Every key with its default is in dearli_d2/config.py"""
+
+
+def command_parser(program: str, documentation: str) -> argparse.ArgumentParser:
+    """A parser whose `--help` shows a module's docstring: what the command does, then examples."""
+    return argparse.ArgumentParser(
+        prog=program, description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_config_file(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds `--config-file`."""
+    text = "YAML file of the experiment; configs/ holds them, and is found from any folder"
+    parser.add_argument("--config-file", metavar="FILE", required=required, help=text)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds `opts`: all that follows the other options."""
+    parser.add_argument("opts", metavar="KEY VALUE", nargs=argparse.REMAINDER, default=[], help=OVERRIDES)
