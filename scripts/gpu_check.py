@@ -91,7 +91,7 @@ def step() -> dict:
     """The DEARLi step in bf16: seconds, peak memory, milliseconds by part."""
     from benchmarks.step import build_ours, profile
 
-    size, images = (64, 1) if DRY else (SIZE, IMAGES)
+    size, images = (64, 2) if DRY else (SIZE, IMAGES)
     run = build_ours(size, images, not DRY)
     run()
     if not DRY:
@@ -112,7 +112,7 @@ def kernels() -> dict:
 
     from benchmarks.step import build_ours
 
-    size, images = (64, 1) if DRY else (SIZE, IMAGES)
+    size, images = (64, 2) if DRY else (SIZE, IMAGES)
     run = build_ours(size, images, not DRY)
     for _ in range(1 if DRY else 3):
         run()
@@ -147,7 +147,7 @@ def schedules() -> dict:
     from benchmarks.measure import interleaved_seconds
     from benchmarks.step import BUILDERS
 
-    size, images = (64, 1) if DRY else (SIZE, IMAGES // 2)
+    size, images = (64, 2) if DRY else (SIZE, IMAGES // 2)
     tasks = {name: build(size, images, not DRY) for name, build in BUILDERS.items()}
     seconds = interleaved_seconds(tasks, 1 if DRY else 5)
     return {f"{name} ms": 1e3 * s for name, s in seconds.items()} | {"ratio": seconds["ours"] / seconds["naive"]}
