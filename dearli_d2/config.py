@@ -75,6 +75,9 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.ENSEMBLE.ALPHA = 0.6  # weight of the learned posterior (DEARLi, Tab. 8)
     cfg.MODEL.ENSEMBLE.AT_INFERENCE = True
     cfg.MODEL.ENSEMBLE.IN_PSEUDO_LABELS = True
+    # zero-shot posterior of a mask that covers no cell of CLIP's features: "uniform", so that the learned one decides; or
+    # "zero_vector", what CLIP's head makes of zeros, the same for all such masks, as in the authors' code
+    cfg.MODEL.ENSEMBLE.EMPTY_MASKS = "uniform"
 
     cfg.MODEL.HVL = CfgNode()  # used where MODEL.META_ARCHITECTURE is "HVL"
     cfg.MODEL.HVL.TEXTUAL_QUERIES = True  # HTQG; False = free queries alone, as in Mask2Former
@@ -235,6 +238,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.TEST.INSTANCE_ON = False
     cfg.TEST.OBJECT_THRESHOLD = 0.8
     cfg.TEST.OVERLAP_THRESHOLD = 0.8
+    cfg.TEST.AMP = False  # evaluate in fp32, as the published codes do; True = in SOLVER.AMP.DTYPE, faster
     cfg.TEST.WEIGHTS = (
         "student"  # or "teacher", or "both": whose weights an evaluation uses; the best one is the first's
     )

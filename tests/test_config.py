@@ -17,7 +17,7 @@ def test_every_config_is_valid(path):
     own_data = ["DATASETS.CUSTOM.ROOT", "mine", "DATASETS.CUSTOM.CLASSES", "['0 thing a', '1 stuff b']"]
     cfg = get_config(path, own_data if path.parent.name == "custom" else [])
     assert cfg.is_frozen()
-    assert cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE
+    assert cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE or path.name == "m2f_r50.yaml"  # for inference only
     assert cfg.MODEL.DEVICE in ("cpu", "cuda")
 
 
@@ -30,6 +30,7 @@ def test_values_of_the_paper(repo):
     assert (former.NUM_QUERIES, former.TRAIN_NUM_POINTS, former.NO_OBJECT_WEIGHT) == (200, 12544, 0.1)
     assert (former.CLASS_WEIGHT, former.MASK_WEIGHT, former.DICE_WEIGHT) == (2.0, 5.0, 5.0)
     assert (cfg.MODEL.ENSEMBLE.ALPHA, cfg.MODEL.BACKBONE.FREEZE) == (0.6, True)
+    assert (cfg.MODEL.ENSEMBLE.EMPTY_MASKS, cfg.TEST.AMP) == ("zero_vector", False)  # as the authors evaluate
 
 
 PARTITIONS = {
@@ -60,6 +61,7 @@ def test_semi_supervised_rows_have_the_values_of_the_paper(folder, letter, metho
         ensemble = cfg.MODEL.ENSEMBLE
         assert (ensemble.ALPHA, ensemble.IN_PSEUDO_LABELS, ensemble.AT_INFERENCE) == (0.6, True, True)
         assert SIZES[folder] == (cfg.MODEL.NUM_CLASSES, cfg.INPUT.CROP_SIZE, cfg.INPUT.MAX_SIZE_TEST)
+        assert cfg.INPUT.MAX_SIZE_TRAIN == cfg.INPUT.MAX_SIZE_TEST
         assert cfg.INPUT.SCALE_RANGE == (0.5, 2.0)
         arch = {"b": "convnext_base_w_320", "l": "convnext_large_d_320"}[letter]
         assert (arch, True) == (cfg.MODEL.BACKBONE.ARCH, cfg.MODEL.BACKBONE.FREEZE)

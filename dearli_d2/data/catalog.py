@@ -116,8 +116,9 @@ def taxonomy_of(name: str) -> Taxonomy:
 
 
 def class_source(cfg: CfgNode) -> str | None:
-    """The data set whose classes a config's model has: the first labelled one, of the target where there is one."""
-    return next(iter((*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE)), None)
+    """The data set whose classes a config's model has: the first labelled one, of the target where there is one, and the first of
+    evaluation where nothing is trained on."""
+    return next(iter((*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE, *cfg.DATASETS.TEST)), None)
 
 
 def ensure_registered(name: str) -> None:

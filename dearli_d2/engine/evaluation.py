@@ -47,7 +47,7 @@ def evaluate(cfg: CfgNode, model: nn.Module, iteration: int | None = None, label
             )
         mapper = TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
-        with autocast(cfg):
+        with autocast(cfg, cfg.TEST.AMP):
             results = inference_on_dataset(model, loader, build_evaluator(cfg, taxonomy))
         if not comm.is_main_process():
             continue
@@ -83,7 +83,7 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dicts: list[dict], folder: Pa
     model.eval()
     for index in np.linspace(0, len(dicts) - 1, min(cfg.TEST.PICTURES, len(dicts))).astype(int):
         d = dicts[index]
-        with autocast(cfg):
+        with autocast(cfg, cfg.TEST.AMP):
             output = model([mapper(d)])[0]
         panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(output["sem_seg"])
         path = folder / "pictures" / f"{Path(d['file_name']).stem}.png"

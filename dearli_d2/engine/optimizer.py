@@ -76,10 +76,15 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.opt
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def autocast(cfg: CfgNode) -> torch.autocast:
-    """The mixed-precision context of a run; does nothing when SOLVER.AMP.ENABLED is off."""
+def autocast(cfg: CfgNode, enabled: bool | None = None) -> torch.autocast:
+    """The mixed-precision context of a run, with the type of SOLVER.AMP.DTYPE.
+
+    Args:
+        enabled: None = as in training, SOLVER.AMP.ENABLED; otherwise it does nothing where False.
+    """
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[cfg.SOLVER.AMP.DTYPE]
-    return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, dtype=dtype, enabled=cfg.SOLVER.AMP.ENABLED)
+    enabled = cfg.SOLVER.AMP.ENABLED if enabled is None else enabled
+    return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, dtype=dtype, enabled=enabled)
 
 
 def build_scaler(cfg: CfgNode) -> torch.amp.GradScaler:

@@ -52,7 +52,7 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
         if used and batch % world_size:
             raise ConfigError(f"{key} {batch} is no multiple of the {world_size} processes")
     check_mixing(cfg, world_size)
-    if class_source(cfg) is None:
+    if not (cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE):
         raise DatasetError("DATASETS.TRAIN names no data set, nor does DATASETS.SOURCE")
     check_writable(cfg.OUTPUT_DIR)
     if not resume and RunCheckpoints(cfg.OUTPUT_DIR, 1).last() is not None:

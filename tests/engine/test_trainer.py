@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from dearli_d2.config import get_config
+from dearli_d2.engine.evaluation import evaluate
 from dearli_d2.engine.optimizer import build_scheduler, parameter_groups
 from dearli_d2.engine.trainer import DualStreamTrainer
-from dearli_d2.errors import ConfigError, TrainingError
+from dearli_d2.errors import ConfigError, DatasetError, TrainingError
 from dearli_d2.modeling import build_model
 from tests.conftest import MINI_OVERRIDES, REPO
 
@@ -245,6 +246,24 @@ def test_mixed_precision_trains(mini_config, dtype):
     assert torch.isfinite(after).all()
     assert not torch.equal(before, after)
     assert after.dtype == torch.float32
+
+
+@pytest.mark.parametrize("amp", ["False", "True"])
+def test_evaluation_is_in_fp32_unless_asked_for_whatever_training_is_in(mini_config, monkeypatch, amp):
+    cfg = mini_config(
+        "SOLVER.AMP.ENABLED", "True", "DATASETS.TEST", "('miniworld_val@n2',)", "TEST.PICTURES", "1", "TEST.AMP", amp
+    )  # fmt: skip
+    model, seen = build_model(cfg), []
+    original = model.predict
+    monkeypatch.setattr(model, "predict", lambda x: seen.append(torch.is_autocast_enabled("cpu")) or original(x))
+    evaluate(cfg, model)
+    assert seen == [amp == "True"] * 3  # two images, and the picture
+
+
+def test_a_config_for_inference_only_does_not_train(repo, tmp_path):
+    cfg = get_config(repo / "configs/coco_panoptic/m2f_r50.yaml", ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"])
+    with pytest.raises(DatasetError, match="DATASETS.TRAIN names no data set"):
+        DualStreamTrainer(cfg)
 
 
 @pytest.mark.parametrize("metric", ["panoptic/PQ", ""])

@@ -95,6 +95,22 @@ def test_empty_mask_has_a_uniform_zero_shot_posterior(lang):
     assert posterior[0, 1].max() > 1.5 / 16
 
 
+def test_empty_masks_have_the_posterior_of_a_zero_vector_where_asked_as_in_the_authors_code(lang, monkeypatch):
+    features = lang.backbone(lang.preprocess(images(1)).tensor)
+    masks = torch.full((1, 3, 32, 32), -1.0)
+    masks[0, 1, :, 16:] = 1
+    uniform = lang.zero_shot_logits(features, masks)
+    monkeypatch.setattr(lang, "uniform_if_empty", False)
+    found = lang.zero_shot_logits(features, masks)
+    visual = lang.backbone.clip_model.visual
+    zero = torch.zeros(1, features["clip_vis_dense"].shape[1], 1, 1)
+    embedded = torch.nn.functional.normalize(visual.head(visual.trunk.forward_head(zero)), dim=-1)
+    expected = lang.backbone.logit_scale() * lang.vocabulary.cosine(embedded)
+    assert torch.allclose(found[0, ::2], expected.expand(2, -1), atol=1e-4)
+    assert expected.std() > 0.1  # not uniform
+    assert torch.equal(found[0, 1], uniform[0, 1])
+
+
 def test_learned_temperature_is_at_most_100(lang):
     with torch.no_grad():
         lang.sem_seg_head.predictor.logit_scale.fill_(20.0)

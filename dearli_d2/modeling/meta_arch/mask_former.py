@@ -53,6 +53,7 @@ class MaskFormer(Segmenter):
     pixel_mean, pixel_std: of 0..255 RGB.
     templates: prompt templates; None makes a linear classifier (Mask2Former).
     ensemble_alpha: weight of the learned posterior at inference (eq. 6); 1 switches the ensemble off.
+    uniform_if_empty: see `zero_shot_logits`.
     read_out: what inference returns.
     pseudo_labeling: what `pseudo_label` does.
     """
@@ -69,6 +70,7 @@ class MaskFormer(Segmenter):
         pixel_std: Sequence[float],
         templates: Sequence[str] | None = None,
         ensemble_alpha: float = 1.0,
+        uniform_if_empty: bool = True,
         read_out: ReadOut = ReadOut(),
         pseudo_labeling: PseudoLabeling = PseudoLabeling(),
     ) -> None:
@@ -76,7 +78,7 @@ class MaskFormer(Segmenter):
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
         self.templates = templates
-        self.ensemble_alpha = ensemble_alpha
+        self.ensemble_alpha, self.uniform_if_empty = ensemble_alpha, uniform_if_empty
         self.pseudo_labeling = pseudo_labeling
         self._vocabulary: Vocabulary | None = None
         if templates is not None:
@@ -120,6 +122,7 @@ class MaskFormer(Segmenter):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "templates": read_templates(cfg.MODEL.TEXT.TEMPLATES) if text else None,
             "ensemble_alpha": cfg.MODEL.ENSEMBLE.ALPHA if text and cfg.MODEL.ENSEMBLE.AT_INFERENCE else 1.0,
+            "uniform_if_empty": cfg.MODEL.ENSEMBLE.EMPTY_MASKS == "uniform",
             "read_out": ReadOut.from_config(cfg),
             "pseudo_labeling": PseudoLabeling(
                 alpha=cfg.MODEL.ENSEMBLE.ALPHA if text and cfg.MODEL.ENSEMBLE.IN_PSEUDO_LABELS else 1.0,
@@ -182,9 +185,12 @@ class MaskFormer(Segmenter):
 
     def zero_shot_logits(self, features: dict[str, torch.Tensor], mask_logits: torch.Tensor) -> torch.Tensor:
         """(B, Q, K): CLIP's classification of its features pooled under (B, Q, H, W) masks. A mask that covers no cell
-        gets equal logits, so that its posterior is uniform."""
+        gets equal logits, so that its posterior is uniform; or, where `uniform_if_empty` is off, what CLIP's head makes of a
+        zero vector, as in the authors' code: the same classes for all such masks."""
         pooled = mask_pool(features["clip_vis_dense"], mask_logits)
         logits = self.backbone.logit_scale() * self.vocabulary.cosine(self.backbone.embed_pooled(pooled))
+        if not self.uniform_if_empty:
+            return logits
         empty = (pooled == 0).all(-1, keepdim=True)
         return torch.where(empty, torch.zeros_like(logits), logits)
 
