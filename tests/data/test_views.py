@@ -187,7 +187,7 @@ def test_labelled_images_are_jittered_by_key_and_their_labels_are_not(mini_confi
     assert (two["image"].float() / one["image"].float())[:, usable].std() < 0.05  # one factor of brightness
     with pytest.raises(ConfigError, match="use one of them"):
         mini_config("INPUT.JITTER", "(0.5, 0.5, 0.5, 0.0)", "INPUT.COLOR_AUG_SSD", "True")
-    with pytest.raises(ConfigError, match=r"INPUT\.JITTER must be"):
+    with pytest.raises(ConfigError, match=r"INPUT\.JITTER is \(0\.5, 0\.5\); it must be a list of 0 or 4"):
         mini_config("INPUT.JITTER", "(0.5, 0.5)", "INPUT.COLOR_AUG_SSD", "False")
 
 
