@@ -22,6 +22,7 @@ from tabulate import tabulate
 from torch import nn
 
 from dearli_d2.config import get_config
+from dearli_d2.data.class_names import class_table
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.cutmix import CutMix, mix_images
 from dearli_d2.engine.optimizer import autocast, build_optimizer
@@ -63,7 +64,7 @@ def _samples(size: int, count: int, seed: int) -> list[dict]:
 def _model(amp: bool) -> tuple[nn.Module, object]:
     overrides = ["MODEL.BACKBONE.WEIGHTS", "", "MODEL.TEXT.TEMPLATES", "name", "SOLVER.AMP.ENABLED", str(amp)]
     cfg = get_config(CONFIG, overrides)
-    names = tuple((f"class number {i}",) for i in range(CLASSES))
+    names = tuple(entry.names for entry in class_table("ade20k"))  # with as many synonyms as in training
     colors = tuple((0, 0, 0) for _ in names)
     taxonomy = Taxonomy(names, frozenset(range(THINGS)), tuple(range(CLASSES)), colors)
     torch.manual_seed(0)

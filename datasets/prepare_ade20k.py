@@ -33,6 +33,7 @@ from dearli_d2.data.preparation import (
     check_pairs,
     convert_all,
     ids_to_rgb,
+    read_label_ids,
     save_png,
     segment_info,
     write_panoptic_json,
@@ -86,7 +87,7 @@ def panoptic_of(semantic: np.ndarray, instances: np.ndarray) -> tuple[np.ndarray
             categories[len(categories) + 1] = int(number) - 1
             ids[semantic == number] = len(categories)
     keys = instances[..., 0].astype(np.int64) * 256 + instances[..., 1]
-    for key in np.unique(keys[instances[..., 0] > 0]):
+    for key in np.unique(keys[instances[..., :2].all(-1)]):
         categories[len(categories) + 1] = THING_CLASSES[key // 256 - 1] - 1
         ids[keys == key] = len(categories)
     visible = set(np.unique(ids).tolist())
@@ -96,10 +97,16 @@ def panoptic_of(semantic: np.ndarray, instances: np.ndarray) -> tuple[np.ndarray
 def convert(stem: str, root: Path, split: str) -> dict:
     """Writes both PNG files of an image; returns its record."""
     folder = SPLITS[split][0]
-    semantic = read_image(str(root / "annotations" / folder / f"{stem}.png"))[..., 0]
+    semantic = read_label_ids(root / "annotations" / folder / f"{stem}.png")
     instances = read_image(str(root / "annotations_instance" / folder / f"{stem}.png"))
     if semantic.shape != instances.shape[:2]:
         raise DatasetError(f"{stem}: annotations are {semantic.shape}, annotations_instance {instances.shape[:2]}")
+    for what, highest, table in (
+        ("class", semantic.max(), CATEGORIES),
+        ("instance class", instances[..., 0].max(), THING_CLASSES),
+    ):
+        if highest > len(table):
+            raise DatasetError(f"{stem}: {what} {highest} is not in 1..{len(table)}, and not 0 (none)")
     ids, infos = panoptic_of(semantic, instances)
     save_png(root / f"ade20k_panoptic_{split}" / f"{stem}.png", ids_to_rgb(ids))
     save_png(root / "annotations_detectron2" / folder / f"{stem}.png", semantic - np.uint8(1))  # 0 wraps to 255

@@ -18,13 +18,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.preparation import (
     ids_to_rgb,
+    read_label_ids,
     save_png,
     semantic_segments,
     write_semantic_dataset,
@@ -39,7 +37,7 @@ IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 def convert(root: Path, split: str, name: str) -> dict:
     """Writes the label image of one "CITY/STEM"; returns its record."""
     path = root / "gtFine" / split / f"{name}{LABEL}"
-    semantic = to_classes(np.array(Image.open(path)), label_table(), path)
+    semantic = to_classes(read_label_ids(path), label_table(), path)
     ids, segments = semantic_segments(semantic, CATEGORIES, path)
     stem = Path(name).name + IMAGE.removesuffix(".png")
     save_png(root / f"semantic_{split}" / f"{stem}.png", ids_to_rgb(ids))

@@ -31,11 +31,12 @@ import numpy as np
 from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.class_names import COCO_BACKGROUND, COCO_THINGS
-from dearli_d2.data.mappers import read_image, read_panoptic, segment_ids
+from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.data.preparation import (
     categories_of,
     convert_all,
     ids_to_rgb,
+    read_label_ids,
     read_panoptic_json,
     save_png,
     segment_info,
@@ -78,7 +79,7 @@ def semantic_of(ids: np.ndarray, segments: list[dict]) -> np.ndarray:
 
 def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """(H, W) uint8 classes 0..80, 255 = ignore. Raises `DatasetError` for another size or other values."""
-    mask = read_image(str(path))[..., 0]
+    mask = read_label_ids(path)
     if mask.shape != shape:
         raise DatasetError(f"{path} has {mask.shape} pixels, the panoptic label {shape}")
     wrong = mask[(mask >= len(CATEGORIES)) & (mask != 255)]

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
@@ -28,6 +27,7 @@ from dearli_d2.data.preparation import (
     categories_of,
     check_pairs,
     ids_to_rgb,
+    read_label_ids,
     save_png,
     semantic_segments,
     write_semantic_dataset,
@@ -49,7 +49,7 @@ def label_table() -> np.ndarray:
 def convert(source: Path, target: Path, stem: str) -> dict:
     """Writes one label image; returns its record."""
     path = source / f"{stem}.png"
-    semantic = label_table()[np.array(Image.open(path))]
+    semantic = label_table()[read_label_ids(path)]
     ids, segments = semantic_segments(semantic, CATEGORIES, path)
     save_png(target / f"{stem}.png", ids_to_rgb(ids))
     return {"stem": stem, "height": semantic.shape[0], "width": semantic.shape[1], "segments_info": segments}

@@ -15,28 +15,16 @@ named. An interrupted run resumes.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from dearli_d2.data.preparation import read_label_ids
 from dearli_d2.data.rendered_streets import prepare
 from dearli_d2.data.streets import label_table
-from dearli_d2.errors import DatasetError
 
 EXPECTED = 24966
 
 
-def read_labels(path: Path) -> np.ndarray:
-    """(H, W) uint8 label ids. Raises `DatasetError` for a picture that is no index image."""
-    labels = np.array(Image.open(path))
-    if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise DatasetError(f"{path} is no image of label ids (a palette PNG), but {labels.dtype} {labels.shape}")
-    return labels
-
-
 def main(argv: list[str] | None = None) -> int:
-    return prepare(argv, __doc__, "gta5", ("images", "labels"), read_labels, label_table(), EXPECTED)
+    return prepare(argv, __doc__, "gta5", ("images", "labels"), read_label_ids, label_table(), EXPECTED)
 
 
 if __name__ == "__main__":

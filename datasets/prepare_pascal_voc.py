@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
@@ -31,6 +31,7 @@ from dearli_d2.data.preparation import (
     categories_of,
     check_names,
     ids_to_rgb,
+    read_label_ids,
     save_png,
     semantic_segments,
     write_semantic_dataset,
@@ -66,9 +67,12 @@ def splits(voc: Path, sbd: Path) -> dict[str, dict[str, Path]]:
 
 def read_label(path: Path) -> np.ndarray:
     """(H, W) uint8 class ids, 255 = ignore, of a PNG of VOC or a .mat file of SBD."""
-    if path.suffix == ".mat":
+    if path.suffix != ".mat":
+        return read_label_ids(path)
+    try:
         return loadmat(path, simplify_cells=True)["GTcls"]["Segmentation"].astype(np.uint8)
-    return np.array(Image.open(path))  # palette indices
+    except (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError, MatReadError) as error:
+        raise DatasetError(f"{path} is no label file of SBD: {error}") from error
 
 
 def convert(labels: dict[str, Path], target: Path, stem: str) -> dict:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import DatasetError, first_few
+from ..errors import DatasetError, UnreadableImageError, first_few
 from ..files import leads_out, write_atomically, write_json
 from .class_names import class_table
 from .taxonomy import spread_colors
@@ -22,6 +22,22 @@ from .taxonomy import spread_colors
 def save_png(path: Path, array: np.ndarray) -> None:
     """Writes an image array as PNG, atomically."""
     write_atomically(path, lambda temporary: Image.fromarray(array).save(temporary))
+
+
+def read_label_ids(path: Path) -> np.ndarray:
+    """(H, W) uint8 ids of a grey or palette image, as they are stored: colours of a palette mean nothing.
+
+    Raises:
+        DatasetError: a missing or damaged file, or a picture of another kind.
+    """
+    try:
+        with Image.open(path) as image:
+            ids = np.array(image)
+    except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError for broken PNG
+        raise UnreadableImageError(f"{path} cannot be read as an image: {error}") from error
+    if ids.ndim != 2 or ids.dtype != np.uint8:
+        raise DatasetError(f"{path} is no image of label ids (grey or palette, 8 bits), but {ids.dtype} {ids.shape}")
+    return ids
 
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
