@@ -90,12 +90,14 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.HVL.PRESENCE = "image"
     cfg.MODEL.HVL.PRESENCE_THRESHOLD = 0.05  # of the zero-shot posterior, relative to the best class's
     cfg.MODEL.HVL.INFERENCE = "marginal"  # over queries, or "argmax": the class of the strongest mask (the paper)
-    cfg.MODEL.HVL.DIVERSITY_WEIGHT = 0.1  # L_div; the paper gives no weights for this and the next two
-    cfg.MODEL.HVL.PROMPT_WEIGHT = 0.1  # L_prompt = L_topo + L_anchor
+    # the paper gives no weights of L_div, L_prompt, L_align and L_mask: with these each has about a tenth of the gradient of the
+    # segmentation losses at the parameters that it is for (benchmarks/hvl_gradients.py)
+    cfg.MODEL.HVL.DIVERSITY_WEIGHT = 1.0  # L_div
+    cfg.MODEL.HVL.PROMPT_WEIGHT = 0.4  # L_prompt = L_topo + L_anchor
     cfg.MODEL.HVL.ANCHOR_BETA = 1.0  # of the separating part of L_anchor
-    cfg.MODEL.HVL.VL_WEIGHT = 0.1  # L_vl = ALIGN_WEIGHT L_align + MASK_WEIGHT L_mask
+    cfg.MODEL.HVL.VL_WEIGHT = 0.15  # L_vl = ALIGN_WEIGHT L_align + MASK_WEIGHT L_mask
     cfg.MODEL.HVL.ALIGN_WEIGHT = 1.0
-    cfg.MODEL.HVL.MASK_WEIGHT = 1.0
+    cfg.MODEL.HVL.MASK_WEIGHT = 15.0  # lambda_mask
     cfg.MODEL.HVL.TEMPERATURE = 0.07  # of L_align
     cfg.MODEL.HVL.ENTROPY_WEIGHT = 0.01  # of unlabelled images
 
@@ -108,6 +110,10 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.SPLIT.COSINE_WEIGHT = 1.0  # L_cos
     cfg.MODEL.SPLIT.MFE_WEIGHT = 1.0  # L_MFE; 0 = no such head
     cfg.MODEL.SPLIT.MFE_TEMPERATURE = 0.07  # of its cosines
+    cfg.MODEL.SPLIT.MFE_NORM = "GN"  # or "BN" (over all GPUs), "NONE" (Tab. 4)
+    # class embedding of a region: "cls" of the image that shows it alone, the mean of CLIP's "dense" features in it, or
+    # "dense_mlp", that mean through a learned two-layer MLP (Tab. 3)
+    cfg.MODEL.SPLIT.CANDIDATE_EMBEDDING = "cls"
     cfg.MODEL.SPLIT.SEEN_PENALTY = 0.0  # taken from the seen classes' scores at inference (calibrated stacking)
     cfg.MODEL.SPLIT.REGIONS = CfgNode()  # clusters of CLIP's features in un-annotated pixels
     cfg.MODEL.SPLIT.REGIONS.CACHE = ""  # folder of `python -m dearli_d2.masks.clip_regions`; "" = made in training

@@ -16,7 +16,8 @@ from .losses import cosine_kmeans
 class RegionSettings:
     """`image_size`: side in pixels of the square image that CLIP sees. `windows`: sides in cells of the windows whose means
     are the first centroids. `iterations`: of K-means at most. `fusion`: cosine from which on clusters are one.
-    `min_area`: share of the image of a region. `crop_size`: side of the masked images that are embedded."""
+    `min_area`: share of the image of a region. `crop_size`: side of the masked images that are embedded. `embedding`: "cls",
+    of the image that shows the region alone, or "dense", the mean of the dense features in it."""
 
     image_size: int = 512
     windows: tuple[int, ...] = (8, 16)
@@ -24,6 +25,7 @@ class RegionSettings:
     fusion: float = 0.95
     min_area: float = 0.01
     crop_size: int = 224
+    embedding: str = "cls"
 
     def to_json(self) -> dict:
         """For the manifest of a cache."""
@@ -54,9 +56,11 @@ class RegionFinder:
         with torch.autocast(device.type, enabled=False):
             dense = self.clip.embed_dense(self.clip.encode(normalized))
             labels = cluster(dense, self.settings)  # (B, h, w)
-            return self._embed(normalized, labels, unannotated)
+            return self._regions(normalized, dense, labels, unannotated)
 
-    def _embed(self, images: torch.Tensor, labels: torch.Tensor, unannotated: torch.Tensor) -> list[Regions]:
+    def _regions(
+        self, images: torch.Tensor, dense: torch.Tensor, labels: torch.Tensor, unannotated: torch.Tensor
+    ) -> list[Regions]:
         size, grid = images.shape[-2:], labels.shape[1:]
         full = F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].long()
         full = torch.where(unannotated, full, 0)
@@ -67,16 +71,10 @@ class RegionFinder:
         kept[:, 0] = False
         owner, cluster_id = kept.nonzero(as_tuple=True)
         masks = full[owner] == cluster_id[:, None, None]
-        masked = images[owner] * masks[:, None]  # 0 is the mean colour
-        side = (self.settings.crop_size,) * 2
-        crops = F.interpolate(masked, size=side, mode="bilinear", align_corners=False)
-        shown = F.interpolate(masks[:, None].float(), size=side, mode="nearest")[:, 0] > 0
-        parts = [
-            self.clip.embed_region(self.clip.encode(crop), mask)
-            for crop, mask in zip(crops.split(64), shown.split(64), strict=True)
-        ]
-        width = self.clip.embedding_dim
-        embeddings = torch.cat(parts) if parts else images.new_zeros(0, width)
+        if self.settings.embedding == "dense":
+            embeddings = mean_of_cells(dense[owner], masks)
+        else:
+            embeddings = self._embed(images[owner], masks)
         results = []
         for index in range(len(images)):
             mine = owner == index
@@ -84,6 +82,24 @@ class RegionFinder:
             numbers[cluster_id[mine]] = torch.arange(1, int(mine.sum()) + 1, dtype=torch.uint8, device=labels.device)
             results.append(Regions(numbers[labels[index]].view(grid), embeddings[mine], size[0]))
         return results
+
+    def _embed(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """(U, E) unit-norm embeddings of (U, 3, S, S) images of which (U, S, S) masks show a region."""
+        masked = images * masks[:, None]  # 0 is the mean colour
+        side = (self.settings.crop_size,) * 2
+        crops = F.interpolate(masked, size=side, mode="bilinear", align_corners=False)
+        shown = F.interpolate(masks[:, None].float(), size=side, mode="nearest")[:, 0] > 0
+        parts = [
+            self.clip.embed_region(self.clip.encode(crop), mask)
+            for crop, mask in zip(crops.split(64), shown.split(64), strict=True)
+        ]
+        return torch.cat(parts) if parts else images.new_zeros(0, self.clip.embedding_dim)
+
+
+def mean_of_cells(dense: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """(U, E) unit-norm means of (U, E, h, w) features, each cell weighted by the share of it that (U, H, W) masks cover."""
+    share = F.adaptive_avg_pool2d(masks[:, None].float(), dense.shape[-2:])
+    return F.normalize((dense * share).sum((2, 3)), dim=-1)
 
 
 def cluster(dense: torch.Tensor, settings: RegionSettings) -> torch.Tensor:

@@ -352,6 +352,8 @@ def test_impossible_splits_are_errors(zero_shot, names, message):
         ("MODEL.SPLIT.MFE_WEIGHT", "0.0"),
         ("MODEL.SPLIT.CANDIDATE_QUERIES", "0"),
         ("MODEL.SPLIT.COSINE_WEIGHT", "0.0"),
+        ("MODEL.SPLIT.CANDIDATE_EMBEDDING", "dense_mlp", "MODEL.SPLIT.MFE_NORM", "NONE"),
+        ("MODEL.SPLIT.CANDIDATE_EMBEDDING", "dense", "MODEL.SPLIT.MFE_NORM", "BN"),
         ("SOLVER.AMP.ENABLED", "True"),
     ],
 )
@@ -365,6 +367,40 @@ def test_every_trainable_tensor_gets_a_gradient(zero_shot, overrides):
     assert ("loss_cosine" in losses) == (cfg.MODEL.SPLIT.CANDIDATE_QUERIES > 0 and cfg.MODEL.SPLIT.COSINE_WEIGHT > 0)
     sum(losses.values()).backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize(("norm", "kinds"), [("GN", {"GroupNorm"}), ("BN", {"NaiveSyncBatchNorm"}), ("NONE", set())])
+def test_normalisation_of_the_auxiliary_head_is_a_key(zero_shot, norm, kinds):
+    head = build_model(zero_shot("MODEL.SPLIT.MFE_NORM", norm)).enhancement
+    assert {type(m).__name__ for m in head.modules() if "Norm" in type(m).__name__} == kinds
+    assert all((block[0].bias is None) == bool(kinds) for block in head.blocks)
+    with pytest.raises(ConfigError, match="it can be GN, BN or NONE"):
+        zero_shot("MODEL.SPLIT.MFE_NORM", "LN")
+
+
+def test_class_embeddings_of_regions_are_a_key(zero_shot):
+    """The same regions, embedded by CLIP's view of each, by the mean of its dense features, and by an MLP of that mean."""
+    found = {}
+    for kind in ("cls", "dense", "dense_mlp"):
+        torch.manual_seed(0)
+        model = build_model(zero_shot("MODEL.SPLIT.CANDIDATE_EMBEDDING", kind)).eval()
+        images = torch.randint(0, 256, (1, 3, 128, 128), generator=torch.Generator().manual_seed(1)).float()
+        everywhere = torch.ones(1, 128, 128, dtype=torch.bool)
+        (regions,) = model.finder(images, everywhere)
+        found[kind] = regions, model._candidate_classes(regions.embeddings)
+    cls, dense, mlp = (found[kind][0] for kind in ("cls", "dense", "dense_mlp"))
+    assert torch.equal(cls.cells, dense.cells)
+    assert torch.equal(dense.embeddings, mlp.embeddings)
+    assert not torch.allclose(cls.embeddings, dense.embeddings, atol=0.05)
+    features = model.language.embed_dense(model.language.encode((images - model.finder.mean) / model.finder.std))
+    for number, embedding in enumerate(dense.embeddings, start=1):
+        mean = features[0, :, dense.cells == number].mean(1)
+        assert torch.allclose(embedding, mean / mean.norm(), atol=1e-4)
+    assert found["dense"][1] is dense.embeddings
+    assert not torch.allclose(found["dense_mlp"][1], mlp.embeddings, atol=0.05)
+    assert torch.allclose(found["dense_mlp"][1].norm(dim=-1), torch.ones(len(mlp)), atol=1e-5)
+    with pytest.raises(ConfigError, match="it can be cls, dense or dense_mlp"):
+        zero_shot("MODEL.SPLIT.CANDIDATE_EMBEDDING", "mean")
 
 
 def test_the_auxiliary_head_takes_no_part_in_inference(zero_shot):

@@ -16,7 +16,7 @@ from ...errors import ConfigError
 from ..backbone.timm import TimmBackbone
 from ..inference import resize_logits
 from ..per_pixel import DPTHead
-from ..per_pixel.dpt import LEVELS
+from ..per_pixel.dpt import LEVELS, norm_on
 from ..pixel_losses import consistency_loss, supervised_loss
 from ..unused import freeze_unused
 from .base import ReadOut, input_divisor
@@ -147,9 +147,7 @@ def build_network(cfg: CfgNode) -> tuple[Backbone, DPTHead]:
         raise ConfigError(
             f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} gives {', '.join(channels)}; the DPT head needs {', '.join(missing)} too"
         )
-    norm = cfg.MODEL.DPT.NORM
-    if norm == "BN" and not cfg.MODEL.DEVICE.startswith("cuda"):
-        norm = "BN_CPU"
+    norm = norm_on(cfg.MODEL.DEVICE, cfg.MODEL.DPT.NORM)
     freeze_unused(
         backbone, lambda images: torch.stack([backbone(images)[n].sum() for n in LEVELS]), input_divisor(backbone)
     )

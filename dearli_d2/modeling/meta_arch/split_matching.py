@@ -22,6 +22,7 @@ from ..backbone.open_clip import OpenCLIPBackbone
 from ..ensembling import mask_pool
 from ..head import build_head
 from ..language import clip_normalization, language_beside
+from ..per_pixel.dpt import norm_on
 from ..regions import RegionFinder, RegionSettings, candidate_masks
 from ..split_matching import (
     FocalIoUMatcher,
@@ -35,7 +36,7 @@ from ..split_matching import (
     pixel_losses,
 )
 from ..text import Vocabulary, build_vocabulary, read_templates
-from ..transformer_decoder import DecoderOutput, GivenQueries
+from ..transformer_decoder import MLP, DecoderOutput, GivenQueries
 from .mask_former import MaskFormer
 
 _START_PROBABILITY = 0.01  # of a class, as focal losses want it
@@ -52,6 +53,8 @@ class SplitOptions:
     mfe_weight: float = 1.0
     mfe_temperature: float = 0.07
     seen_penalty: float = 0.0
+    candidate_embedding: str = "cls"
+    mfe_norm: str = "GN"
 
 
 @META_ARCH_REGISTRY.register()
@@ -96,8 +99,16 @@ class SplitMatching(MaskFormer):
             self.set_taxonomy(self.taxonomy)
         self.class_bias = nn.Parameter(torch.tensor(_START_PROBABILITY).logit())
         self.enhancement = (
-            MultiScaleEnhancement(level_dim, self.language.embedding_dim, self.sem_seg_head.predictor.num_levels)
+            MultiScaleEnhancement(
+                level_dim, self.language.embedding_dim, self.sem_seg_head.predictor.num_levels, options.mfe_norm
+            )
             if options.mfe_weight
+            else None
+        )
+        width = self.language.embedding_dim
+        self.candidate_mlp = (
+            MLP(width, width, width, 2)
+            if options.candidate_embedding == "dense_mlp" and options.candidate_queries
             else None
         )
         self.finder = RegionFinder(self.language, clip_mean, clip_std, region_settings)
@@ -148,6 +159,8 @@ class SplitMatching(MaskFormer):
                 mfe_weight=split.MFE_WEIGHT,
                 mfe_temperature=split.MFE_TEMPERATURE,
                 seen_penalty=split.SEEN_PENALTY,
+                candidate_embedding=split.CANDIDATE_EMBEDDING,
+                mfe_norm=norm_on(cfg.MODEL.DEVICE, split.MFE_NORM),
             ),
             "language": language,
             "clip_mean": mean,
@@ -248,8 +261,14 @@ class SplitMatching(MaskFormer):
             candidates = Targets(rows, masks[rows], seen.valid).padded(*size)
             labels = self.seen_index[seen.labels]
             seen = Targets(labels, seen.masks, seen.valid).padded(*size)
-            targets.append(SplitTargets(seen, candidates, found.embeddings))
+            targets.append(SplitTargets(seen, candidates, self._candidate_classes(found.embeddings)))
         return targets
+
+    def _candidate_classes(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(U, E) unit-norm class embeddings C_u of an image's regions."""
+        if self.candidate_mlp is None:
+            return embeddings
+        return F.normalize(self.candidate_mlp(embeddings).float(), dim=-1)
 
     def _regions(self, samples: Sequence[dict]) -> list[Regions]:
         """From the cache, or made now, together for all images without."""
@@ -354,4 +373,5 @@ def region_settings(cfg: CfgNode) -> RegionSettings:
         fusion=regions.FUSION,
         min_area=regions.MIN_AREA,
         crop_size=regions.CROP_SIZE,
+        embedding="cls" if cfg.MODEL.SPLIT.CANDIDATE_EMBEDDING == "cls" else "dense",
     )

@@ -65,7 +65,7 @@ class DPTHead(nn.Module):
 
 
 # torch's SyncBatchNorm is for GPUs alone; detectron2's has no fp32 statistics under bf16 autocast
-_NORMS: dict[str, Callable[[int], nn.Module] | None] = {
+NORMS: dict[str, Callable[[int], nn.Module] | None] = {
     "NONE": None,
     "GN": lambda dim: nn.GroupNorm(group_count(dim), dim),
     "BN": nn.SyncBatchNorm,
@@ -73,12 +73,17 @@ _NORMS: dict[str, Callable[[int], nn.Module] | None] = {
 }
 
 
+def norm_on(device: str, norm: str) -> str:
+    """The key of `NORMS` for a norm that a config names, on a device of the kind that the config names."""
+    return "BN_CPU" if norm == "BN" and not device.startswith("cuda") else norm
+
+
 class _Residual(nn.Module):
     """Two pre-activated 3x3 convolutions beside the identity."""
 
     def __init__(self, dim: int, norm: str) -> None:
         super().__init__()
-        normalise = _NORMS[norm]  # which would take away a bias
+        normalise = NORMS[norm]  # which would take away a bias
         layers: list[nn.Module] = []
         for _ in range(2):
             layers += [nn.ReLU(), nn.Conv2d(dim, dim, 3, padding=1, bias=normalise is None)]
