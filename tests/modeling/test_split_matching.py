@@ -374,8 +374,6 @@ def test_normalisation_of_the_auxiliary_head_is_a_key(zero_shot, norm, kinds):
     head = build_model(zero_shot("MODEL.SPLIT.MFE_NORM", norm)).enhancement
     assert {type(m).__name__ for m in head.modules() if "Norm" in type(m).__name__} == kinds
     assert all((block[0].bias is None) == bool(kinds) for block in head.blocks)
-    with pytest.raises(ConfigError, match="it can be GN, BN or NONE"):
-        zero_shot("MODEL.SPLIT.MFE_NORM", "LN")
 
 
 def test_class_embeddings_of_regions_are_a_key(zero_shot):
@@ -399,8 +397,6 @@ def test_class_embeddings_of_regions_are_a_key(zero_shot):
     assert found["dense"][1] is dense.embeddings
     assert not torch.allclose(found["dense_mlp"][1], mlp.embeddings, atol=0.05)
     assert torch.allclose(found["dense_mlp"][1].norm(dim=-1), torch.ones(len(mlp)), atol=1e-5)
-    with pytest.raises(ConfigError, match="it can be cls, dense or dense_mlp"):
-        zero_shot("MODEL.SPLIT.CANDIDATE_EMBEDDING", "mean")
 
 
 def test_the_auxiliary_head_takes_no_part_in_inference(zero_shot):
