@@ -290,8 +290,8 @@ class DualStreamTrainer(TrainerBase):
             "best": self.best,
             "config": self.cfg.dump(),
         }
-        if self.taxonomy is not None:
-            state["taxonomy"] = self.taxonomy.to_json()
+        if self.taxonomy is not None:  # with the names that the model reads
+            state["taxonomy"] = self.student.taxonomy.to_json()
         if self.teacher is not None:
             state["teacher"] = self.teacher.state_dict()
         return state

@@ -28,7 +28,8 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
         load_backbone: False leaves MODEL.BACKBONE.WEIGHTS alone, since a checkpoint follows that holds the backbone.
 
     Raises:
-        ConfigError: an unknown part, or a number of classes other than MODEL.NUM_CLASSES. WeightsError: see backbones.
+        ConfigError: an unknown part, a number of classes other than MODEL.NUM_CLASSES, or names in MODEL.TEXT.CLASS_NAMES
+            that do not fit the classes. WeightsError: see backbones.
     """
     name = class_source(cfg)
     if taxonomy is None and name and cfg.MODEL.CLASSIFIER != "none":
@@ -40,6 +41,8 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
         raise ConfigError(
             f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {name or 'the taxonomy'} has {len(taxonomy)} classes"
         )
+    if taxonomy is not None and cfg.MODEL.TEXT.CLASS_NAMES:
+        taxonomy = taxonomy.with_names_of(cfg.MODEL.TEXT.CLASS_NAMES)
     if not load_backbone:
         cfg = cfg.clone()
         cfg.defrost()

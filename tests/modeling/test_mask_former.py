@@ -169,3 +169,19 @@ def test_targets_as_a_class_map():
     assert Targets(labels, masks).semantic()[0, 0] == 7
     nothing = Targets(labels[:0], masks[:0])
     assert (nothing.semantic(ignore=9) == 9).all()
+
+
+def test_names_of_a_file_are_read_by_every_method_and_go_into_its_checkpoint(mini_config, tmp_path):
+    """By id, in any order; a prediction without the file then reads the same names."""
+    from dearli_d2.data.catalog import taxonomy_of
+    from dearli_d2.engine.trainer import DualStreamTrainer
+
+    taxonomy = taxonomy_of("miniworld_train")
+    lines = [f"{i}:{name} thing,{name}" for i, name in zip(taxonomy.dataset_ids, taxonomy.main_names, strict=True)]
+    (tmp_path / "names.txt").write_text("\n".join(reversed(lines)))
+    options = "MODEL.TEXT.CLASS_NAMES", str(tmp_path / "names.txt")
+    expected = [f"{name} thing" for name in taxonomy.main_names]
+    for file in ("m2f_lang.yaml", "hvl.yaml", "m2f.yaml", "semidavil.yaml"):
+        assert build_model(mini_config(*options, file=file)).taxonomy.main_names == expected, file
+    state = DualStreamTrainer(mini_config(*options)).state(0)
+    assert [names[0] for names in state["taxonomy"]["names"]] == expected

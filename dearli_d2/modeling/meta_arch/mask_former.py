@@ -93,8 +93,6 @@ class MaskFormer(Segmenter):
             raise ConfigError(
                 f"MODEL.CLASSIFIER text needs a backbone with a text tower, MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has none"
             )
-        if taxonomy is not None and cfg.MODEL.TEXT.CLASS_NAMES:
-            taxonomy = taxonomy.with_names_of(cfg.MODEL.TEXT.CLASS_NAMES)
         former = cfg.MODEL.MASK_FORMER
         weights = {
             "class_weight": 0.0 if cfg.MODEL.CLASSIFIER == "none" else former.CLASS_WEIGHT,
