@@ -145,7 +145,7 @@ def test_kmeans_equals_the_cpu():
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
-@pytest.mark.parametrize("norm", ["BN", "GN"])
+@pytest.mark.parametrize("norm", ["NONE", "BN", "GN"])
 def test_cross_supervision_steps(mini_config, dtype, norm):
     amp = [] if dtype is None else ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype]
     options = [
