@@ -102,7 +102,7 @@ def step() -> dict:
     if not DRY:
         result["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
     del run
-    result |= {f"{part} ms": 1e3 * seconds for part, seconds in profile((size, images, not DRY))}
+    result |= {f"part: {part} ms": 1e3 * seconds for part, seconds in profile((size, images, not DRY))}
     return result
 
 

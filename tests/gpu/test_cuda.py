@@ -73,7 +73,7 @@ def test_dyce_equals_the_cpu():
     target[:, :7] = 255
     results = []
     for device in ("cpu", "cuda"):
-        leaf = logits.to(device).requires_grad_()
+        leaf = logits.clone().to(device).requires_grad_()
         loss = dyce_loss(leaf, target.to(device))
         loss.backward()
         results.append((loss.detach().cpu(), leaf.grad.cpu()))
