@@ -31,7 +31,8 @@ from torch.multiprocessing import ProcessExitedException
 from .arguments import add_config_file, add_overrides, command_parser
 from .checkpoint import load_weights
 from .config import get_config
-from .data.custom import describe, register_custom, write_contact_sheet
+from .data.custom import register_custom
+from .data.inspection import inspect_custom, write_contact_sheet
 from .data.validation import validate_dataset
 from .engine.evaluation import evaluate
 from .engine.trainer import DualStreamTrainer, check_writable
@@ -76,9 +77,9 @@ def _set_up_custom(cfg: CfgNode) -> None:
             register_custom(custom)
         comm.synchronize()
     if comm.is_main_process():
-        sheet = Path(cfg.OUTPUT_DIR) / "data.png"
+        found, sheet = inspect_custom(custom), Path(cfg.OUTPUT_DIR) / "data.png"
+        logger.info("own data in %s (pictures: %s)\n%s", custom.ROOT, sheet, found)
         write_contact_sheet(sheet)
-        logger.info("own data in %s (pictures: %s)\n%s", custom.ROOT, sheet, describe(custom))
 
 
 def run(cfg: CfgNode, args: argparse.Namespace) -> None:

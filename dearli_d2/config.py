@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from detectron2.config import get_cfg as _detectron2_defaults
 from .config_files import read_config_files
 from .config_rules import validate
 from .config_schema import SCHEMA, read_value, reads_text
-from .data.custom import number_of_classes
+from .data.custom import number_of_classes, settle
 from .errors import ConfigError
 from .files import beside_package
 
@@ -157,14 +158,23 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SOURCE = ()  # labelled data of another domain, a stream of its own; classes as those of DATASETS.TRAIN
     cfg.DATASETS.MASKS = ""  # folder of `python -m dearli_d2.masks generate`; targets where MODEL.CLASSIFIER is "none"
 
+    cfg.DATASETS.ALLOW_OVERLAP = False  # True: images of TEST may be in TRAIN, SOURCE or UNLABELED too
+
     cfg.DATASETS.CUSTOM = CfgNode()  # own data: see data/custom.py and docs/custom_data.md; used where ROOT is set
     cfg.DATASETS.CUSTOM.ROOT = ""  # folder that holds the following
-    cfg.DATASETS.CUSTOM.IMAGES = "images"  # folder of labelled images
+    cfg.DATASETS.CUSTOM.IMAGES = "images"  # folder of labelled images, subfolders included
     cfg.DATASETS.CUSTOM.MASKS = "masks"  # folder of PNG index masks (value = class id), or of panoptic PNG files
     cfg.DATASETS.CUSTOM.PANOPTIC_JSON = ""  # COCO-panoptic JSON file; "" = index masks
     cfg.DATASETS.CUSTOM.UNLABELED = "unlabeled"  # folder of images without masks
-    cfg.DATASETS.CUSTOM.CLASSES = []  # lines "ID thing|stuff NAME, SYNONYM"; from the JSON file where there is one
-    cfg.DATASETS.CUSTOM.VAL_FRACTION = 0.2  # of the labelled images, held back for validation
+    # lines "ID thing|stuff NAME, SYNONYM", or one file of them; [] = ROOT/classes.txt, or the JSON file where there is one
+    cfg.DATASETS.CUSTOM.CLASSES = []
+    cfg.DATASETS.CUSTOM.IGNORE_VALUE = 255  # pixel value in index masks that means 'ignore'; -1 = none
+    cfg.DATASETS.CUSTOM.VAL_FRACTION = 0.2  # of the labelled images, held back for validation; 0 = none
+    cfg.DATASETS.CUSTOM.VAL = (
+        ""  # in place of VAL_FRACTION: list file (.txt) or subfolder of IMAGES with the images held back
+    )
+    cfg.DATASETS.CUSTOM.ALLOW_ABSENT_CLASSES = False  # True: classes that no labelled image shows do not stop the run
+    cfg.DATASETS.CUSTOM.MIN_LABELED = 0.05  # of an image's pixels; with less in most images the run stops; 0 = no check
     cfg.DATASETS.CUSTOM.MIN_THING_AREA = 16  # pixels; smaller connected regions of a thing class are ignored
 
     # semi-supervised training (DEARLi, Sec. 4 and supplement A); used where DATASETS.UNLABELED is set
@@ -273,9 +283,13 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
     if len(overrides) % 2:
         raise ConfigError(f"overrides are KEY VALUE pairs; the last, {overrides[-1]!r}, has no value")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        if key == "DATASETS.CUSTOM.CLASSES" and re.fullmatch(r"[^\[(].*\.txt", str(value)):
+            value = [value]  # a class file without a list around it
         _set(cfg, str(key), value, "command line: ")
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.DATASETS.CUSTOM.ROOT:
+        settle(cfg.DATASETS)
     if cfg.DATASETS.CUSTOM.ROOT and not cfg.MODEL.NUM_CLASSES:
         cfg.MODEL.NUM_CLASSES = number_of_classes(cfg.DATASETS.CUSTOM)
     validate(cfg)

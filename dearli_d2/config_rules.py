@@ -147,7 +147,6 @@ def validate(cfg: CfgNode) -> None:
             "MODEL.MASK_FORMER: CLASS_WEIGHT, MASK_WEIGHT and DICE_WEIGHT are all 0, nothing would be learned",
         ),
         (decoder.DIM % decoder.HEADS == 0, "MODEL.PIXEL_DECODER.DIM must be a multiple of its HEADS"),
-        (0 < cfg.DATASETS.CUSTOM.VAL_FRACTION < 1, "DATASETS.CUSTOM.VAL_FRACTION must be between 0 and 1"),
         (
             cfg.SOLVER.WARMUP_ITERS < cfg.SOLVER.MAX_ITER,
             f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS} must be below SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}",

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 
 from ..errors import DatasetError, first_few
 from .catalog import datasets_root, source_of, split_name
+from .images import relative_name
 
 
 def caption_file(name: str) -> Path:
@@ -86,11 +87,6 @@ def with_captions(name: str, dicts: Sequence[dict]) -> list[dict]:
             f"{name}: {len(missing)} of {len(files)} images have no caption in {path}: {first_few(missing)}; {command}"
         )
     return [{**d, "caption": captions[f]} for d, f in zip(dicts, files, strict=True)]
-
-
-def relative_name(file_name: str, root: Path) -> str:
-    """The key of an image in a caption file."""
-    return Path(file_name).relative_to(root).as_posix()
 
 
 def reads_captions(cfg: CfgNode) -> bool:

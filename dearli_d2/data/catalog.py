@@ -8,12 +8,12 @@ PART is
 * a fraction, `0.05`, or a number of images, `n100`, or with a seed, `0.05~3`, `n100~3`; smaller parts of one seed are subsets
   of larger ones.
 
-A list file names one image a line: its stem, or a path (further columns are ignored).
+A list file names one image a line, see `lists`.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -27,9 +27,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import DatasetError, first_few
 from . import miniworld
-from .images import usable_images
+from .images import image_sizes, relative_name, usable_images
+from .lists import read_list
+from .panoptic_json import read_panoptic_json, without_annotation
 from .streets import NOT_IN_SYNTHIA_16
 from .taxonomy import Taxonomy
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def taxonomy_of(name: str) -> Taxonomy:
     source = source_of(name)
     if isinstance(source, ImageFolder):
         raise DatasetError(f"{name} is a folder of images without annotations; it can be a DATASETS.UNLABELED")
-    return _read_json(source.panoptic_json, _stamp(source), name, source.without, source.classes)[1]
+    return _read_json(source, _stamp(source), name)[1]
 
 
 def class_source(cfg: CfgNode) -> str | None:
@@ -179,7 +183,7 @@ def class_areas(dicts: Sequence[dict], num_classes: int, needed_by: str) -> np.n
 
 
 def _annotated(base: str, name: str, source: PanopticSource) -> list[dict]:
-    records, taxonomy = _read_json(source.panoptic_json, _stamp(source), base, source.without, source.classes)
+    records, taxonomy = _read_json(source, _stamp(source), base)
     _set_metadata(name, source, taxonomy)
     return [_to_dict(record, source) for record in records]
 
@@ -201,44 +205,31 @@ def _scan(folder: Path, hint: str) -> list[dict]:
 # ---------------------------------------------------------------------------------------------- JSON
 
 
-def _stamp(source: PanopticSource) -> float:
+def _stamp(source: PanopticSource) -> tuple[int, int]:
     path = source.panoptic_json
     if not path.is_file():
         raise DatasetError(f"no annotation file {path}; {source.hint}")
-    return path.stat().st_mtime
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=8)
-def _read_json(
-    path: Path, stamp: float, name: str, without: tuple[str, ...], classes: str | None
-) -> tuple[list[dict], Taxonomy]:
-    """Records of image, annotation and contiguous segments; cached by path and modification time."""
+def _read_json(source: PanopticSource, stamp: tuple[int, int], name: str) -> tuple[list[dict], Taxonomy]:
+    """Records of image, annotation and contiguous segments; cached until the file changes."""
     try:
-        content = json.loads(path.read_text())
-        categories, images, annotations = content["categories"], content["images"], content["annotations"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{name}: {path} is no COCO-panoptic JSON file: {type(error).__name__} {error}") from error
-    left_out = {c["id"] for c in categories if c["name"] in without}
-    categories = [c for c in categories if c["id"] not in left_out]
-    taxonomy = Taxonomy.from_categories(categories, classes)
+        content = read_panoptic_json(source.panoptic_json)
+    except DatasetError as error:
+        raise DatasetError(f"{name}: {error}") from error
+    categories = [c for c in content["categories"] if c["name"] not in source.without]
+    taxonomy = Taxonomy.from_categories(categories, source.classes)
     contiguous = {dataset_id: i for i, dataset_id in enumerate(taxonomy.dataset_ids)}
-    if len(contiguous) != len(categories):
-        raise DatasetError(f"{name}: {path}: a category id stands twice")
-    by_id = {image["id"]: image for image in images}
-    unknown = [
-        (a["file_name"], s["category_id"])
-        for a in annotations
-        for s in a["segments_info"]
-        if s["category_id"] not in contiguous and s["category_id"] not in left_out
-    ]
-    if unknown:
-        shown = first_few([f"category {c} in {f}" for f, c in unknown])
-        raise DatasetError(
-            f"{name}: {path}: {len(unknown)} segments of categories that are not in 'categories': {shown}"
-        )
-    orphans = [a["file_name"] for a in annotations if a["image_id"] not in by_id]
-    if orphans:
-        raise DatasetError(f"{name}: {path}: {len(orphans)} annotations without an image entry: {first_few(orphans)}")
+    left_out = without_annotation(content)
+    if left_out:
+        logger.warning(
+            "%s: %s of %s images of %s have no annotation and are left out: %s",
+            name, len(left_out), len(content["images"]), source.panoptic_json, first_few(left_out),
+        )  # fmt: skip
+    by_id = {image["id"]: image for image in _with_sizes(content["images"], source, set(left_out))}
     records = [
         {
             "image": by_id[a["image_id"]],
@@ -247,16 +238,24 @@ def _read_json(
                 {
                     "id": s["id"],
                     "category_id": contiguous[s["category_id"]],
-                    "iscrowd": s.get("iscrowd", 0),
+                    "iscrowd": s["iscrowd"],
                     "area": s.get("area"),
                 }
                 for s in a["segments_info"]
-                if s["category_id"] not in left_out
+                if s["category_id"] in contiguous
             ],
         }
-        for a in annotations
+        for a in content["annotations"]
     ]
     return records, taxonomy
+
+
+def _with_sizes(images: list[dict], source: PanopticSource, left_out: set[str]) -> list[dict]:
+    """The images; a size that the JSON file does not give is that of the image file."""
+    without = [i for i in images if not {"height", "width"} <= set(i) and i["file_name"] not in left_out]
+    sizes = image_sizes([source.image_root / i["file_name"] for i in without])
+    measured = {i["id"]: {"height": h, "width": w} for i, (h, w) in zip(without, sizes, strict=True)}
+    return [{**i, **measured.get(i["id"], {})} for i in images]
 
 
 def _to_dict(record: dict, source: PanopticSource) -> dict:
@@ -310,16 +309,21 @@ def _choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: So
         return [dicts[i] for i in chosen]
 
     labeled_file = _list_file(name, part, source)
-    by_stem = {Path(d["file_name"]).stem: d for d in dicts}
-    if len(by_stem) != len(dicts):
-        raise DatasetError(f"{name}: two images share a file stem, so list files cannot tell them apart")
-    unlabeled_file = labeled_file.with_name("unlabeled.txt")
+    names = [relative_name(d["file_name"], source.image_root) for d in dicts]
+    chosen = read_list(labeled_file, names, name)
     if not unlabeled:
-        return [by_stem[stem] for stem in _read_list(labeled_file, by_stem, name)]
+        return [dicts[i] for i in chosen]
+    unlabeled_file = labeled_file.with_name("unlabeled.txt")
     if labeled_file.name == "labeled.txt" and unlabeled_file.is_file():
-        return [by_stem[stem] for stem in _read_list(unlabeled_file, by_stem, name)]
-    labeled = set(_read_list(labeled_file, by_stem, name))
-    return [d for stem, d in by_stem.items() if stem not in labeled]
+        rest = read_list(unlabeled_file, names, name)
+        if both := sorted(set(rest) & set(chosen)):
+            raise DatasetError(
+                f"{name}: {len(both)} images stand in {labeled_file} and in {unlabeled_file}: "
+                f"{first_few([names[i] for i in both])}"
+            )
+        return [dicts[i] for i in rest]
+    labeled = set(chosen)
+    return [d for i, d in enumerate(dicts) if i not in labeled]
 
 
 def _parse_drawn(part: str, images: int, name: str) -> tuple[int, int] | None:
@@ -346,20 +350,6 @@ def _list_file(name: str, part: str, source: Source) -> Path:
     if not path.is_file():
         raise DatasetError(f"{name}: no list file {path}; PART is a folder there, a list file (.txt) or a fraction")
     return path
-
-
-def _read_list(path: Path, known: dict[str, dict], name: str) -> list[str]:
-    stems = [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
-    missing = [stem for stem in stems if stem not in known]
-    if missing:
-        raise DatasetError(
-            f"{name}: {len(missing)} of {len(stems)} images of {path} are not in the data set: {first_few(missing)}"
-        )
-    if not stems:
-        raise DatasetError(f"{name}: {path} lists no image")
-    if len(set(stems)) != len(stems):
-        raise DatasetError(f"{name}: {path} lists an image twice")
-    return stems
 
 
 # ---------------------------------------------------------------------------------------------- built-in data sets

@@ -1,10 +1,11 @@
 """Own data from one YAML file (keys `DATASETS.CUSTOM.*`): a folder of images with masks, and one of unlabelled images.
 
-The command `example` writes such a folder, with the class list in classes.txt, to try everything out.
+The command `example` writes such a folder to try everything out.
 
-    ROOT/images/*.jpg        labelled images
-    ROOT/masks/*.png         index masks of the same names: pixel value = class id; or, with PANOPTIC_JSON, COCO-panoptic PNG
+    ROOT/images/**           labelled images, in subfolders if you like
+    ROOT/masks/**.png        index masks at the same places: pixel value = class id; or, with PANOPTIC_JSON, COCO-panoptic PNG
     ROOT/unlabeled/**        any images; no masks, no list
+    ROOT/classes.txt         lines "ID thing|stuff NAME, SYNONYM", where DATASETS.CUSTOM.CLASSES is empty
 
 Index masks are converted once to the COCO-panoptic format of all other data sets, in the cache folder: a stuff class is one
 segment of an image, a thing class one segment for each connected region.
@@ -22,33 +23,39 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from PIL import Image
 from scipy import ndimage
-from tabulate import tabulate
 from tqdm import tqdm
 
 from ..arguments import command_parser
 from ..errors import ConfigError, DatasetError, first_few
-from ..files import cache_dir, write_atomically, write_json
-from ..visualization import annotation_sheet
+from ..files import cache_dir, read_text, write_json
 from . import miniworld
-from .catalog import ImageFolder, PanopticSource, dataset_dicts, register, taxonomy_of
-from .images import find_images, image_sizes
-from .mappers import read_panoptic, segment_ids
+from .catalog import ImageFolder, PanopticSource, register
+from .foreign import layout_hint
+from .images import files_below, find_images, image_sizes, opened, orientation, relative_name, seen_size
+from .index_masks import check_values, read_index_mask
+from .lists import read_list
+from .panoptic_json import read_panoptic_json, without_annotation
 from .preparation import convert_all, ids_to_rgb, save_png, segment_info
 
 logger = logging.getLogger(__name__)
 
 TRAIN, VAL, UNLABELED = "custom_train", "custom_val", "custom_unlabeled"
-VOID = 255
+VOID = 255  # in the semantic labels that are written
+_FORMAT = 2  # of the converted files
 _LINE = re.compile(r"\s*(\d+)\s+(thing|stuff)\s+(\S.*?)\s*")
 _NEIGHBOURS = np.ones((3, 3), bool)  # regions that touch at a corner are one
+
+
+# ---------------------------------------------------------------------------------------------- classes and keys
 
 
 @dataclass(frozen=True)
@@ -60,21 +67,24 @@ class CustomClass:
     names: tuple[str, ...]
 
 
-def parse_classes(lines: list[str]) -> list[CustomClass]:
+def parse_classes(lines: Sequence[str], ignore: int = VOID) -> list[CustomClass]:
     """From lines `ID thing|stuff NAME, SYNONYM, ...`.
+
+    Args:
+        ignore: DATASETS.CUSTOM.IGNORE_VALUE.
 
     Raises:
         ConfigError: a malformed line, an id or name that stands twice.
     """
     classes = []
     for line in lines:
-        found = _LINE.fullmatch(line)
-        if found is None:
+        found = _LINE.fullmatch(line) if isinstance(line, str) else None
+        names = tuple(n.strip() for n in found[3].split(",") if n.strip()) if found else ()
+        if not names:
             raise ConfigError(
-                f"DATASETS.CUSTOM.CLASSES: {line!r} should read 'ID thing NAME, SYNONYM' or 'ID stuff NAME', "
+                f"DATASETS.CUSTOM.CLASSES: {line!r} should read 'ID thing NAME, SYNONYM' or 'ID stuff NAME', in quotes, "
                 "for example '1 thing car, automobile'"
             )
-        names = tuple(n.strip() for n in found[3].split(",") if n.strip())
         classes.append(CustomClass(int(found[1]), found[2] == "thing", names))
     for what, values in (("id", [c.id for c in classes]), ("name", [c.names[0] for c in classes])):
         double = sorted({str(v) for v in values if values.count(v) > 1})
@@ -82,24 +92,69 @@ def parse_classes(lines: list[str]) -> list[CustomClass]:
             raise ConfigError(f"DATASETS.CUSTOM.CLASSES: {what} {', '.join(double)} stands twice")
     if len(classes) > VOID:
         raise ConfigError(f"DATASETS.CUSTOM.CLASSES: {len(classes)} classes; index masks can have {VOID}")
-    if any(c.id == VOID for c in classes):
-        raise ConfigError(f"DATASETS.CUSTOM.CLASSES: {VOID} means 'ignore' in the masks and can be no class")
+    if any(c.id == ignore for c in classes):
+        raise ConfigError(
+            f"DATASETS.CUSTOM.CLASSES: {ignore} means 'ignore' in the masks and can be no class; if it is one set "
+            "DATASETS.CUSTOM.IGNORE_VALUE to another value, or to -1 for none"
+        )
     return classes
 
 
+def settle(datasets: CfgNode) -> None:
+    """Makes the keys of own data plain: class lists in files become lines, and DATASETS.TEST loses `custom_val` where no labelled
+    image is held back.
+
+    Args:
+        datasets: cfg.DATASETS, not frozen, with CUSTOM.ROOT.
+
+    Raises:
+        ConfigError, DatasetError: a class file that is missing or in another encoding.
+    """
+    custom = datasets.CUSTOM
+    if not custom.PANOPTIC_JSON:
+        custom.CLASSES = _class_lines(custom)
+    if not holds_back(custom):
+        datasets.TEST = tuple(name for name in datasets.TEST if name.partition("@")[0] != VAL)
+
+
+def _class_lines(custom: CfgNode) -> list:
+    root, given = Path(custom.ROOT).expanduser(), list(custom.CLASSES)
+    if not given:
+        path = root / "classes.txt"
+        if not path.is_file():
+            return []
+    elif len(given) == 1 and isinstance(given[0], str) and given[0].endswith(".txt"):
+        path = next((p for p in (root / given[0], Path(given[0]).expanduser()) if p.is_file()), None)
+        if path is None:
+            raise ConfigError(f"DATASETS.CUSTOM.CLASSES: no file {given[0]}, nor {root / given[0]}")
+    else:
+        return given
+    lines = [line.strip() for line in read_text(path, ConfigError).splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def holds_back(custom: CfgNode) -> bool:
+    """Whether some labelled images are for validation."""
+    return bool(custom.VAL) or custom.VAL_FRACTION > 0
+
+
 def number_of_classes(custom: CfgNode) -> int:
-    """Of the class list, or of the JSON file's categories. Raises `ConfigError`."""
+    """Of the class list, or of the JSON file's categories. Raises `ConfigError`, `DatasetError`."""
     if not custom.PANOPTIC_JSON:
         if not custom.CLASSES:
             raise ConfigError(
-                "DATASETS.CUSTOM.CLASSES is empty: list your classes, or give DATASETS.CUSTOM.PANOPTIC_JSON"
+                "DATASETS.CUSTOM.CLASSES is empty: list your classes there or in ROOT/classes.txt, or give "
+                "DATASETS.CUSTOM.PANOPTIC_JSON"
             )
-        return len(parse_classes(custom.CLASSES))
+        return len(parse_classes(custom.CLASSES, custom.IGNORE_VALUE))
     if custom.CLASSES:
         raise ConfigError(
             "DATASETS.CUSTOM.CLASSES and PANOPTIC_JSON exclude each other: the JSON file holds the classes"
         )
-    return len(_read_json(Path(custom.ROOT) / custom.PANOPTIC_JSON)["categories"])
+    return len(_read_own_json(custom, Path(custom.ROOT).expanduser())["categories"])
+
+
+# ---------------------------------------------------------------------------------------------- registration
 
 
 def register_custom(custom: CfgNode) -> None:
@@ -113,36 +168,94 @@ def register_custom(custom: CfgNode) -> None:
         raise DatasetError(f"DATASETS.CUSTOM.ROOT: no folder {root}")
     images = root / custom.IMAGES
     if not images.is_dir():
-        raise DatasetError(f"no folder {images} of labelled images (DATASETS.CUSTOM.ROOT / DATASETS.CUSTOM.IMAGES)")
+        raise DatasetError(
+            f"no folder {images} of labelled images (DATASETS.CUSTOM.ROOT / DATASETS.CUSTOM.IMAGES){layout_hint(root)}"
+        )
+    _check_folders(custom, root)
     make = _from_json if custom.PANOPTIC_JSON else _from_masks
     folder, panoptic = make(custom, root)
-    for name, split in ((TRAIN, "train"), (VAL, "val")):
-        semantic = folder / "semantic" if not custom.PANOPTIC_JSON else None
-        register(name, PanopticSource(images, folder / f"{split}.json", panoptic, semantic))
+    semantic = None if custom.PANOPTIC_JSON else folder / "semantic"
+    register(TRAIN, PanopticSource(images, folder / "train.json", panoptic, semantic))
+    if holds_back(custom):
+        register(VAL, PanopticSource(images, folder / "val.json", panoptic, semantic))
+    else:
+        register(VAL, _no_validation)
     unlabeled = root / custom.UNLABELED
     register(UNLABELED, ImageFolder(unlabeled, "put unlabelled images there, or set DATASETS.CUSTOM.UNLABELED"))
 
 
-def _split(stems: list[str], fraction: float) -> set[str]:
-    """The names of the validation part: those with the smallest hashes, so that new images hardly move old ones."""
-    ordered = sorted(stems, key=lambda stem: hashlib.sha256(stem.encode()).digest())
-    return set(ordered[: max(1, round(fraction * len(stems)))])
+def _no_validation() -> PanopticSource:
+    raise DatasetError(
+        f"{VAL}: no labelled image is held back, since DATASETS.CUSTOM.VAL_FRACTION is 0 and DATASETS.CUSTOM.VAL is empty"
+    )
 
 
-def _fingerprint(custom: CfgNode, files: list[Path]) -> str:
-    described = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-    options = [custom.CLASSES, custom.VAL_FRACTION, custom.MIN_THING_AREA, custom.PANOPTIC_JSON, custom.IMAGES]
-    return hashlib.sha256(json.dumps([described, options, str(Path(custom.ROOT).resolve())]).encode()).hexdigest()[:16]
+def _check_folders(custom: CfgNode, root: Path) -> None:
+    """Unlabelled images lie apart from the labelled ones and the masks; so do masks from images."""
+    folders = {key: Path(os.path.realpath(root / custom[key])) for key in ("IMAGES", "MASKS", "UNLABELED")}
+    pairs = [("UNLABELED", "IMAGES"), ("UNLABELED", "MASKS")]
+    if not custom.PANOPTIC_JSON:
+        pairs.append(("MASKS", "IMAGES"))
+    for one, other in pairs:
+        a, b = folders[one], folders[other]
+        if a.is_relative_to(b) or b.is_relative_to(a):
+            raise DatasetError(
+                f"DATASETS.CUSTOM.{one} {a} and DATASETS.CUSTOM.{other} {b} overlap; give each a folder of its own"
+                + ("" if one == "MASKS" else ": labelled images, or masks, would be taken for unlabelled images")
+            )
 
 
-def _write_splits(custom: CfgNode, folder: Path, content: dict) -> None:
+def _key(name: str) -> str:
+    """An image's path below its folder without the suffix; its mask has the same."""
+    return name[: len(name) - len(Path(name).suffix)]
+
+
+def _held_back(custom: CfgNode, root: Path, names: Sequence[str]) -> set[str]:
+    """Which of the images (paths below DATASETS.CUSTOM.IMAGES) are for validation."""
+    if not custom.VAL:
+        return _split(names, custom.VAL_FRACTION) if custom.VAL_FRACTION > 0 else set()
+    if custom.VAL.endswith(".txt"):
+        path = next((p for p in (root / custom.VAL, Path(custom.VAL).expanduser()) if p.is_file()), None)
+        if path is None:
+            raise DatasetError(f"DATASETS.CUSTOM.VAL: no list file {root / custom.VAL}")
+        chosen = {names[i] for i in read_list(path, names, "DATASETS.CUSTOM.VAL")}
+    else:
+        folder = Path(custom.VAL).as_posix().rstrip("/") + "/"
+        chosen = {name for name in names if name.startswith(folder)}
+        if not chosen:
+            raise DatasetError(
+                f"DATASETS.CUSTOM.VAL: no labelled image below {root / custom.IMAGES / custom.VAL}; it names a subfolder of "
+                "DATASETS.CUSTOM.IMAGES or a list file (.txt)"
+            )
+    if len(chosen) == len(names):
+        raise DatasetError(f"DATASETS.CUSTOM.VAL {custom.VAL}: all {len(names)} labelled images are for validation")
+    return chosen
+
+
+def _split(names: Sequence[str], fraction: float) -> set[str]:
+    """The validation part: the names with the smallest hashes, so that new images hardly move old ones."""
+    if len(names) < 2:
+        raise DatasetError(
+            f"DATASETS.CUSTOM: {len(names)} labelled image; training and validation need at least 2, or set "
+            "DATASETS.CUSTOM.VAL_FRACTION 0"
+        )
+    ordered = sorted(names, key=lambda name: hashlib.sha256(_key(name).encode()).digest())
+    return set(ordered[: min(max(1, round(fraction * len(names))), len(names) - 1)])
+
+
+def _cache_folder(*content: Any) -> Path:
+    """The folder of what is made of `content`, which decides all of it."""
+    return cache_dir() / "custom" / hashlib.sha256(json.dumps([_FORMAT, *content]).encode()).hexdigest()[:16]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write_splits(folder: Path, content: dict, held_back: set[str]) -> None:
     """train.json and val.json of a COCO-panoptic dict."""
-    stems = [Path(i["file_name"]).stem for i in content["images"]]
-    if len(stems) < 2:
-        raise DatasetError(f"DATASETS.CUSTOM: {len(stems)} labelled image; training and validation need at least 2")
-    held_back = _split(stems, custom.VAL_FRACTION)
     for split in ("train", "val"):
-        images = [i for i in content["images"] if (Path(i["file_name"]).stem in held_back) == (split == "val")]
+        images = [i for i in content["images"] if (i["file_name"] in held_back) == (split == "val")]
         ids = {i["id"] for i in images}
         annotations = [a for a in content["annotations"] if a["image_id"] in ids]
         write_json(folder / f"{split}.json", {**content, "images": images, "annotations": annotations})
@@ -151,103 +264,129 @@ def _write_splits(custom: CfgNode, folder: Path, content: dict) -> None:
 # ---------------------------------------------------------------------------------------------- COCO-panoptic JSON
 
 
-def _read_json(path: Path) -> dict:
+def _read_own_json(custom: CfgNode, root: Path) -> dict:
     try:
-        content = json.loads(path.read_text())
-        if not all(isinstance(content[key], list) for key in ("images", "annotations", "categories")):
-            raise KeyError("images, annotations and categories must be lists")
-        return content
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"DATASETS.CUSTOM.PANOPTIC_JSON: {path} is no COCO-panoptic JSON file: {error}") from error
+        return read_panoptic_json(root / custom.PANOPTIC_JSON)
+    except DatasetError as error:
+        raise DatasetError(f"DATASETS.CUSTOM.PANOPTIC_JSON: {error}") from error
 
 
 def _from_json(custom: CfgNode, root: Path) -> tuple[Path, Path]:
-    path, panoptic = root / custom.PANOPTIC_JSON, root / custom.MASKS
-    content = _read_json(path)
+    path, images, panoptic = root / custom.PANOPTIC_JSON, root / custom.IMAGES, root / custom.MASKS
+    content = _read_own_json(custom, root)
     if not panoptic.is_dir():
         raise DatasetError(f"no folder {panoptic} of panoptic PNG files (DATASETS.CUSTOM.MASKS)")
-    folder = cache_dir() / "custom" / _fingerprint(custom, [path])
+    unused = without_annotation(content)
+    if unused:
+        _warn_unused(path, "have no annotation", unused, root / custom.UNLABELED)
+    content["images"] = [i for i in content["images"] if i["file_name"] not in set(unused)]
+    if not content["images"]:
+        raise DatasetError(f"DATASETS.CUSTOM.PANOPTIC_JSON: {path} annotates no image")
+    names = [i["file_name"] for i in content["images"]]
+    strangers = {relative_name(p, images) for p in files_below(images)} - set(names) - set(unused)
+    strangers = [n for n in sorted(strangers) if not n.lower().endswith((".txt", ".json", ".xml"))]
+    if strangers:
+        _warn_unused(images, f"are not in {path}", strangers, root / custom.UNLABELED)
+    held_back = _held_back(custom, root, names)
+    folder = _cache_folder(_digest(path), sorted(held_back))
     if not (folder / "val.json").is_file():
-        _write_splits(custom, folder, content)
+        _write_splits(folder, content, held_back)
     return folder, panoptic
+
+
+def _warn_unused(where: Path, why: str, names: list[str], unlabeled: Path) -> None:
+    logger.warning(
+        "%s: %s files %s and are not used: %s; images without labels belong into %s",
+        where, len(names), why, first_few(names), unlabeled,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- index masks
 
 
 def _pairs(custom: CfgNode, root: Path) -> dict[str, tuple[Path, Path]]:
-    """Stem to (image, mask). Raises `DatasetError` where one has no other."""
+    """Path below the image folder to (image, mask). Raises `DatasetError` where one has no other."""
     images, masks = root / custom.IMAGES, root / custom.MASKS
     if not masks.is_dir():
-        raise DatasetError(f"no folder {masks} of index masks (DATASETS.CUSTOM.ROOT / DATASETS.CUSTOM.MASKS)")
-    files = [p for p in find_images([images]) if p.parent == images]
-    by_stem = {p.stem: p for p in files}
-    if len(by_stem) != len(files):
-        raise DatasetError(f"{images}: two images share a name and differ in the suffix only")
-    pngs = {p.stem: p for p in masks.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith(".")}
-    without_mask, without_image = sorted(set(by_stem) - set(pngs)), sorted(set(pngs) - set(by_stem))
+        raise DatasetError(
+            f"no folder {masks} of index masks (DATASETS.CUSTOM.ROOT / DATASETS.CUSTOM.MASKS){layout_hint(root)}"
+        )
+    files = {relative_name(p, images): p for p in find_images([images])}
+    by_key = {_key(name): name for name in files}
+    if len(by_key) != len(files):
+        double = sorted(name for name in files if by_key[_key(name)] != name)
+        raise DatasetError(
+            f"{images}: {len(double)} images share a name with another and differ in the suffix only: {first_few(double)}"
+        )
+    pngs = {_key(relative_name(p, masks)): p for p in files_below(masks) if p.suffix.lower() == ".png"}
+    without_mask, without_image = sorted(set(by_key) - set(pngs)), sorted(set(pngs) - set(by_key))
     if without_mask:
         raise DatasetError(
             f"{len(without_mask)} of {len(files)} images in {images} have no mask of the same name in {masks}: "
             f"{first_few(without_mask)}; move images without masks to {root / custom.UNLABELED}"
+            f"{layout_hint(root, masks, without_mask)}"
         )
     if without_image:
         raise DatasetError(
             f"{len(without_image)} masks in {masks} have no image in {images}: {first_few(without_image)}"
         )
-    return {stem: (by_stem[stem], pngs[stem]) for stem in sorted(by_stem)}
+    return {by_key[key]: (files[by_key[key]], pngs[key]) for key in sorted(by_key)}
 
 
 def _from_masks(custom: CfgNode, root: Path) -> tuple[Path, Path]:
-    classes, pairs = parse_classes(custom.CLASSES), _pairs(custom, root)
-    folder = cache_dir() / "custom" / _fingerprint(custom, [p for pair in pairs.values() for p in pair])
+    classes, pairs = parse_classes(custom.CLASSES, custom.IGNORE_VALUE), _pairs(custom, root)
+    names = list(pairs)
+    held_back = _held_back(custom, root, names)
+    sizes = dict(zip(names, image_sizes([image for image, _ in pairs.values()]), strict=True))
+    masks = {name: mask for name, (_, mask) in pairs.items()}
+    folder = _cache_folder(
+        list(custom.CLASSES), custom.MIN_THING_AREA, custom.IGNORE_VALUE, sorted(held_back),
+        [[name, *sizes[name], _digest(mask)] for name, mask in masks.items()],
+    )  # fmt: skip
     panoptic = folder / "panoptic"
     if (folder / "val.json").is_file():
         return folder, panoptic
-    for name in ("panoptic", "semantic"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    sizes = dict(zip(pairs, image_sizes([image for image, _ in pairs.values()]), strict=True))
-    convert = partial(
-        _convert, folder, classes, custom.MIN_THING_AREA, {s: str(m) for s, (_, m) in pairs.items()}, sizes
-    )
-    records = convert_all(list(pairs), convert, folder / "journal.jsonl", 1, "index masks")
+    _check_sizes(pairs, sizes)
+    check_values(masks, {c.id for c in classes}, custom.IGNORE_VALUE)
+    convert = partial(_convert, folder, classes, custom.MIN_THING_AREA, {n: str(m) for n, m in masks.items()})
+    records = convert_all(names, convert, folder / "journal.jsonl", 1, "index masks")
     content = {
-        "images": [
-            {"id": s, "file_name": image.name, "height": sizes[s][0], "width": sizes[s][1]}
-            for s, (image, _) in pairs.items()
-        ],
+        "images": [{"id": _key(n), "file_name": n, "height": sizes[n][0], "width": sizes[n][1]} for n in names],
         "annotations": [
-            {"image_id": s, "file_name": f"{s}.png", "segments_info": r["segments_info"]}
-            for s, r in zip(pairs, records, strict=True)
+            {"image_id": _key(n), "file_name": f"{_key(n)}.png", "segments_info": r["segments_info"]}
+            for n, r in zip(names, records, strict=True)
         ],
         "categories": [
             {"id": c.id, "name": c.names[0], "synonyms": list(c.names[1:]), "isthing": int(c.isthing)} for c in classes
         ],
     }
-    _write_splits(custom, folder, content)
+    _write_splits(folder, content, held_back)
     return folder, panoptic
 
 
-def _convert(
-    folder: Path,
-    classes: list[CustomClass],
-    min_area: int,
-    masks: dict[str, str],
-    sizes: dict[str, tuple[int, int]],
-    stem: str,
-) -> dict:
+def _check_sizes(pairs: dict[str, tuple[Path, Path]], sizes: dict[str, tuple[int, int]]) -> None:
+    """Every mask has the size of its image as it is seen."""
+    problems = []
+    for name, (image, mask) in pairs.items():
+        with opened(mask, "an index mask") as file:
+            size = seen_size(file)
+        if size == sizes[name]:
+            continue
+        height, width = sizes[name]
+        problem = f"{mask} is {size[1]} x {size[0]}, its image is {width} x {height} pixels"
+        with opened(image) as file:
+            if size == (width, height) and orientation(file) >= 5:
+                problem += " as its EXIF tag turns it; if the mask fits the stored pixels remove the tag (exiftool -Orientation= FILE)"
+        problems.append(problem)
+    if problems:
+        raise DatasetError(
+            f"{len(problems)} of {len(pairs)} masks have another size than their image: {first_few(problems)}"
+        )
+
+
+def _convert(folder: Path, classes: list[CustomClass], min_area: int, masks: dict[str, str], name: str) -> dict:
     """Writes the panoptic and the semantic PNG of one image; returns its segments."""
-    values = read_index_mask(masks[stem])
-    if values.shape != tuple(sizes[stem]):
-        raise DatasetError(
-            f"{masks[stem]} is {values.shape[1]} x {values.shape[0]}, its image is {sizes[stem][1]} x {sizes[stem][0]} pixels"
-        )
-    strangers = sorted(set(np.unique(values).tolist()) - {c.id for c in classes} - {VOID})
-    if strangers:
-        raise DatasetError(
-            f"{masks[stem]} holds the value {first_few(strangers)}, which is no id in DATASETS.CUSTOM.CLASSES "
-            f"(ignored pixels are {VOID})"
-        )
+    values = read_index_mask(masks[name])
     ids, segments = np.zeros(values.shape, np.int64), []
     semantic = np.full(values.shape, VOID, np.uint8)
     for index, cls in enumerate(classes):
@@ -263,77 +402,17 @@ def _convert(
             identifier = len(segments) + 1
             ids[mask] = identifier
             segments.append(segment_info(identifier, cls.id, mask))
-    save_png(folder / "panoptic" / f"{stem}.png", ids_to_rgb(ids))
-    save_png(folder / "semantic" / f"{stem}.png", semantic)
+    save_png(folder / "panoptic" / f"{_key(name)}.png", ids_to_rgb(ids))
+    save_png(folder / "semantic" / f"{_key(name)}.png", semantic)
     return {"segments_info": segments}
-
-
-def read_index_mask(path: str) -> np.ndarray:
-    """(H, W) class ids of a greyscale or palette PNG. Raises `DatasetError`."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P", "I", "I;16", "1"):
-                raise DatasetError(
-                    f"{path} is a colour image ({image.mode}); an index mask is a greyscale or palette PNG whose pixel "
-                    "value is the class id"
-                )
-            return np.asarray(image).astype(np.int64)
-    except (OSError, SyntaxError) as error:
-        raise DatasetError(f"{path} cannot be read as an index mask: {error}") from error
-
-
-# ---------------------------------------------------------------------------------------------- what was found
-
-
-def describe(custom: CfgNode) -> str:
-    """Counts, sizes and class frequencies of the registered data."""
-    lines, taxonomy = [], taxonomy_of(TRAIN)
-    for name in (TRAIN, VAL, UNLABELED):
-        if name == UNLABELED and not (Path(custom.ROOT) / custom.UNLABELED).is_dir():
-            lines.append(f"{name}: no folder {Path(custom.ROOT) / custom.UNLABELED}")
-            continue
-        dicts = dataset_dicts(name)
-        widths, heights = [d["width"] for d in dicts], [d["height"] for d in dicts]
-        lines.append(
-            f"{name}: {len(dicts)} images, {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels (w x h)"
-        )
-    rows = np.zeros((len(taxonomy), 3), dtype=np.int64)  # images, segments, pixels
-    pixels = 0
-    for d in tqdm(dataset_dicts(TRAIN) + dataset_dicts(VAL), desc="class frequencies", unit="image", leave=False):
-        ids = segment_ids(read_panoptic(d["pan_seg_file_name"]))
-        areas = dict(zip(*(x.tolist() for x in np.unique(ids, return_counts=True)), strict=True))
-        pixels += ids.size
-        for c in {s["category_id"] for s in d["segments_info"]}:
-            rows[c, 0] += 1
-        for s in d["segments_info"]:
-            rows[s["category_id"], 1:] += 1, areas.get(s["id"], 0)
-    table = [
-        [name, "thing" if i in taxonomy.thing_ids else "stuff", *rows[i, :2].tolist(), 100 * rows[i, 2] / pixels]
-        for i, name in enumerate(taxonomy.main_names)
-    ]
-    absent = [name for i, name in enumerate(taxonomy.main_names) if not rows[i, 1]]
-    if absent:
-        lines.append(f"note: no image shows {first_few(absent)}")
-    return (
-        "\n".join(lines)
-        + "\n"
-        + tabulate(table, ["class", "kind", "images", "segments", "% of pixels"], floatfmt=".2f")
-    )
-
-
-def write_contact_sheet(path: Path, rows: int = 6) -> None:
-    """Labelled images beside their segments."""
-    dicts = dataset_dicts(TRAIN)
-    chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(rows, len(dicts))).astype(int)]
-    sheet = annotation_sheet(chosen, taxonomy_of(TRAIN))
-    write_atomically(path, lambda temporary: sheet.save(temporary))
 
 
 # ---------------------------------------------------------------------------------------------- an example
 
 
 def write_example(out: Path, labeled: int = 40, unlabeled: int = 200) -> None:
-    """A folder as the module's docstring shows, of miniworld's first scenes."""
+    """A folder as the module's docstring shows, of miniworld's first scenes; its class list has what the labelled ones show."""
+    shown = set()
     for name in ("images", "masks", "unlabeled"):
         (out / name).mkdir(parents=True, exist_ok=True)
     for index in tqdm(range(labeled + unlabeled), desc="example", unit="scene", leave=False):
@@ -342,7 +421,8 @@ def write_example(out: Path, labeled: int = 40, unlabeled: int = 200) -> None:
         miniworld.save_image(scene, out / target / f"{index:06d}.jpg")
         if index < labeled:
             save_png(out / "masks" / f"{index:06d}.png", scene.semantic())
-    lines = [f"{c.id - 1} {'thing' if c.isthing else 'stuff'} {c.name}" for c in miniworld.CLASSES]
+            shown |= {c.id for c in scene.classes}
+    lines = [f"{c.id - 1} {'thing' if c.isthing else 'stuff'} {c.name}" for c in miniworld.CLASSES if c.id in shown]
     (out / "classes.txt").write_text("\n".join(lines) + os.linesep)
 
 

@@ -1,39 +1,113 @@
-"""Image files: finding them, and their sizes."""
+"""Image files: finding them, their sizes, their pixels. Every image and label of the project is opened here."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from ..errors import DatasetError, first_few
+from ..errors import DatasetError, DearliError, UnreadableImageError, first_few
+from ..progress import progress
+
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    pass
+else:
+    register_heif_opener()
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+# Pillow warns above half of its limit; an image up to the limit is read on purpose
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".heic", ".heif", ".avif"}
+# their files hold a small preview that Pillow would take for the photograph
+RAW_SUFFIXES = {".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf"}
+_NO_IMAGES = {"__MACOSX", "@eaDir"}  # folders that macOS archives and Synology disks make: previews and attributes
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_TURNS = {  # by the EXIF tag's value
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Image files among the paths and, sorted, anywhere below the folders; hidden ones (macOS writes `._photo.jpg`) are no images.
+# ---------------------------------------------------------------------------------------------- one file
+
+
+@contextmanager
+def opened(path: str | Path, what: str = "an image") -> Iterator[Image.Image]:
+    """The image of a file. Decoders raise errors of many types; whatever is raised inside the `with` becomes one.
+
+    Args:
+        what: the file should be, for the error.
 
     Raises:
-        DatasetError: a path that does not exist, or no image at all.
+        UnreadableImageError: with the path, the reason and what to do.
     """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            files = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            found += sorted(p for p in files if not p.name.startswith("."))
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise DatasetError(f"there is no image or folder {path}")
-    if not found:
-        raise DatasetError(f"no image ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, paths))}")
-    return list(dict.fromkeys(found))
+    path = Path(path)
+    if path.suffix.lower() in RAW_SUFFIXES:
+        raise UnreadableImageError(f"{path} is a raw photograph; convert it to JPEG or PNG")
+    try:
+        with Image.open(path) as image:
+            yield image
+    except DearliError:
+        raise
+    except Image.DecompressionBombError as error:
+        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        raise UnreadableImageError(
+            f"{path} has more than {limit} megapixels, which is the limit; cut it into tiles or make it smaller"
+        ) from error
+    except Exception as error:
+        if _is_heif(path):
+            raise UnreadableImageError(
+                f"{path} is a HEIC image; install the package pillow-heif, or convert it to JPEG"
+            ) from error
+        raise UnreadableImageError(f"{path} cannot be read as {what}: {str(error) or type(error).__name__}") from error
+
+
+def _is_heif(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError:
+        return False
+    return (start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS) or path.suffix.lower() in (".heic", ".heif")
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF tag, 1..8, of an image that must be turned to be seen upright; 1 where the tag is missing or makes no sense."""
+    if image.format == "TIFF":  # Pillow turns these by itself
+        return 1
+    try:
+        value = image.getexif().get(0x0112, 1)
+        return int(value) if value in _TURNS else 1
+    except Exception:  # a damaged EXIF block does no harm to the pixels
+        return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as it is seen, turned as its EXIF tag says."""
+    turn = _TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def seen_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of `upright(image)`, from the header."""
+    width, height = image.size
+    return (width, height) if orientation(image) >= 5 else (height, width)
 
 
 def depth_problem(image: Image.Image) -> str:
@@ -44,6 +118,75 @@ def depth_problem(image: Image.Image) -> str:
         f"has more than 8 bits a channel (mode {image.mode}), of which most would be cut off; convert it to 8 bits, with a range "
         "that suits your images"
     )
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, turned as its EXIF tag says.
+
+    Raises:
+        UnreadableImageError: a missing or damaged file, one that is too large, or more than 8 bits a channel.
+    """
+    with opened(path) as image:
+        if problem := depth_problem(image):
+            raise UnreadableImageError(f"{path} {problem}")
+        return np.asarray(upright(image).convert("RGB"))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) as the image is seen; only the header is read. Raises `UnreadableImageError` as `read_image`."""
+    with opened(path) as image:
+        if problem := depth_problem(image):
+            raise UnreadableImageError(f"{path} {problem}")
+        return seen_size(image)
+
+
+# ---------------------------------------------------------------------------------------------- many files
+
+
+def relative_name(file_name: str | Path, root: Path) -> str:
+    """The path of a file below a folder, with slashes; of a file that lies elsewhere, the whole path."""
+    path = Path(file_name)
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name holds no data of the user: `.ipynb_checkpoints`, `._photo.jpg`, `__MACOSX`."""
+    return name.startswith(".") or name in _NO_IMAGES
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Files anywhere below a folder, sorted; links to folders are followed, each folder once; hidden files and folders are
+    left out."""
+    found, seen = [], set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        found += [Path(parent, name) for name in files if not is_hidden(name)]
+    return sorted(found)
+
+
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """Image files among the paths and, sorted, anywhere below the folders (see `files_below`). Kinds that cannot be read, such
+    as raw photographs, are found too, so that whoever reads them can name them.
+
+    Raises:
+        DatasetError: a path that does not exist, or no image at all.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += [p for p in files_below(path) if p.suffix.lower() in SUFFIXES | RAW_SUFFIXES]
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DatasetError(f"there is no image or folder {path}")
+    if not found:
+        raise DatasetError(f"no image ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, paths))}")
+    return list(dict.fromkeys(found))
 
 
 def image_sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
@@ -82,13 +225,9 @@ def _measure(files: Sequence[Path]) -> list[tuple[int, int] | str]:
 
     def size(path: Path) -> tuple[int, int] | str:
         try:
-            with Image.open(path) as image:
-                if problem := depth_problem(image):
-                    return f"{path} {problem}"
-                width, height = image.size
-                return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
-        except (OSError, SyntaxError) as error:
-            return f"{path} cannot be read as an image: {error}"
+            return image_size(path)
+        except UnreadableImageError as error:
+            return str(error)
 
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(size, files))
+        return list(progress(pool.map(size, files), "image sizes", len(files)))

@@ -7,32 +7,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from PIL import Image
 
-from ..errors import DatasetError, UnreadableImageError
+from ..errors import DatasetError
 from ..masks.storage import MaskFolder
 from ..structures import Targets
-from .images import depth_problem
+from .images import read_image
 from .views import ResizeShortSide, View, WeakGeometry
 
 READ_OUT_PIXELS = 2**22  # twice those of a Cityscapes image
-
-
-def read_image(path: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, turned as its EXIF tag says.
-
-    Raises:
-        UnreadableImageError: a missing or damaged file, or more than 8 bits a channel.
-    """
-    try:
-        with Image.open(path) as image:
-            if problem := depth_problem(image):
-                raise UnreadableImageError(f"{path} {problem}")
-        return detection_utils.read_image(path, format="RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError for broken PNG
-        raise UnreadableImageError(f"{path} cannot be read as an image: {error}") from error
 
 
 def read_panoptic(path: str) -> np.ndarray:

@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ..errors import DatasetError, first_few
+from ..errors import DatasetError, UnreadableImageError, first_few
+from ..progress import progress
 from .catalog import ImageFolder, dataset_dicts, source_of, taxonomy_of
-from .images import depth_problem
-from .mappers import read_image, read_panoptic, segment_ids
+from .images import depth_problem, opened, orientation, read_image, seen_size
+from .mappers import read_panoptic, segment_ids
 
 logger = logging.getLogger(__name__)
 
 _SIZE_CHECKS = 2000  # files whose header is read; all of a small data set, evenly spread over a large one
 _PIXEL_CHECKS = 100  # images and labels whose pixels are read
+_WRONG_AREA = 0.1  # share of the annotated pixels by which areas may differ from the label file
+_CONTRADICTION = 0.5  # share of an image's pixels whose class may differ between semantic and panoptic label,
+_CONTRADICTION_IN_ALL = 0.05  # and of all examined pixels: borders and crowds may differ
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,16 @@ class Summary:
         return f"{self.name}: {self.images} images, {len(self.class_counts) - len(absent)} of {len(self.class_counts)} classes{note}"
 
 
+@dataclass(frozen=True)
+class Label:
+    """What the label files of an image say: `areas` in pixels by segment id (0 = ignored), and the number of pixels that have a
+    class in both the panoptic and the semantic file (`compared`), another one in each (`contradicting`)."""
+
+    areas: dict[int, int]
+    compared: int = 0
+    contradicting: int = 0
+
+
 def validate_dataset(name: str, num_classes: int | None = None) -> Summary:
     """Checks files, sizes, ids and labels of a data set or view.
 
@@ -50,22 +63,31 @@ def validate_dataset(name: str, num_classes: int | None = None) -> Summary:
     dicts, source = dataset_dicts(name), source_of(name)
     if isinstance(source, ImageFolder):  # listing it has read every header
         return Summary(name, len(dicts), {})
-    taxonomy, hint = taxonomy_of(name), source.hint
+    taxonomy = taxonomy_of(name)
     if num_classes is not None and num_classes != len(taxonomy):
         raise DatasetError(
             f"{name} has {len(taxonomy)} classes but MODEL.NUM_CLASSES is {num_classes}; set MODEL.NUM_CLASSES {len(taxonomy)}"
         )
-    for key, kind in (("file_name", "image"), ("pan_seg_file_name", "label"), ("sem_seg_file_name", "semantic label")):
-        _check_present(name, [d[key] for d in dicts if key in d], kind, hint)
-
+    check_files(name, dicts)
     labelled = [d for d in dicts if "pan_seg_file_name" in d]
-    _check_sizes(name, _spread(dicts, _SIZE_CHECKS))
-    _check_pixels(name, _spread(labelled, _PIXEL_CHECKS))
+    check_labels(name, _spread(labelled, _PIXEL_CHECKS))
     shown = Counter(c for d in labelled for c in {s["category_id"] for s in d["segments_info"] if not s["iscrowd"]})
     if labelled and not shown:
         raise DatasetError(f"{name}: {len(labelled)} labelled images but not one segment in them")
     counts = {class_name: shown[i] for i, class_name in enumerate(taxonomy.main_names)} if labelled else {}
     return Summary(name, len(dicts), counts)
+
+
+def check_files(name: str, dicts: list[dict]) -> None:
+    """Images and labels of a data set are there and have the sizes that they should have.
+
+    Raises:
+        DatasetError: with the count and the first offenders.
+    """
+    hint = source_of(name).hint
+    for key, kind in (("file_name", "image"), ("pan_seg_file_name", "label"), ("sem_seg_file_name", "semantic label")):
+        _check_present(name, [d[key] for d in dicts if key in d], kind, hint)
+    _check_sizes(name, _spread(dicts, _SIZE_CHECKS))
 
 
 def _spread(items: list[dict], limit: int) -> list[dict]:
@@ -88,51 +110,124 @@ def _check_present(name: str, files: list[str], kind: str, hint: str) -> None:
 
 
 def _check_sizes(name: str, dicts: list[dict]) -> None:
-    def problem(d: dict) -> str | None:
-        expected = (d["width"], d["height"])
-        for key in ("file_name", "pan_seg_file_name", "sem_seg_file_name"):
-            if key not in d:
-                continue
-            try:
-                with Image.open(d[key]) as image:
-                    if key == "file_name" and (depth := depth_problem(image)):
-                        return f"{d[key]} {depth}"
-                    size, turned = image.size, image.getexif().get(0x0112, 1) >= 5
-            except OSError as error:
-                return f"{d[key]} is damaged ({error})"
-            if (size[::-1] if turned else size) != expected:
-                return f"{d[key]} is {size[0]} x {size[1]}, the JSON file says {expected[0]} x {expected[1]}"
-        return None
-
     with ThreadPoolExecutor(8) as pool:
-        problems = [p for p in pool.map(problem, dicts) if p]
+        found = list(progress(pool.map(_size_problem, dicts), f"{name}: sizes", len(dicts)))
+    problems = [p for p in found if p]
     if problems:
         raise DatasetError(
             f"{name}: {len(problems)} files have a wrong size or depth or are damaged: {first_few(problems)}"
         )
 
 
-def _check_pixels(name: str, dicts: list[dict]) -> None:
-    """Images can be read to their end; segment ids in the PNG and in the JSON file agree."""
+def _size_problem(d: dict) -> str | None:
+    expected, turned_image = (d["height"], d["width"]), False
+    for key in ("file_name", "pan_seg_file_name", "sem_seg_file_name"):
+        if key not in d:
+            continue
+        try:
+            with opened(d[key]) as image:
+                if key == "file_name" and (depth := depth_problem(image)):
+                    return f"{d[key]} {depth}"
+                size, turned = seen_size(image), orientation(image) >= 5
+        except UnreadableImageError as error:
+            return f"{d[key]} is damaged ({error})"
+        if key == "file_name" and turned and size[::-1] == expected:
+            return (
+                f"{d[key]} is turned by its EXIF tag, and seen it is {size[1]} x {size[0]}, but its label has the size of the "
+                f"stored pixels, {expected[1]} x {expected[0]}; if the label fits the stored pixels remove the tag "
+                f"(exiftool -Orientation= FILE)"
+            )
+        turned_image |= key == "file_name" and turned
+        if size != expected:
+            also = "; its image is turned by an EXIF tag" if turned_image and size[::-1] == expected else ""
+            return f"{d[key]} is {size[1]} x {size[0]}, the JSON file says {expected[1]} x {expected[0]}{also}"
+    return None
 
-    def segments(d: dict) -> set[int]:
+
+def check_labels(name: str, dicts: list[dict]) -> list[Label]:
+    """Images can be read to their end; label files, JSON file and semantic labels agree.
+
+    Returns:
+        What was found for each of `dicts`.
+
+    Raises:
+        DatasetError: with the count and the first offenders.
+    """
+    if not dicts:
+        return []
+    classes, whole = len(taxonomy_of(name)), not source_of(name).without
+
+    def look(d: dict) -> Label:
         read_image(d["file_name"])
-        return set(np.unique(segment_ids(read_panoptic(d["pan_seg_file_name"]))).tolist()) - {0}
+        return _read_label(d, classes)
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(segments, dicts))
-    strangers, empty = [], []
-    for d, present in zip(dicts, found, strict=True):
-        known = {s["id"] for s in d["segments_info"]}
-        if present - known:
-            strangers.append(f"{d['pan_seg_file_name']} (ids {first_few(sorted(present - known))})")
+        labels = list(progress(pool.map(look, dicts), f"{name}: labels", len(dicts)))
+    strangers, empty, areas, semantic = [], [], [], []
+    for d, label in zip(dicts, labels, strict=True):
+        file, known, present = d["pan_seg_file_name"], {s["id"] for s in d["segments_info"]}, set(label.areas) - {0}
+        if present - known and whole:  # segments of classes that the data set leaves out are in the files
+            strangers.append(f"{file} (ids {first_few(sorted(present - known))})")
         if not present & known:
-            empty.append(d["pan_seg_file_name"])
-    if strangers:
-        raise DatasetError(
-            f"{name}: {len(strangers)} of {len(dicts)} examined label files hold segment ids that the JSON file does not list: {first_few(strangers)}"
-        )
-    if dicts and len(empty) == len(dicts):
+            empty.append(file)
+        elif difference := _area_difference(d, label):
+            areas.append(f"{file} ({difference})")
+        if label.contradicting > _CONTRADICTION * label.compared:
+            semantic.append(f"{d['sem_seg_file_name']} ({label.contradicting / label.compared:.0%} of the pixels)")
+    _refuse(name, dicts, strangers, "label files hold segment ids that the JSON file does not list")
+    _refuse(
+        name, dicts, areas,
+        "label files have other areas than the JSON file says (labels exchanged? if only the areas are wrong, leave 'area' out)",
+    )  # fmt: skip
+    compared = sum(x.compared for x in labels)
+    if not semantic and sum(x.contradicting for x in labels) > _CONTRADICTION_IN_ALL * compared:
+        semantic = [d["sem_seg_file_name"] for d, x in zip(dicts, labels, strict=True) if x.contradicting]
+    _refuse(name, dicts, semantic, "semantic labels contradict the panoptic ones")
+    if len(empty) == len(dicts):
         raise DatasetError(
             f"{name}: no examined label file shows any listed segment (all pixels are ignored), first: {empty[0]}"
         )
+    return labels
+
+
+def _refuse(name: str, dicts: list[dict], offenders: list[str], problem: str) -> None:
+    if offenders:
+        raise DatasetError(f"{name}: {len(offenders)} of {len(dicts)} examined {problem}: {first_few(offenders)}")
+
+
+def _read_label(d: dict, classes: int) -> Label:
+    ids = segment_ids(read_panoptic(d["pan_seg_file_name"]))
+    values, counts = _count(ids)
+    areas = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    if "sem_seg_file_name" not in d:
+        return Label(areas)
+    semantic = read_panoptic(d["sem_seg_file_name"])[..., 0]  # as the evaluation reads it
+    strange = np.setdiff1d(semantic, [*range(classes), 255])
+    if semantic.shape != ids.shape or len(strange):
+        raise DatasetError(
+            f"{d['sem_seg_file_name']}: a semantic label is a greyscale PNG of its image's size with values 0..{classes - 1}, "
+            f"255 = ignore; this one is {' x '.join(map(str, semantic.shape[::-1]))} and holds {first_few(strange.tolist())}"
+        )
+    class_of = {s["id"]: s["category_id"] for s in d["segments_info"] if not s["iscrowd"]}
+    panoptic = np.array([class_of.get(v, -1) for v in values.tolist()])[np.searchsorted(values, ids)]
+    both = (panoptic >= 0) & (semantic != 255)
+    return Label(areas, int(both.sum()), int((both & (panoptic != semantic)).sum()))
+
+
+def _count(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted values of an array of numbers from 0 on, and how often each occurs; fast where they are small."""
+    if ids.size and ids.max() > 2**20:
+        return np.unique(ids, return_counts=True)
+    counts = np.bincount(ids.ravel())
+    values = counts.nonzero()[0]
+    return values, counts[values]
+
+
+def _area_difference(d: dict, label: Label) -> str:
+    """What is wrong with the areas of the JSON file, or nothing."""
+    listed = [s for s in d["segments_info"] if s["area"] is not None]
+    wrong = {s["id"]: abs(s["area"] - label.areas.get(s["id"], 0)) for s in listed}
+    if sum(wrong.values()) <= _WRONG_AREA * max(sum(label.areas.get(s["id"], 0) for s in listed), 1):
+        return ""
+    worst = max(listed, key=lambda s: wrong[s["id"]])
+    return f"segment {worst['id']}: {worst['area']} in the JSON file, {label.areas.get(worst['id'], 0)} pixels"

@@ -20,6 +20,7 @@ from torch import nn
 from ..checkpoint import load_state, load_weights
 from ..data.build import build_streams, labeled_dicts
 from ..data.catalog import class_source, taxonomy_of
+from ..data.overlap import check_overlap, check_roles
 from ..data.validation import validate_dataset
 from ..errors import ConfigError, DatasetError, TrainingError
 from ..masks.storage import MaskFolder
@@ -83,11 +84,13 @@ def check_datasets(cfg: CfgNode) -> None:
     Raises:
         ConfigError, DatasetError.
     """
+    check_roles(cfg)
     classes = None if cfg.MODEL.CLASSIFIER == "none" else cfg.MODEL.NUM_CLASSES
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE, *cfg.DATASETS.TEST)):
         logger.info("%s", validate_dataset(name, classes))
     for name in cfg.DATASETS.UNLABELED:
         logger.info("%s", validate_dataset(name))
+    check_overlap(cfg)
     if cfg.DATASETS.MASKS:
         logger.info("%s", MaskFolder(cfg.DATASETS.MASKS).check(labeled_dicts(cfg)))
 

@@ -116,10 +116,12 @@ def test_published_ade20k_lists_have_the_papers_sizes(shared, part, count, tmp_p
     }
     every |= {line.split()[0] for line in (shared / "partitions/ade20k/1_8/labeled.txt").read_text().splitlines()}
     images = [{"id": i, "file_name": name, "height": 1, "width": 1} for i, name in enumerate(sorted(every))]
-    annotations = [{"image_id": x["id"], "file_name": "x.png", "segments_info": []} for x in images]
+    annotations = [{"image_id": x["id"], "file_name": f"{x['id']}.png", "segments_info": []} for x in images]
     path = tmp_path / "p.json"
     path.write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "wall"}]})
+        json.dumps(
+            {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "wall", "isthing": 0}]}
+        )
     )
     register("ade_lists", PanopticSource(tmp_path, path, tmp_path, partition_root=shared / "partitions" / "ade20k"))
     assert len(dataset_dicts(f"ade_lists@{part}")) == count

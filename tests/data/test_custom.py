@@ -14,7 +14,8 @@ from dearli_d2.cli import main
 from dearli_d2.config import get_config
 from dearli_d2.data import miniworld
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
-from dearli_d2.data.custom import TRAIN, UNLABELED, VAL, describe, parse_classes, register_custom, write_example
+from dearli_d2.data.custom import TRAIN, UNLABELED, VAL, parse_classes, register_custom, write_example
+from dearli_d2.data.inspection import inspect_custom
 from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.errors import ConfigError, DatasetError
 from tests.conftest import MINI_OVERRIDES, REPO
@@ -118,7 +119,7 @@ def test_a_panoptic_json_is_read_as_it_is(root):
     assert cfg.MODEL.NUM_CLASSES == 1
     register_custom(cfg.DATASETS.CUSTOM)
     assert (len(dataset_dicts(TRAIN)), len(dataset_dicts(VAL))) == (8, 2)
-    assert "all" in describe(cfg.DATASETS.CUSTOM)
+    assert "all" in inspect_custom(cfg.DATASETS.CUSTOM)
     with pytest.raises(ConfigError, match="exclude each other"):
         config(root, *keys)
 

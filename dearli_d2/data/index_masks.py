@@ -1,0 +1,122 @@
+"""Index masks: PNG files whose pixel value is a class id, and what other codings look like."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import DatasetError, first_few
+from ..progress import progress
+from .images import opened, upright
+
+_CLASSES = "DATASETS.CUSTOM.CLASSES"
+_IGNORE = "DATASETS.CUSTOM.IGNORE_VALUE"
+
+
+def read_index_mask(path: str | Path) -> np.ndarray:
+    """(H, W) int64 class ids of a greyscale or palette PNG of any depth, turned as an EXIF tag says.
+
+    Raises:
+        UnreadableImageError, DatasetError: a damaged file, a colour image, a JPEG file.
+    """
+    with opened(path, "an index mask") as image:
+        if image.format == "JPEG":
+            raise DatasetError(f"{path} is a JPEG file, whose compression changes values; save masks as PNG")
+        if image.mode not in ("L", "P", "I", "I;16", "1"):
+            colours = image.convert("RGB").getcolors(2**16) or ()
+            shown = first_few([str(colour) for _, colour in sorted(colours, reverse=True)])
+            raise DatasetError(
+                f"{path} is a colour image ({image.mode}){f' of {shown}' if shown else ''}; an index mask is a greyscale or palette "
+                "PNG whose pixel value is the class id: export index masks, or replace each colour by its class id"
+            )
+        values = np.asarray(upright(image)).astype(np.int64)
+        return values // _spread_by(path, image)
+
+
+def _spread_by(path: str | Path, image: Image.Image) -> int:
+    """The factor by which Pillow spreads the values of greyscale PNG files of 2 and 4 bits."""
+    if image.format != "PNG" or image.mode != "L":
+        return 1
+    with open(path, "rb") as file:
+        depth = file.read(25)[24]
+    return {2: 85, 4: 17}.get(depth, 1)
+
+
+def count_values(paths: Mapping[str, Path]) -> dict[str, dict[int, int]]:
+    """Pixels of each value in each mask, by the keys of `paths`."""
+
+    def count(path: Path) -> dict[int, int]:
+        values = read_index_mask(path)
+        counts = np.bincount(values.ravel()) if values.max() < 2**16 else None
+        if counts is None:
+            return dict(zip(*(x.tolist() for x in np.unique(values, return_counts=True)), strict=True))
+        return {int(v): int(counts[v]) for v in counts.nonzero()[0]}
+
+    with ThreadPoolExecutor(4) as pool:
+        found = progress(pool.map(count, paths.values()), "values of masks", len(paths))
+        return dict(zip(paths, found, strict=True))
+
+
+def check_values(paths: Mapping[str, Path], ids: Set[int], ignore: int) -> None:
+    """Masks hold class ids and the ignore value only, and are no binary masks that merely look so.
+
+    Args:
+        paths: of the masks, by a key of the user's. ids: of the classes. ignore: DATASETS.CUSTOM.IGNORE_VALUE.
+
+    Raises:
+        DatasetError: with the number of masks, the values, and what kind of coding it looks like.
+    """
+    counts = count_values(paths)
+    total: Counter[int] = Counter()
+    for mask in counts.values():
+        total.update(mask)
+    strangers = {key: set(mask) - ids - {ignore} for key, mask in counts.items()}
+    offenders = [key for key, found in strangers.items() if found]
+    if offenders:
+        first, values = offenders[0], sorted(set().union(*strangers.values()))
+        shown = first_few(sorted(strangers[first]))
+        raise DatasetError(
+            f"{paths[first]} holds the value {shown}, which is no id in {_CLASSES} (ids {first_few(sorted(ids), 8)}; ignored "
+            f"pixels are {ignore}); {len(offenders)} of {len(paths)} masks hold such values: {first_few(values, 8)}; "
+            f"{_what_it_looks_like(total, values, ids, ignore)}"
+        )
+    if ignore == 255 and ids != {0} and set(total) == {0, 255}:
+        raise DatasetError(
+            f"all {len(paths)} masks hold 0 and 255 only, as binary masks do, but 255 means 'ignore': no pixel would show another "
+            f"class than 0; if 255 is a class write it so in {_CLASSES}, for example '255 thing NAME', and set {_IGNORE} -1"
+        )
+
+
+def _what_it_looks_like(total: Mapping[int, int], strangers: list[int], ids: Set[int], ignore: int) -> str:
+    """The kind of coding and what to do, for values of all masks with their pixels."""
+    present = set(total) - {ignore}
+    if min(strangers) >= 1000 and all(value // 1000 in ids for value in strangers):
+        return (
+            "they look like class id * 1000 + number of the object, as in Cityscapes' instanceIds: use the labelIds files, or a "
+            "COCO-panoptic JSON file if objects touch"
+        )
+    if strangers == [255] and ignore != 255:
+        return f"255 often means 'ignore': set {_IGNORE} 255, or list it as a class"
+    for shift, words in ((1, "one too large"), (-1, "one too small")):
+        if all(value - shift in ids for value in present):
+            text = f"all values are {words}: number the classes in {_CLASSES} as the masks do"
+            return text + (f"; if 0 means 'not labelled' set {_IGNORE} 0" if strangers == [0] else "")
+    if strangers == [0]:
+        return f"if 0 means 'not labelled' set {_IGNORE} 0, else list it as a class"
+    if len(strangers) > max(8, 2 * len(ids)) and sum(total[v] for v in strangers) < 0.3 * sum(total.values()):
+        return (
+            "so many values on few pixels come from JPEG compression or from resizing with interpolation: save masks as PNG and "
+            "resize them by the nearest pixel"
+        )
+    step = gcd(*present)
+    if step > 1 and all(value // step in ids for value in present):
+        return (
+            f"all are multiples of {step}, as of masks that were made visible: write these values as ids in {_CLASSES}"
+        )
+    return f"list them in {_CLASSES}, or set these pixels to {ignore}"

@@ -1,0 +1,115 @@
+"""Images that stand where they must not: in the evaluation and in the training, or twice in one place."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from ..errors import DatasetError, first_few
+from ..progress import progress
+from .catalog import ImageFolder, dataset_dicts, source_of, split_name
+
+logger = logging.getLogger(__name__)
+
+_TRAINING = ("TRAIN", "SOURCE", "UNLABELED")
+
+
+def check_roles(cfg: CfgNode) -> None:
+    """Every data set can be what the config uses it for. No file is read.
+
+    Raises:
+        DatasetError: an unlabelled view or a folder of images where labels are needed, a data set twice.
+    """
+    for key in (*_TRAINING, "TEST"):
+        names = list(cfg.DATASETS[key])
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise DatasetError(f"DATASETS.{key} names {first_few(twice)} twice")
+        if key == "UNLABELED" or (key == "TRAIN" and cfg.MODEL.CLASSIFIER == "none"):
+            continue
+        without = [name for name in names if split_name(name)[2] or isinstance(source_of(name), ImageFolder)]
+        if without:
+            raise DatasetError(f"DATASETS.{key}: {first_few(without)} has no labels; it can be a DATASETS.UNLABELED")
+
+
+def check_overlap(cfg: CfgNode) -> None:
+    """No image of DATASETS.TEST is trained on, and none stands twice in one of the keys. Files count as the same if they are one
+    file; where own data take part, also if their content is equal. Labelled images among the unlabelled ones are named in the log.
+
+    Raises:
+        DatasetError: with the number of images and the first ones; DATASETS.ALLOW_OVERLAP lets the evaluation have any.
+    """
+    files = {
+        key: [d["file_name"] for name in cfg.DATASETS[key] for d in dataset_dicts(name)] for key in (*_TRAINING, "TEST")
+    }
+    for key, found in files.items():
+        twice = [f for f, count in Counter(_resolved(found)).items() if count > 1]
+        if twice:
+            raise DatasetError(
+                f"DATASETS.{key} {tuple(cfg.DATASETS[key])}: {len(twice)} images are in it twice: {first_few(twice)}"
+            )
+    own = any(_is_own(name) for key in files for name in cfg.DATASETS[key])
+    if not cfg.DATASETS.ALLOW_OVERLAP:
+        for key in _TRAINING:
+            both = _same(files["TEST"], files[key], own)
+            if both:
+                raise DatasetError(
+                    f"{len(both)} of {len(files['TEST'])} images of DATASETS.TEST {tuple(cfg.DATASETS.TEST)} are also in "
+                    f"DATASETS.{key} {tuple(cfg.DATASETS[key])}: {_pairs(both)}; take them out of one of the two, or set "
+                    "DATASETS.ALLOW_OVERLAP True if the evaluation shall see them"
+                )
+    both = _same(files["TRAIN"], files["UNLABELED"], own)
+    if both:
+        # a whole data set as DATASETS.UNLABELED holds the labelled part by design, as some published runs have it
+        level = logging.WARNING if any("@" in n or _is_own(n) for n in cfg.DATASETS.UNLABELED) else logging.INFO
+        logger.log(
+            level,
+            "%s of %s labelled images (DATASETS.TRAIN %s) are also among the unlabelled ones (DATASETS.UNLABELED %s): %s",
+            len(both), len(files["TRAIN"]), tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATASETS.UNLABELED), _pairs(both),
+        )  # fmt: skip
+
+
+def _is_own(name: str) -> bool:
+    return split_name(name)[0].startswith("custom_") or isinstance(source_of(name), ImageFolder)
+
+
+def _resolved(files: Iterable[str]) -> list[str]:
+    """The files with their folders' links resolved."""
+    real = lru_cache(maxsize=None)(os.path.realpath)
+    return [os.path.join(real(os.path.dirname(f)), os.path.basename(f)) for f in files]
+
+
+def _same(some: Sequence[str], others: Sequence[str], content: bool) -> list[tuple[str, str]]:
+    """Pairs of one image in both."""
+    known = dict(zip(_resolved(others), others, strict=True))
+    pairs = [(a, known[real]) for a, real in zip(some, _resolved(some), strict=True) if real in known]
+    if content and not pairs and some and others:
+        pairs = _same_content(some, others)
+    return pairs
+
+
+def _same_content(some: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of files with the same bytes; only files of the same length are read."""
+    by_size = defaultdict(list)
+    for file in progress(others, "looking for copies", len(others)):
+        by_size[_size(file)].append(file)
+    digest = lru_cache(maxsize=None)(lambda file: hashlib.sha256(Path(file).read_bytes()).digest())
+    return [(a, b) for a in some for b in by_size.get(_size(a), ()) if _size(a) >= 0 and digest(a) == digest(b)]
+
+
+def _size(file: str) -> int:
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        return -1
+
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    return first_few([a if a == b else f"{a} = {b}" for a, b in pairs])

@@ -1,0 +1,206 @@
+"""Reading and checking a COCO-panoptic JSON file, whoever wrote it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DatasetError, first_few
+from ..files import read_text
+
+_LISTS = ("categories", "images", "annotations")
+_LARGEST_ID = 2**24 - 1  # three bytes of a PNG
+_COCO_PANOPTIC = "this project reads index masks and COCO-panoptic JSON files (docs/custom_data.md)"
+
+
+def read_panoptic_json(path: Path) -> dict[str, Any]:
+    """The content of a COCO-panoptic file, checked, and with the same types whoever wrote it: numbers that stand as text become
+    numbers, "image_id" becomes the image's own "id", "iscrowd" and "isthing" become 0 or 1.
+
+    Returns:
+        {"images": [{"id", "file_name", perhaps "height" and "width"}], "annotations": [{"image_id", "file_name",
+        "segments_info": [{"id", "category_id", "iscrowd", perhaps "area"}]}], "categories": [{"id", "name", "isthing"}]}, with
+        further keys as they are.
+
+    Raises:
+        DatasetError: with the file, the entry and the number of such entries.
+    """
+    try:
+        content = json.loads(read_text(path, DatasetError))
+    except (ValueError, OSError) as error:
+        raise DatasetError(f"{path} is no COCO-panoptic JSON file: {error}") from error
+    if kind := format_of(content):
+        raise DatasetError(f"{path} is {kind}, no COCO-panoptic JSON file; {_COCO_PANOPTIC}")
+    checks = _Checks(path)
+    if not isinstance(content, dict):
+        checks.stop(f"it holds a {type(content).__name__}, not images, annotations and categories")
+    for key in _LISTS:
+        if not isinstance(content.get(key), list):
+            checks.stop(f"KeyError '{key}'" if key not in content else f"'{key}' is no list")
+        checks.refuse(
+            [f"entry {i} of '{key}'" for i, entry in enumerate(content[key]) if not isinstance(entry, dict)],
+            "are no objects",
+        )
+    categories = _categories(content["categories"], checks)
+    images = _images(content["images"], checks)
+    annotations = _annotations(content["annotations"], images, {c["id"] for c in categories}, checks)
+    return {**content, "images": images, "annotations": annotations, "categories": categories}
+
+
+def without_annotation(content: dict[str, Any]) -> list[str]:
+    """File names of the images that no annotation of a checked file names."""
+    annotated = {a["image_id"] for a in content["annotations"]}
+    return [i["file_name"] for i in content["images"] if i["id"] not in annotated]
+
+
+def format_of(content: Any) -> str:
+    """What wrote a JSON file that is no COCO-panoptic one, in words; "" where it may be one, or is not known."""
+    if isinstance(content, list):
+        first = content[0] if content and isinstance(content[0], dict) else {}
+        if "segmentation" in first or "bbox" in first:
+            return "a list of COCO detections"
+        return "a Label Studio export" if {"data", "annotations"} <= set(first) else ""
+    if not isinstance(content, dict):
+        return ""
+    if "shapes" in content and ("imagePath" in content or "imageData" in content):
+        return "a Labelme file"
+    if "_via_img_metadata" in content or "_via_settings" in content:
+        return "a VGG Image Annotator (VIA) project"
+    if content.get("type") == "FeatureCollection":
+        return "a GeoJSON file"
+    if "objects" in content and ("imgWidth" in content or "size" in content):
+        return "a polygon file of one image (Cityscapes or Supervisely)"
+    annotations = content.get("annotations")
+    if isinstance(annotations, list):
+        first = next((a for a in annotations if isinstance(a, dict)), {})
+        if "segments_info" not in first:
+            if "caption" in first:
+                return "a COCO captions file"
+            if "segmentation" in first or "bbox" in first or "keypoints" in first:
+                return (
+                    "a COCO instances file (one polygon or RLE an object, as CVAT, Roboflow and Label Studio export it)"
+                )
+        elif "images" not in content and "image" in first:
+            return "a predictions.json of dearli_d2.predict"
+    return ""
+
+
+class _Checks:
+    """Refusals that name the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def stop(self, problem: str) -> None:
+        raise DatasetError(f"{self.path} is no COCO-panoptic JSON file: {problem}")
+
+    def refuse(self, offenders: Sequence[str], problem: str) -> None:
+        """Stops unless there are no offenders."""
+        if offenders:
+            raise DatasetError(f"{self.path}: {len(offenders)} {problem}: {first_few(list(offenders))}")
+
+    def present(self, entries: list[dict], key: str, what: str) -> None:
+        self.refuse([f"{key!r} in entry {i}" for i, e in enumerate(entries) if key not in e], f"{what} lack a key")
+
+    def once(self, values: Sequence[Any], problem: str) -> None:
+        twice = [str(v) for v, count in Counter(values).items() if count > 1]
+        if twice:
+            raise DatasetError(f"{self.path}: {problem}: {first_few(twice)}")
+
+
+def _number(value: Any) -> int | None:
+    """A whole number, also one that stands as text; None for anything else."""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, str):
+        text = value.strip()
+        return int(text) if text.lstrip("-").isdecimal() else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) else None
+
+
+def _categories(categories: list[dict], checks: _Checks) -> list[dict]:
+    for key in ("id", "name"):
+        checks.present(categories, key, "categories")
+    checks.refuse(
+        [str(c["name"]) for c in categories if _number(c.get("isthing")) not in (0, 1)],
+        "categories without 'isthing' 1 (objects are counted one by one) or 0 (one region)",
+    )
+    checks.refuse([str(c["id"]) for c in categories if _number(c["id"]) is None], "category ids are no whole numbers")
+    checks.refuse(
+        [str(c["id"]) for c in categories if not isinstance(c["name"], str) or not c["name"].strip()],
+        "categories have no name",
+    )
+    categories = [{**c, "id": _number(c["id"]), "isthing": _number(c["isthing"])} for c in categories]
+    checks.once([c["id"] for c in categories], "a category id stands twice")
+    checks.once([c["name"].strip() for c in categories], "a category name stands twice")
+    return categories
+
+
+def _images(images: list[dict], checks: _Checks) -> list[dict]:
+    for key in ("id", "file_name"):
+        checks.present(images, key, "images")
+    checks.refuse(
+        [str(i["id"]) for i in images if not isinstance(i["file_name"], str) or not i["file_name"].strip()],
+        "images have no file name",
+    )
+    checks.once([str(i["id"]) for i in images], "an image id stands twice")
+    checks.once([i["file_name"] for i in images], "an image is listed twice")
+    result, wrong = [], []
+    for image in images:
+        sizes = {key: _number(image[key]) for key in ("height", "width") if image.get(key) is not None}
+        wrong += [f"{image['file_name']} ({k} {image[k]!r})" for k, v in sizes.items() if v is None or v < 1]
+        result.append({**{k: v for k, v in image.items() if k not in ("height", "width")}, **sizes})
+    checks.refuse(wrong, "images have a size that is no positive number")
+    return result
+
+
+def _annotations(annotations: list[dict], images: list[dict], categories: set[int], checks: _Checks) -> list[dict]:
+    for key in ("image_id", "file_name", "segments_info"):
+        checks.present(annotations, key, "annotations")
+    names = [str(a["file_name"]) for a in annotations]
+    by_id = {
+        str(i["id"]): i["id"] for i in images
+    }  # ids of a kind are compared as text: some tools write one of the two so
+    checks.refuse(
+        [n for n, a in zip(names, annotations, strict=True) if str(a["image_id"]) not in by_id],
+        "annotations without an image entry",
+    )
+    checks.once([str(a["image_id"]) for a in annotations], "an image has two annotations, its id is")
+    checks.once(names, "a label file belongs to two images")
+    result = []
+    problems: dict[str, list[str]] = {}
+    for name, annotation in zip(names, annotations, strict=True):
+        found = annotation["segments_info"]
+        if not isinstance(found, list) or not all(isinstance(s, dict) for s in found):
+            problems.setdefault("annotations whose 'segments_info' is no list of objects", []).append(name)
+            continue
+        segments = [_segment(s, name, categories, problems) for s in found]
+        for identifier, count in Counter(s["id"] for s in segments).items():
+            if count > 1:
+                problems.setdefault("segment ids stand twice in an image", []).append(f"id {identifier} in {name}")
+        result.append({**annotation, "image_id": by_id[str(annotation["image_id"])], "segments_info": segments})
+    for problem, offenders in problems.items():
+        checks.refuse(offenders, problem)
+    return result
+
+
+def _segment(segment: dict, name: str, categories: set[int], problems: dict[str, list[str]]) -> dict:
+    identifier, category = _number(segment.get("id")), _number(segment.get("category_id"))
+    crowd = _number(segment.get("iscrowd") or 0)
+    if identifier is None or not 0 < identifier <= _LARGEST_ID:
+        problem = f"segment ids are no number from 1 to {_LARGEST_ID} (0 means 'ignore')"
+        problems.setdefault(problem, []).append(f"{segment.get('id')!r} in {name}")
+    if category not in categories:
+        problem = "segments of categories that are not in 'categories'"
+        problems.setdefault(problem, []).append(f"category {segment.get('category_id')} in {name}")
+    if crowd not in (0, 1):
+        problems.setdefault("segments whose 'iscrowd' is not 0 or 1", []).append(f"{segment['iscrowd']!r} in {name}")
+    area = segment.get("area")
+    if area is not None and (isinstance(area, bool) or not isinstance(area, (int, float)) or area < 0):
+        problems.setdefault("segments whose 'area' is no number", []).append(f"{area!r} in {name}")
+    return {**segment, "id": identifier, "category_id": category, "iscrowd": crowd}
