@@ -13,7 +13,7 @@ from ..files import read_text
 
 _LISTS = ("categories", "images", "annotations")
 _LARGEST_ID = 2**24 - 1  # three bytes of a PNG
-_COCO_PANOPTIC = "this project reads index masks and COCO-panoptic JSON files (docs/custom_data.md)"
+_COCO_PANOPTIC = "convert it to index masks or to COCO-panoptic (docs/custom_data.md says how)"
 
 
 def read_panoptic_json(path: Path) -> dict[str, Any]:
