@@ -41,7 +41,8 @@ def check_roles(cfg: CfgNode) -> None:
 
 def check_overlap(cfg: CfgNode) -> None:
     """No image of DATASETS.TEST is trained on, and none stands twice in one of the keys. Files count as the same if they are one
-    file; where own data take part, also if their content is equal. Labelled images among the unlabelled ones are named in the log.
+    file; where own data take part, also if their content is equal. The log warns of labelled images among the unlabelled ones, and
+    of a data set that is named for training and for evaluation, which can only be meant so.
 
     Raises:
         DatasetError: with the number of images and the first ones; DATASETS.ALLOW_OVERLAP lets the evaluation have any.
@@ -56,8 +57,13 @@ def check_overlap(cfg: CfgNode) -> None:
                 f"DATASETS.{key} {tuple(cfg.DATASETS[key])}: {len(twice)} images are in it twice: {first_few(twice)}"
             )
     own = any(_is_own(name) for key in files for name in cfg.DATASETS[key])
-    if not cfg.DATASETS.ALLOW_OVERLAP:
-        for key in _TRAINING:
+    for key in _TRAINING:
+        asked = sorted(set(cfg.DATASETS.TEST) & set(cfg.DATASETS[key]))
+        if asked:
+            logger.warning(
+                "DATASETS.TEST and DATASETS.%s both name %s: scores are those of training images", key, first_few(asked)
+            )
+        elif not cfg.DATASETS.ALLOW_OVERLAP:
             both = _same(files["TEST"], files[key], own)
             if both:
                 raise DatasetError(
