@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dearli_d2 import Predictor
 from dearli_d2.data.mappers import resize_labels
 from dearli_d2.evaluation.semantic import read_semantic
+from dearli_d2.modeling.semantic import normalized
 
 from .diagnosis import begin
 
@@ -24,8 +25,8 @@ def count(predictor: Predictor, dicts: list[dict], threshold: float) -> np.ndarr
     """(K, 3) pixels of each class: all, those whose best class passes the threshold, and those of them that are right."""
     counts = np.zeros((len(predictor.model.taxonomy), 3), dtype=np.int64)
     for d in tqdm(dicts, unit="image"):
-        scores = predictor.model([predictor.mapper(d)])[0]["sem_seg"]
-        confidence, label = (x.cpu().numpy() for x in scores.max(0))
+        probability = normalized(predictor.model([predictor.mapper(d)])[0]["sem_seg"][None])[0]
+        confidence, label = (x.cpu().numpy() for x in probability.max(0))
         truth = resize_labels(read_semantic(d), label.shape)
         known = truth < len(counts)
         sure = known & (confidence >= threshold)
