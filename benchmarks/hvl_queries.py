@@ -9,12 +9,15 @@ truth present; on how many pixels textual and free queries agree; classes that t
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
 from dearli_d2 import Predictor
+from dearli_d2.cli import report_errors
 from dearli_d2.data.mappers import resize_labels
 from dearli_d2.evaluation.semantic import confusion, mean_iou, read_semantic
 from dearli_d2.modeling.inference import resize_logits, semantic_inference
@@ -76,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(report_errors(main))
