@@ -1,5 +1,5 @@
 """DINOv2-S with the DPT head against UniMatch V2's own code, with the same random weights. Runs where the environment variable
-UNIMATCH_V2 names a checkout of it (github.com/LiheYoung/UniMatch-V2)."""
+OFFICIAL_UNIMATCH_V2 names a checkout of it (github.com/LiheYoung/UniMatch-V2)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dearli_d2.config import get_config
 from dearli_d2.modeling import build_model
 from dearli_d2.modeling.per_pixel.dpt import LEVELS
 
-CHECKOUT = os.environ.get("UNIMATCH_V2", "")
-pytestmark = pytest.mark.skipif(not CHECKOUT, reason="UNIMATCH_V2 names no checkout of UniMatch V2's code")
+CHECKOUT = os.environ.get("OFFICIAL_UNIMATCH_V2", "")
+pytestmark = pytest.mark.skipif(not CHECKOUT, reason="OFFICIAL_UNIMATCH_V2 names no checkout of UniMatch V2's code")
 
 
 @pytest.fixture
 def pair(repo, monkeypatch):
     """Ours and theirs, for 21 classes."""
-    assert Path(CHECKOUT, "model/semseg/dpt.py").is_file(), f"UNIMATCH_V2: no checkout in {CHECKOUT}"
+    assert Path(CHECKOUT, "model/semseg/dpt.py").is_file(), f"OFFICIAL_UNIMATCH_V2: no checkout in {CHECKOUT}"
     monkeypatch.syspath_prepend(CHECKOUT)
     from model.semseg.dpt import DPT
 

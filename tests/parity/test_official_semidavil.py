@@ -1,4 +1,4 @@
-"""DyCE against SemiDAViL's own code. Runs where the environment variable SEMIDAVIL names a checkout of it
+"""DyCE against SemiDAViL's own code. Runs where the environment variable OFFICIAL_SEMIDAVIL names a checkout of it
 (github.com/hritam-98/SemiDAViL)."""
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import torch
 
 from dearli_d2.modeling.losses import dyce_loss
 
-CHECKOUT = os.environ.get("SEMIDAVIL", "")
-pytestmark = pytest.mark.skipif(not CHECKOUT, reason="SEMIDAVIL names no checkout of SemiDAViL's code")
+CHECKOUT = os.environ.get("OFFICIAL_SEMIDAVIL", "")
+pytestmark = pytest.mark.skipif(not CHECKOUT, reason="OFFICIAL_SEMIDAVIL names no checkout of SemiDAViL's code")
 
 
 @pytest.mark.parametrize(("hard_fraction", "omega"), [(0.2, 0.5), (1.0, 0.0), (0.5, 1.0)])
 def test_dyce_is_that_of_the_authors_code(hard_fraction, omega):
     """Value and gradient; a fifth of the 1000 pixels, some more of which carry no loss, is a whole number."""
     path = Path(CHECKOUT, "losses.py")
-    assert path.is_file(), f"SEMIDAVIL: no losses.py in {CHECKOUT}"
+    assert path.is_file(), f"OFFICIAL_SEMIDAVIL: no losses.py in {CHECKOUT}"
     spec = importlib.util.spec_from_file_location("semidavil_losses", path)
     code = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(code)
