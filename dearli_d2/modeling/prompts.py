@@ -61,11 +61,8 @@ class PromptLearner(nn.Module):
         with torch.autocast(self.prompt.device.type, enabled=False):
             embedded = tower.token_embedding(self.tokens).float()
             prompt = self.prompt.expand(len(embedded), -1, -1)
-            x = token_features(tower, torch.cat([embedded[:, :1], prompt, embedded[:, 1:]], 1))
-            x = x[torch.arange(len(x), device=x.device), self.end + self.prompt.shape[1]]
-            projection = tower.text_projection
-            x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
-            return F.normalize(x, dim=-1)
+            x = torch.cat([embedded[:, :1], prompt, embedded[:, 1:]], 1)
+            return F.normalize(text_embedding(tower, x, self.end + self.prompt.shape[1]), dim=-1)
 
 
 def _encode(tokenizer, names: Sequence[str], tokens: int, context: int) -> list[list[int]]:
@@ -107,6 +104,14 @@ def token_features(tower: nn.Module, embedded: torch.Tensor) -> torch.Tensor:
     length = embedded.shape[1]
     mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
     return tower.ln_final(tower.transformer(embedded + tower.positional_embedding[:length], attn_mask=mask))
+
+
+def text_embedding(tower: nn.Module, embedded: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    """(B, n, C) embedded tokens, and (B,) the places of their end tokens, to (B, E)."""
+    x = token_features(tower, embedded)
+    x = x[torch.arange(len(x), device=x.device), end]
+    projection = tower.text_projection
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
 
 class PromptGenerator(nn.Module):

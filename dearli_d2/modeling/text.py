@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import ConfigError
 from ..files import cache_dir, read_text, write_atomically
+from .prompts import text_embedding, text_tower_of
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +115,21 @@ def build_vocabulary(clip_model: nn.Module, model_name: str, names: Names, templ
             for prompts in tqdm(
                 tokens, desc=f"text embeddings, {len(templates)} prompts each", unit="name", leave=False
             ):
-                embedding = F.normalize(clip_model.encode_text(prompts.to(device)).float(), dim=-1).mean(0)
+                embedding = F.normalize(_encode(clip_model, prompts.to(device)), dim=-1).mean(0)
                 rows.append(F.normalize(embedding, dim=-1))
         embeddings = torch.stack(rows).cpu().contiguous()
         write_atomically(path, lambda temporary: save_file({"embeddings": embeddings}, temporary))
         logger.info("text embeddings of %d names x %d templates are cached in %s", len(synonyms), len(templates), path)
     return Vocabulary(embeddings, counts).to(device)
+
+
+def _encode(clip_model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """(B, context) tokens to (B, E), as `clip_model.encode_text`. A causal tower need not read the padding after the end."""
+    tower = text_tower_of(clip_model)
+    if tower.attn_mask is None:
+        return clip_model.encode_text(tokens).float()
+    end = tokens.argmax(-1)  # the end token has the highest number
+    return text_embedding(tower, tower.token_embedding(tokens[:, : int(end.max()) + 1]).float(), end)
 
 
 def _read_cached(path: Path) -> torch.Tensor | None:
@@ -134,7 +144,7 @@ def _read_cached(path: Path) -> torch.Tensor | None:
 
 def _check_tokens(tokenizer, synonyms: Sequence[str], templates: Sequence[str]) -> None:
     context = tokenizer.context_length
-    longest = max(templates, key=len)
+    longest = max(templates, key=lambda template: len(tokenizer.encode(template)))
     for synonym in synonyms:
         if not tokenizer.encode(synonym):
             raise ConfigError(f"the class name {synonym!r} has no text token; give it a name in words")

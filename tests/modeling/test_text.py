@@ -89,6 +89,28 @@ def test_templates_are_averaged_on_the_sphere(clip):
     assert torch.allclose(ours, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("arch", ["miniworld-convnext", "ViT-B-16", "EVA02-B-16"])
+def test_embeddings_equal_those_of_open_clip_without_reading_the_padding(arch, monkeypatch):
+    """Of every kind of text tower that is used, with few layers."""
+    import open_clip
+
+    config = open_clip.get_model_config(arch)
+    small = {**config["text_cfg"], "layers": 2}
+    monkeypatch.setattr("open_clip.factory.get_model_config", lambda name: {**config, "text_cfg": small})
+    torch.manual_seed(0)
+    model = open_clip.create_model(arch).eval()
+    read = []
+    text_tower_of(model).transformer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))
+    names, templates = [["grass"], ["a very long name of a class"]], ["a {}.", "This is a photo of the {} there."]
+    ours = build_vocabulary(model, arch, names, templates).embeddings
+    assert max(read) < 20
+    tokenizer = open_clip.get_tokenizer(arch)
+    with torch.no_grad():
+        each = [F.normalize(model.encode_text(tokenizer([t.format(n) for t in templates])), dim=-1) for (n,) in names]
+    expected = F.normalize(torch.stack([e.mean(0) for e in each]), dim=-1)
+    assert torch.allclose(ours, expected, atol=1e-5)
+
+
 def keys(tmp_path):
     return {file.name for file in (tmp_path / "cache" / "text").iterdir()}
 
@@ -96,7 +118,7 @@ def keys(tmp_path):
 def test_cache_returns_the_same_without_encoding_again(clip, tmp_path, monkeypatch):
     first = build_vocabulary(clip, "miniworld-convnext", [["grass"]], ["a {}."]).embeddings
     assert len(keys(tmp_path)) == 1
-    monkeypatch.setattr(type(clip), "encode_text", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr("dearli_d2.modeling.text._encode", lambda *_: pytest.fail("encoded again"))
     assert torch.equal(first, build_vocabulary(clip, "miniworld-convnext", [["grass"]], ["a {}."]).embeddings)
 
 
