@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import torch
 
 CONFIG = "configs/ade20k/panoptic-segmentation-vlm/convnext_semisup/vlm_convnext_base_ade20k_1_128.yaml"
+CLASS_NAMES = "mask2former/data/vlm_datasets/eng_prompts/ade20k_150_prompts.txt"
 CLASSES, SIZE, EMBEDDING = 150, 128, 640
 SYNONYMS = [1 + c % 3 for c in range(CLASSES)]
 SPOKEN = (
@@ -139,6 +140,7 @@ def compute(checkout: str) -> dict:
         "names": sorted(n for n in model.state_dict() if not n.endswith("empty_weight")),
         "prompts": VILD_PROMPT,
     }
+    result["classes"] = list(model.metadata.stuff_classes)  # things too
     with torch.no_grad():
         metadata = types.SimpleNamespace(stuff_classes=[",".join(names) for names in SPOKEN])
         model.num_templates, model.class_names = model.prepare_class_names_from_metadata(metadata)

@@ -55,6 +55,13 @@ def test_every_weight_has_the_published_name(theirs, model):
     assert sorted(model.state_dict()) == theirs["names"]
 
 
+def test_their_list_of_class_names_is_read_as_they_read_it(theirs, model):
+    names = [tuple(line.split(",")) for line in theirs["classes"]]
+    ids = tuple(range(official.CLASSES))  # of the annotation files; the list counts from 1
+    taxonomy = Taxonomy(tuple(n[:1] for n in names), model.taxonomy.thing_ids, ids, model.taxonomy.colors)
+    assert list(taxonomy.with_names_of(os.path.join(CHECKOUT, official.CLASS_NAMES)).names) == names
+
+
 def test_text_embeddings(theirs, model):
     assert list(VILD_TEMPLATES) == list(theirs["prompts"])
     clip = model.backbone
