@@ -64,7 +64,7 @@ def load_captioner(path: str, max_tokens: int) -> Captioner:
 
 def label_captioner(name: str, most: int) -> Captioner:
     """Names the `most` largest annotated classes. Raises `DatasetError` for images without annotations."""
-    names = taxonomy_of(name).main_names
+    names = taxonomy_of(name).main_text_names
 
     def one(d: dict) -> str:
         if not d.get("segments_info"):

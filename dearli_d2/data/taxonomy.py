@@ -48,6 +48,11 @@ class Taxonomy:
             result.append(tuple(dict.fromkeys((main, *more, *(plain_words(name) for name in names[1:])))))
         return tuple(result)
 
+    @property
+    def main_text_names(self) -> list[str]:
+        """The main name of each class as a text tower reads it."""
+        return [names[0] for names in self.text_names]
+
     def with_names(self, names: Sequence[Sequence[str]]) -> Taxonomy:
         """The same classes under other names, in the order of the classes."""
         if len(names) != len(self):

@@ -112,6 +112,7 @@ def test_names_of_own_data_are_read_in_plain_words_where_that_is_safe():
     assert data.text_names == (
         ("traffic light",), ("rug",), ("T-shirt",), ("hood", "exhaust hood"), ("door",), ("gate",),
     )  # fmt: skip
+    assert data.main_text_names == [names[0] for names in data.text_names]
     assert own("wall", "wall-other").text_names == (("wall",), ("wall-other",))  # else two classes were the same
     assert own("-other").text_names == (("-other",),)
 

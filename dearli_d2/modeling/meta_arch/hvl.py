@@ -171,7 +171,7 @@ class HVL(MaskFormer):
         self._fixed = None
 
     def _name_prompts(self) -> None:
-        self.prompts.set_names(self.language.arch, [names[0] for names in self.taxonomy.text_names])
+        self.prompts.set_names(self.language.arch, self.taxonomy.main_text_names)
         self.background.copy_(background_classes(self.taxonomy.names))
 
     def fixed_text(self) -> torch.Tensor:
@@ -181,7 +181,7 @@ class HVL(MaskFormer):
                 raise ConfigError(
                     "textual queries have no class names: register the data set of DATASETS.TRAIN or load a checkpoint"
                 )
-            names = [names[:1] for names in self.taxonomy.text_names]
+            names = [(name,) for name in self.taxonomy.main_text_names]
             language = self.language
             self._fixed = build_vocabulary(language.clip_model, language.arch, names, self.fixed_templates).embeddings
         self._fixed = self._fixed.to(self.device)

@@ -147,7 +147,7 @@ class SemiDAViL(PixelSegmenter):
         return self.backbone if self.beside is None else self.beside
 
     def _class_caption(self) -> str:
-        return ", ".join(names[0] for names in self.taxonomy.text_names)
+        return ", ".join(self.taxonomy.main_text_names)
 
     def check_training(self, cfg: CfgNode) -> None:
         """Weights of a weighted loss from the annotations; every caption must fit into the text tower."""
