@@ -102,13 +102,13 @@ def test_dropped_channels_of_two_views_complement_each_other():
             assert torch.equal(level[1:3] + level[3:5], torch.full_like(level[1:3], 2.0))
             changed = [bool((level[i] != 1).any()) for i in (1, 2)]
             assert sum(changed) == 1  # of two images one is left whole
-            assert set(level[1:].unique().tolist()) <= {0.0, 1.0, 2.0}
+            assert set(level[1 + changed.index(True)].unique().tolist()) <= {0.0, 2.0}  # lost or doubled
 
 
 def test_maps_of_one_width_lose_the_same_channels():
     """UniMatch V2 draws once for the four blocks of a ViT; the stages of a pyramid have channels of their own."""
-    same = channel_dropout([torch.ones(4, 32, 2, 2)] * 4, 4, 2)
-    assert (same[0] == 0).any()
+    same = channel_dropout([torch.ones(4, 2000, 1, 1)] * 4, 4, 2)
+    assert 900 < (same[0] == 0)[:2].sum() < 1100  # half of the channels of one of two images
     assert all(torch.equal(x, same[0]) for x in same)
 
 
