@@ -17,6 +17,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..data.mappers import read_image
 from ..errors import ConfigError, DatasetError, first_few
+from ..files import remove_leftovers
 from ..progress import progress
 from .storage import MaskFolder, check_stems
 
@@ -53,6 +54,8 @@ def generate(
     if not 0 <= index < count:
         raise ConfigError(f"--shard {index}/{count}: the shard must be one of 0..{count - 1}")
     check_stems(list(files))
+    for place in (folder.folder, folder.path("any").parent):
+        remove_leftovers(place)
     _claim(folder, generator.settings())
     mine = list(files)[index::count]
     present = {
