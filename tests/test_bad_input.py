@@ -217,24 +217,45 @@ def test_evaluation_without_weights(tmp_path, capsys):
     assert "--eval-only needs MODEL.WEIGHTS" in run(tmp_path, capsys, flags=["--eval-only"])
 
 
-def test_evaluation_on_data_with_other_categories(world, tmp_path, capsys):
-    """The same number of classes, other category ids."""
-    assert (
-        main(["--config-file", CONFIG, *MINI_OVERRIDES, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path / "run")])
-        == 0
-    )
+def renumbered(content):
+    for category in content["categories"]:
+        category["id"] += 100
+    for annotation in content["annotations"]:
+        for segment in annotation["segments_info"]:
+            segment["category_id"] += 100
 
-    def renumber(content):
-        for category in content["categories"]:
-            category["id"] += 100
-        for annotation in content["annotations"]:
-            for segment in annotation["segments_info"]:
-                segment["category_id"] += 100
 
-    edit(world, renumber)
-    weights = ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "DATASETS.TEST", "('broken_train',)"]
+def permuted(content):
+    names = [c["name"] for c in content["categories"]]
+    for category, name in zip(content["categories"], [*names[1:], names[0]], strict=True):
+        category["name"] = name
+
+
+def flipped_kind(content):
+    content["categories"][2]["isthing"] = 1 - content["categories"][2]["isthing"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(["--config-file", CONFIG, *MINI_OVERRIDES, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(folder)]) == 0
+    return folder / "model_final.pth"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (renumbered, r"class 0 was 'striped red' \(id 1, thing\), is 'striped red' \(id 101, thing\)"),
+        (permuted, r"class 0 was 'striped red' \(id 1, thing\), is '.*' \(id 1, thing\)"),
+        (flipped_kind, r"class 2 was '.*, thing\), is '.*, stuff\)"),
+    ],
+)
+def test_evaluation_on_data_with_other_categories(world, trained, tmp_path, capsys, change, words):
+    """The same number of classes under other ids, in another order, or of another kind; with the first one that differs."""
+    edit(world, change)
+    weights = ["MODEL.WEIGHTS", str(trained), "DATASETS.TEST", "('broken_train',)"]
     error = run(tmp_path, capsys, *weights, flags=["--eval-only"])
-    assert "broken_train has other categories than the model was made for" in error
+    assert re.search(f"broken_train has other categories than .*model_final.pth was made for: {words}", error), error
 
 
 def test_missing_config_file(tmp_path, capsys):

@@ -158,6 +158,25 @@ class Taxonomy:
         return Taxonomy(names, frozenset(range(len(names))), tuple(range(len(names))), tuple(spread_colors(len(names))))
 
 
+def first_difference(saved: Taxonomy, found: Taxonomy, synonyms: bool = False, kinds: bool = True) -> str | None:
+    """The first class that two taxonomies do not share, in words; None where all are the same in number and order.
+
+    Args:
+        synonyms: compare all names, else the main ones. kinds: compare whether classes are things or stuff.
+    """
+
+    def describe(taxonomy: Taxonomy, index: int) -> str:
+        names = ", ".join(taxonomy.names[index] if synonyms else taxonomy.names[index][:1])
+        kind = (", thing" if index in taxonomy.thing_ids else ", stuff") if kinds else ""
+        return f"{names!r} (id {taxonomy.dataset_ids[index]}{kind})"
+
+    for index in range(min(len(saved), len(found))):
+        before, now = describe(saved, index), describe(found, index)
+        if before != now:
+            return f"class {index} was {before}, is {now}"
+    return None if len(saved) == len(found) else f"{len(saved)} classes, not {len(found)}"
+
+
 def spread_colors(count: int) -> list[tuple[int, int, int]]:
     """`count` well separated RGB colours: golden-angle hues at three brightnesses."""
     import colorsys

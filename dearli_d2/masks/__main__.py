@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from ..arguments import command_parser
-from ..cli import report_errors
 from ..data.catalog import dataset_dicts
 from ..data.images import find_images
 from ..data.mappers import read_image
 from ..errors import ConfigError
+from ..reporting import report_errors
 from ..visualization import save_mask_picture
 from .classical import ClassicalGenerator
 from .generate import Generator, default_device, folder_of, generate, parse_shard
@@ -75,8 +75,7 @@ def _view(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.masks} has masks of none of the {len(files)} images")
     for index in np.linspace(0, len(have) - 1, min(args.count, len(have))).astype(int):
         path = Path(args.out) / f"{Path(have[index]).stem}.png"
-        image = read_image(have[index])
-        save_mask_picture(path, image, folder.read(have[index], image.shape[:2]))
+        save_mask_picture(path, read_image(have[index]), folder.read(have[index]))
         print(path)
     return 0
 

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
-from detectron2.engine import hooks, launch
-from detectron2.utils import comm, events
+from detectron2.engine import launch
+from detectron2.utils import comm
 
 from dearli_d2.config import get_config
+from dearli_d2.engine import metrics
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.modeling.criterion import SetCriterion
 from dearli_d2.modeling.losses import dyce_loss
@@ -21,7 +22,7 @@ from dearli_d2.modeling.ranks import mean_over_ranks
 from dearli_d2.modeling.transformer_decoder import DecoderOutput
 from dearli_d2.structures import Targets
 from tests.conftest import MINI_OVERRIDES, REPO
-from tests.engine.test_trainer import _unsmoothed_init, losses_of
+from tests.engine.test_trainer import losses_of
 
 CONFIG = REPO / "configs" / "miniworld" / "m2f_lang.yaml"
 
@@ -34,15 +35,12 @@ OPTIONS = (
 
 def train(folder, config=CONFIG, options=()):
     """One process of a training that logs every step."""
-    original = hooks.PeriodicWriter.__init__
-    hooks.PeriodicWriter.__init__ = lambda self, writers, period=20: original(self, writers, 1)
-    events.JSONWriter.__init__ = _unsmoothed_init
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PERIOD", "WINDOW"):
+            patch.setattr(metrics, name, 1)
         DualStreamTrainer(
             get_config(config, [*MINI_OVERRIDES, *OPTIONS, "DATASETS.TEST", "()", "OUTPUT_DIR", str(folder), *options])
         ).train()
-    finally:
-        hooks.PeriodicWriter.__init__ = original
 
 
 def command_line(folder, processes, *arguments):
@@ -55,8 +53,7 @@ def run(command, *overrides):
     return subprocess.run([*command, *overrides], cwd=REPO, capture_output=True, text=True, timeout=300)
 
 
-def test_two_processes_equal_one_with_the_joint_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(events.JSONWriter, "__init__", events.JSONWriter.__init__)  # put back afterwards
+def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
         launch(train, processes, 1, 0, "auto", (tmp_path / str(processes),))
@@ -71,10 +68,9 @@ def test_two_processes_equal_one_with_the_joint_batch(tmp_path, monkeypatch):
     assert moved.abs().median() < 5e-4  # half a step of the learning rate
 
 
-def test_two_semi_supervised_processes_equal_one_with_the_joint_batch(tmp_path, monkeypatch):
+def test_two_semi_supervised_processes_equal_one_with_the_joint_batch(tmp_path):
     """The teacher is not wrapped; every rank updates its own from the same student. CutMix, whose boxes are drawn per rank,
     is off. Mask points are drawn per rank, so the losses are only nearly equal."""
-    monkeypatch.setattr(events.JSONWriter, "__init__", events.JSONWriter.__init__)  # put back afterwards
     options = ("SSL.START", "0", "SSL.IMS_PER_BATCH", "4", "SSL.CUTMIX", "0.0", "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "2",
                "SSL.MONITOR_IMAGES", "4")  # fmt: skip
     for processes in (1, 2):
@@ -207,9 +203,8 @@ SEMIDAVIL = ("MODEL.SEMIDAVIL.LOSS", "ce", "SSL.START", "0", "SSL.IMS_PER_BATCH"
              "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "0")  # fmt: skip
 
 
-def test_three_streams_train_in_two_processes(tmp_path, monkeypatch):
+def test_three_streams_train_in_two_processes(tmp_path):
     """Every trained parameter takes part, and the ranks' mean of the supervised loss is that of the joint batch."""
-    monkeypatch.setattr(events.JSONWriter, "__init__", events.JSONWriter.__init__)
     config = CONFIG.with_name("semidavil.yaml")
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
@@ -223,10 +218,9 @@ SEGKC = ("SSL.START", "0", "SSL.IMS_PER_BATCH", "4", "SSL.CUTMIX", "0.0", "SSL.C
 
 
 @pytest.mark.parametrize("norm", ["GN", "BN"])
-def test_cross_supervision_in_two_processes_equals_one_with_the_joint_batch(tmp_path, monkeypatch, norm):
+def test_cross_supervision_in_two_processes_equals_one_with_the_joint_batch(tmp_path, norm):
     """Losses, weights and running statistics. The junior's ResNet has statistics of its own ranks, as everywhere in
     detectron2, so here a network without them takes its place."""
-    monkeypatch.setattr(events.JSONWriter, "__init__", events.JSONWriter.__init__)
     tower = ("MODEL.BACKBONE.NAME", "OpenCLIPConvNeXt", "MODEL.BACKBONE.ARCH", "miniworld-convnext", "MODEL.BACKBONE.WEIGHTS",
              "shipped", "MODEL.DPT.NORM", norm)  # fmt: skip
     for processes in (1, 2):
