@@ -16,10 +16,12 @@ from dearli_d2.engine import metrics
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.modeling.criterion import SetCriterion
 from dearli_d2.modeling.losses import dyce_loss
-from dearli_d2.modeling.matcher import HungarianMatcher
+from dearli_d2.modeling.matcher import HungarianMatcher, Matches
 from dearli_d2.modeling.pixel_losses import LOSSES, PixelLoss
 from dearli_d2.modeling.ranks import mean_over_ranks
+from dearli_d2.modeling.split_matching import SplitTargets, candidate_cosine, pixel_losses
 from dearli_d2.modeling.transformer_decoder import DecoderOutput
+from dearli_d2.modeling.vision_language import region_losses
 from dearli_d2.structures import Targets
 from tests.conftest import MINI_OVERRIDES, REPO
 from tests.engine.test_trainer import losses_of
@@ -157,10 +159,10 @@ def _losses_of_rank(folder):
     target[1, :5] = 255
     images = torch.randn(2, 3, 8, 8, generator=generator)
     weight = torch.linspace(-1, 1, 12).view(4, 3, 1, 1).requires_grad_()
-    logits = torch.nn.functional.conv2d(_part(images), weight)
+    pixels = torch.nn.functional.conv2d(_part(images), weight)
     results = {name: PixelLoss(name, 4) for name in LOSSES if name != "dyce"}
     results["weighted_ce"].weigh(torch.tensor([10, 40, 3, 11]))
-    results = {name: (loss(logits, _part(target)), weight) for name, loss in results.items()}
+    results = {name: (loss(pixels, _part(target)), weight) for name, loss in results.items()}
 
     segments = [Targets(target[0, 0, :n], draw(n, 32, 32, generator=generator) > 0.6) for n in (5, 1)]
     classes = torch.randn(2, 2, 6, 5, generator=generator)
@@ -174,6 +176,21 @@ def _losses_of_rank(folder):
     finally:
         torch.rand = draw
     results |= {name: (loss, factor) for name, loss in losses.items()}
+
+    # Split Matching: regions in the first image only; HVL: a hidden region that is larger there
+    unit = torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=-1)
+    none, three = Targets(target[0, 0, :0], segments[0].masks[:0]), Targets(torch.arange(3), segments[0].masks[:3])
+    parts = [SplitTargets(none, three, unit), SplitTargets(none, none, unit[:0])]
+    matches = Matches(torch.zeros(3, dtype=torch.int64), torch.arange(3).expand(2, 3)[..., None], torch.ones(2, 3, 1))
+    vectors = (torch.randn(2, 2, 6, 8, generator=generator) * factor)[:, slice(*_bounds())]
+    cosine = candidate_cosine(vectors, _part(parts), matches.images(*_bounds(), [3, 0]))
+    results |= {f"loss_cosine_{layer}": (value, factor) for layer, value in enumerate(cosine)}
+    results["loss_mfe"] = pixel_losses(pixels, _part(target.where(target < 255, -1))), weight
+    region = torch.stack([torch.ones(32, 32) > 0, torch.arange(1024).view(32, 32) < 300])
+    dense = torch.nn.functional.normalize(torch.randn(2, 8, 4, 4, generator=generator), dim=1)
+    align, consistency = region_losses(_part(dense) * factor.view(8, 1, 1), _part(dense.flip(1)), _part(region),
+                                       _part(torch.tensor([0, 2])), unit, 0.07)  # fmt: skip
+    results |= {"loss_align": (align, factor), "loss_consistency": (consistency, factor)}
 
     found = {}
     for name, (loss, parameter) in results.items():
