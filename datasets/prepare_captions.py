@@ -70,6 +70,8 @@ def label_captioner(name: str, most: int) -> Captioner:
         if not d.get("segments_info"):
             raise DatasetError(f"{d['file_name']} has no annotation; --from-labels is for labelled images")
         area = class_areas([d], len(names), "--from-labels")[0]
+        if not area.any():
+            raise DatasetError(f"{d['file_name']}: all its annotations are crowds; write its caption by hand")
         return f"a photo of {listed([names[c] for c in np.argsort(-area)[:most] if area[c]])}"
 
     return lambda dicts: [one(d) for d in dicts]
@@ -147,17 +149,24 @@ def _chunks(items: Sequence[str], size: int) -> Iterator[list[str]]:
         yield chunk
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", help="data sets or views")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="folder or hub name of an image-to-text model")
     source.add_argument("--from-labels", action="store_true")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=positive, default=8)
     parser.add_argument(
-        "--max-tokens", type=int, default=30, help="of a generated caption; CLIP reads 77 with its own two"
+        "--max-tokens", type=positive, default=30, help="of a generated caption; CLIP reads 77 with its own two"
     )
-    parser.add_argument("--max-classes", type=int, default=12, help="that --from-labels names")
+    parser.add_argument("--max-classes", type=positive, default=12, help="that --from-labels names")
     parser.add_argument("--shard", default="0/1", help="i/n: the i-th of n processes")
     args = parser.parse_args(argv)
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
 from .errors import DearliError
+
+_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")  # as tempfile names them
+_IN_USE = 3600.0  # seconds
 
 
 def cache_dir() -> Path:
@@ -56,6 +63,14 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> N
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Deletes the temporary files and folders that killed processes left in a folder; younger ones than an hour may be in use."""
+    for path in Path(folder).glob(".*"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > _IN_USE:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = None) -> None:

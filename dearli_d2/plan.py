@@ -12,8 +12,10 @@ Examples:
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
@@ -24,9 +26,10 @@ from .config import get_config
 from .data.captions import reads_captions, with_captions
 from .data.catalog import dataset_dicts
 from .data.custom import register_custom
+from .data.inspection import inspect_custom, size_range, write_contact_sheet
 from .data.taxonomy import Taxonomy, spread_colors
 from .engine.optimizer import autocast
-from .errors import DearliError
+from .errors import ConfigError, DearliError
 from .masks.storage import MaskFolder
 from .modeling import build_model
 from .reporting import report_errors
@@ -45,6 +48,7 @@ def data_rows(cfg: CfgNode) -> list[list[str]]:
         ("evaluation", cfg.DATASETS.TEST),
     ):
         rows += [[role, name, _images(name)] for name in names]
+        rows += [[f"sizes, {role}", name, size] for name in names if (size := _sizes(name))]
     if reads_captions(cfg):
         for name in dict.fromkeys(
             (*cfg.DATASETS.SOURCE, *cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED, *cfg.DATASETS.TEST)
@@ -71,6 +75,13 @@ def _images(name: str) -> str:
         return f"MISSING: {error}"
 
 
+def _sizes(name: str) -> str:
+    try:
+        return size_range(dataset_dicts(name))
+    except DearliError:  # said in the row before
+        return ""
+
+
 def _captions(name: str) -> str:
     try:
         return f"{len(with_captions(name, dataset_dicts(name)))} captions"
@@ -83,7 +94,7 @@ def schedule_rows(cfg: CfgNode) -> list[list[str]]:
     rows = [
         *([["batch, labelled", str(cfg.SOLVER.IMS_PER_BATCH)]] if cfg.DATASETS.TRAIN else []),
         *([["batch, source", str(cfg.SSL.SOURCE_IMS_PER_BATCH)]] if cfg.DATASETS.SOURCE else []),
-        ["crop", f"{cfg.INPUT.CROP_SIZE} x {cfg.INPUT.CROP_SIZE}"],
+        ["crop", f"{cfg.INPUT.CROP_SIZE} x {cfg.INPUT.CROP_SIZE}{_enlarged(cfg)}"],
         ["iterations", str(cfg.SOLVER.MAX_ITER)],
         [
             "learning rate",
@@ -112,6 +123,22 @@ def schedule_rows(cfg: CfgNode) -> list[list[str]]:
                 [f"passes over the {role} images", f"{max(cfg.SOLVER.MAX_ITER - start, 0) * batch / images:.1f}"]
             )
     return rows
+
+
+def _enlarged(cfg: CfgNode) -> str:
+    """A note where views of most labelled images are larger than the images: nothing is gained, and each step costs more."""
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE)
+    try:
+        sides = [min(d["height"], d["width"]) for name in names for d in dataset_dicts(name)]
+    except DearliError:
+        return ""
+    middle = int(np.median(sides)) if sides else cfg.INPUT.CROP_SIZE
+    if middle >= cfg.INPUT.CROP_SIZE:
+        return ""
+    return (
+        f"; most images have a short side of at most {middle} pixels and are enlarged; INPUT.CROP_SIZE {max(middle // 32, 1) * 32} "
+        "needs less time and memory"
+    )
 
 
 def _teacher(cfg: CfgNode) -> str:
@@ -190,27 +217,38 @@ def _any_taxonomy(cfg: CfgNode) -> Taxonomy | None:
     return Taxonomy(names, frozenset(), tuple(range(count)), tuple(spread_colors(count)))
 
 
-def plan(cfg: CfgNode) -> str:
-    """The three tables."""
-    parts = (
-        (["data", "name", "found"], data_rows(cfg)),
-        (["schedule", ""], schedule_rows(cfg)),
-        (["model", cfg.MODEL.META_ARCHITECTURE], model_rows(cfg)),
-    )
-    return "\n\n".join(tabulate(rows, headers, tablefmt="github") for headers, rows in parts)
+def plan(cfg: CfgNode) -> Iterator[str]:
+    """The three tables, each as soon as it is known."""
+    for headers, rows in (
+        (["data", "name", "found"], data_rows),
+        (["schedule", ""], schedule_rows),
+        (["model", cfg.MODEL.META_ARCHITECTURE], model_rows),
+    ):
+        yield tabulate(rows(cfg), headers, tablefmt="github")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("python -m dearli_d2.plan", __doc__)
     add_config_file(parser)
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="own data: write labelled images beside their segments"
+    )
     add_overrides(parser)
     args = parser.parse_args(argv)
 
     def command() -> int:
         cfg = get_config(args.config_file, args.opts)
         if cfg.DATASETS.CUSTOM.ROOT:
+            print("looking at the data ...", file=sys.stderr)
             register_custom(cfg.DATASETS.CUSTOM)
-        print(plan(cfg))
+            print(inspect_custom(cfg.DATASETS.CUSTOM), end="\n\n")
+            if args.picture:
+                write_contact_sheet(args.picture)
+        elif args.picture:
+            raise ConfigError("--picture shows own data, so it needs DATASETS.CUSTOM.ROOT")
+        print("computing parameters and memory with two small images, up to two minutes on a CPU ...", file=sys.stderr)
+        for table in plan(cfg):
+            print(table, end="\n\n", flush=True)
         return 0
 
     return report_errors(command)

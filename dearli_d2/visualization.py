@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .data.mappers import read_image, read_panoptic, segment_ids
+from .data.mappers import read_image, read_panoptic, resize_labels, segment_ids
 from .data.taxonomy import Taxonomy, spread_colors
 from .files import write_atomically
 from .structures import Targets
@@ -84,19 +84,25 @@ def with_legend(picture: np.ndarray, categories: list[int], taxonomy: Taxonomy) 
 
 
 def annotation_sheet(dicts: Sequence[dict], taxonomy: Taxonomy, side: int = 320) -> Image.Image:
-    """Images beside their annotated segments, one a row, each brought to `side` x `side` pixels.
+    """Images beside their annotated segments, one a row below the file's name, in their proportions, the long side `side` pixels.
 
     Args:
         dicts: data-set dicts with "pan_seg_file_name" and "segments_info".
     """
     rows, shown = [], set()
     for d in dicts:
-        image = read_image(d["file_name"])
-        truth = overlay(image, segment_ids(read_panoptic(d["pan_seg_file_name"])), d["segments_info"], taxonomy)
+        image, ids = read_image(d["file_name"]), segment_ids(read_panoptic(d["pan_seg_file_name"]))
+        scale = side / max(image.shape[:2])
+        height, width = (max(1, round(length * scale)) for length in image.shape[:2])
+        small = np.asarray(Image.fromarray(image).resize((width, height)))
+        truth = overlay(small, resize_labels(ids, (height, width)), d["segments_info"], taxonomy)
         shown |= {s["category_id"] for s in d["segments_info"]}
-        rows.append(
-            np.concatenate([np.asarray(Image.fromarray(x).resize((side, side))) for x in (image, truth)], axis=1)
-        )
+        row = Image.new("RGB", (2 * side, _ROW + height), "white")
+        name = "/".join(Path(d["file_name"]).parts[-2:])
+        ImageDraw.Draw(row).text((3, 2), name, fill="black", font=ImageFont.load_default())
+        for left, panel in ((0, small), (side, truth)):
+            row.paste(Image.fromarray(panel), (left, _ROW))
+        rows.append(np.asarray(row))
     return with_legend(np.concatenate(rows), sorted(shown), taxonomy)
 
 

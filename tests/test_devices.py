@@ -36,16 +36,16 @@ pytestmark = [
 
 VIEWS = ("SSL.CONFIDENCE", "0.1", "SSL.STRONG_VIEWS", "2", "MODEL.DPT.FEATURE_DROPOUT", "True")
 SOURCE = ("SSL.SOURCE_IMS_PER_BATCH", "2", "SSL.CONFIDENCE", "0.1")
-# the most that one call of each may wait: pseudo-labels, losses, evaluation of two images
+# the most that one call of each may wait: pseudo-labels (and once for each set of mixed targets), losses, evaluation of two images
 CASES = {
     "m2f": ("m2f.yaml", (), (0, 1, 2)),
     "m2f_lang": ("m2f_lang.yaml", (), (0, 1, 2)),
-    "dear": ("dear.yaml", (*SSL, "SSL.CUTMIX", "1.0"), (1, 1, 2)),
-    "hvl": ("hvl.yaml", SSL, (2, 1, 0)),
+    "dear": ("dear.yaml", (*SSL, "SSL.CUTMIX", "1.0"), (2, 1, 2)),
+    "hvl": ("hvl.yaml", SSL, (3, 1, 0)),
     "split_matching": ("split_matching.yaml", (), (0, 40, 0)),
-    "semidavil": ("semidavil.yaml", (*SSL, *SOURCE), (1, 1, 0)),
-    "segkc": ("segkc.yaml", (*SSL, *VIEWS), (2, 0, 0)),
-    "dpt_segmenter": ("segkc.yaml", (*SSL, "MODEL.META_ARCHITECTURE", "DPTSegmenter"), (1, 0, 0)),
+    "semidavil": ("semidavil.yaml", (*SSL, *SOURCE), (2, 1, 0)),
+    "segkc": ("segkc.yaml", (*SSL, *VIEWS), (4, 0, 0)),
+    "dpt_segmenter": ("segkc.yaml", (*SSL, "MODEL.META_ARCHITECTURE", "DPTSegmenter"), (2, 0, 0)),
 }
 
 

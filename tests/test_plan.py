@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dearli_d2.data.custom import write_example
 from dearli_d2.modeling import build_model
 from dearli_d2.plan import data_rows, main, model_rows, schedule_rows
 from tests.conftest import REPO
@@ -97,3 +98,18 @@ def test_memory_grows_with_the_batch_and_equals_what_autograd_keeps(mini_config)
     measured = 80 * sum(sizes.values()) / 2**30
     del output
     assert abs(large - measured) < 0.1 * measured
+
+
+def test_own_data_are_looked_at_and_drawn(tmp_path, capsys):
+    write_example(tmp_path / "mine", labeled=8, unlabeled=3)
+    config = ["--config-file", str(REPO / "configs/custom/small.yaml")]
+    own = ["DATASETS.CUSTOM.ROOT", str(tmp_path / "mine"), "MODEL.DEVICE", "cpu"]
+    picture = tmp_path / "sheet.png"
+    assert main([*config, "--picture", str(picture), *own, "INPUT.CROP_SIZE", "320"]) == 0
+    text = capsys.readouterr().out
+    assert "custom_train: 6 images, 128 x 128 to 128 x 128 pixels" in text
+    assert "% of pixels" in text
+    assert "a short side of at most 128 pixels and are enlarged; INPUT.CROP_SIZE 128 needs less" in text
+    assert picture.is_file()
+    assert main([*config[:1], str(REPO / "configs/miniworld/m2f.yaml"), "--picture", str(picture)]) == 2
+    assert "--picture shows own data" in capsys.readouterr().err

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from ..arguments import command_parser
 from ..errors import ConfigError, DatasetError, first_few
-from ..files import cache_dir, read_text, write_json
+from ..files import cache_dir, read_text, remove_leftovers, write_json
 from . import miniworld
 from .catalog import ImageFolder, PanopticSource, register
 from .foreign import layout_hint
@@ -346,6 +346,8 @@ def _from_masks(custom: CfgNode, root: Path) -> tuple[Path, Path]:
     panoptic = folder / "panoptic"
     if (folder / "val.json").is_file():
         return folder, panoptic
+    for place in (folder, panoptic, folder / "semantic"):
+        remove_leftovers(place)
     _check_sizes(pairs, sizes)
     check_values(masks, {c.id for c in classes}, custom.IGNORE_VALUE)
     convert = partial(_convert, folder, classes, custom.MIN_THING_AREA, {n: str(m) for n, m in masks.items()})

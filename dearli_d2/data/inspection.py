@@ -54,18 +54,20 @@ def inspect_custom(custom: CfgNode) -> str:
     ]
     ignored = sum(label.areas.get(0, 0) for _, label in labelled)
     table.append(["(ignored)", "", "", "", 100 * ignored / pixels])
-    lines = [size_line(name) for name in names] + [_unlabelled(custom)] + [f"warning: {note}" for note in notes]
+    lines = [_size_line(name) for name in names] + [_unlabelled(custom)] + [f"warning: {note}" for note in notes]
     headers = ["class", "kind", "images", "segments", "% of pixels"]
     return "\n".join(lines) + "\n" + tabulate(table, headers, floatfmt=".2f")
 
 
-def size_line(name: str) -> str:
-    """Number and sizes of the images of a data set."""
-    dicts = dataset_dicts(name)
+def size_range(dicts: list[dict]) -> str:
+    """Smallest and largest width and height of images."""
     widths, heights = [d["width"] for d in dicts], [d["height"] for d in dicts]
-    return (
-        f"{name}: {len(dicts)} images, {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels (w x h)"
-    )
+    return f"{min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels (w x h)"
+
+
+def _size_line(name: str) -> str:
+    dicts = dataset_dicts(name)
+    return f"{name}: {len(dicts)} images, {size_range(dicts)}"
 
 
 def _unlabelled(custom: CfgNode) -> str:
@@ -73,7 +75,7 @@ def _unlabelled(custom: CfgNode) -> str:
     if not folder.is_dir():
         return f"{UNLABELED}: no folder {folder}"
     try:
-        return size_line(UNLABELED)
+        return _size_line(UNLABELED)
     except DearliError as error:  # a run without unlabelled images needs none
         return f"{UNLABELED}: {error}"
 

@@ -119,12 +119,8 @@ class MaskTrainMapper:
     def __call__(self, dataset_dict: dict) -> dict:
         """Returns "image" (3, S, S) uint8, "targets" (S x S), "file_name", "image_id"."""
         file_name = dataset_dict["file_name"]
-        image, masks = read_image(file_name), self.masks.read(file_name)
-        if masks.shape[1:] != image.shape[:2]:
-            raise DatasetError(
-                f"{file_name} is {image.shape[1]} x {image.shape[0]} but its masks {self.masks.path(file_name)} are "
-                f"{masks.shape[2]} x {masks.shape[1]} pixels"
-            )
+        image = read_image(file_name)
+        masks = self.masks.read(file_name, image.shape[:2])
         view = self.geometry(image)
         moved = torch.from_numpy(_transform_masks(masks, view.transform))
         moved = moved[moved.flatten(1).any(1)]

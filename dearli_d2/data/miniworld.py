@@ -31,7 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..arguments import command_parser
-from ..files import cache_dir, write_json
+from ..files import cache_dir, remove_leftovers, write_json
 from .preparation import ids_to_rgb, listed, segment_info
 
 logger = logging.getLogger(__name__)
@@ -278,6 +278,7 @@ def root(domain: str = "day", seed: int = 0, splits: dict[str, int] | None = Non
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{domain}-", dir=folder.parent))
     try:
         for split, count in splits.items():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,9 +16,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import DatasetError, UnreadableImageError, first_few
-from ..files import leads_out, write_atomically, write_json
+from ..errors import DatasetError, first_few
+from ..files import leads_out, remove_leftovers, write_atomically, write_json
 from .class_names import class_table
+from .images import opened
 from .taxonomy import spread_colors
 
 
@@ -30,11 +34,8 @@ def read_label_ids(path: Path) -> np.ndarray:
     Raises:
         DatasetError: a missing or damaged file, or a picture of another kind.
     """
-    try:
-        with Image.open(path) as image:
-            ids = np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError for broken PNG
-        raise UnreadableImageError(f"{path} cannot be read as an image: {error}") from error
+    with opened(path) as image:
+        ids = np.array(image)
     if ids.ndim != 2 or ids.dtype != np.uint8:
         raise DatasetError(f"{path} is no image of label ids (grey or palette, 8 bits), but {ids.dtype} {ids.shape}")
     return ids
@@ -149,8 +150,19 @@ def _run(convert: Callable[[str], dict], keys: list[str], workers: int) -> Itera
     if workers <= 1:
         yield from map(convert, keys)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         yield from pool.map(convert, keys, chunksize=8)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this worker soon after the process that started it, which would else leave it waiting for ever if it is killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _read_journal(path: Path) -> dict[str, dict]:
@@ -215,6 +227,7 @@ def write_semantic_dataset(
     if len(keys) != expected:
         print(f"note: {name} has {len(keys)} images, the official release {expected}")
     json_path.with_suffix("").mkdir(parents=True, exist_ok=True)
+    remove_leftovers(json_path.with_suffix(""))
     journal = json_path.with_name(f".{json_path.stem}.jsonl")
     results = convert_all(keys, convert, journal, workers, name)
     records = [r for r in results if "skipped" not in r]

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..errors import DatasetError, first_few
 from ..reporting import report_errors
 from .catalog import datasets_root
+from .images import opened
 from .preparation import ids_to_rgb, save_png, semantic_segments, write_semantic_dataset
 from .streets import CATEGORIES, to_classes
 
@@ -77,8 +77,8 @@ def street_record(
     image, label = images / f"{stem}.png", labels / f"{stem}.png"
     semantic = to_classes(read_labels(label), table, label)
     height, width = semantic.shape
-    with Image.open(image) as opened:
-        size = opened.size
+    with opened(image) as file:
+        size = file.size
     if size != (width, height):
         return {"stem": image.stem, "skipped": f"image {size[0]} x {size[1]}, label {width} x {height} pixels"}
     ids, segments = semantic_segments(semantic, CATEGORIES, label)

@@ -75,7 +75,8 @@ def _view(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.masks} has masks of none of the {len(files)} images")
     for index in np.linspace(0, len(have) - 1, min(args.count, len(have))).astype(int):
         path = Path(args.out) / f"{Path(have[index]).stem}.png"
-        save_mask_picture(path, read_image(have[index]), folder.read(have[index]))
+        image = read_image(have[index])
+        save_mask_picture(path, image, folder.read(have[index], image.shape[:2]))
         print(path)
     return 0
 

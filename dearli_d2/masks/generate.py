@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..data.mappers import read_image
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, first_few
+from ..files import remove_leftovers
+from ..progress import progress
 from .storage import MaskFolder, check_stems
 
 logger = logging.getLogger(__name__)
@@ -46,15 +48,25 @@ def generate(
 
     Raises:
         ConfigError: the folder holds masks of other settings, or the shard is impossible.
-        DatasetError: two images with one stem.
+        DatasetError: two images with one stem, masks of other images of the same names.
     """
     index, count = shard
     if not 0 <= index < count:
         raise ConfigError(f"--shard {index}/{count}: the shard must be one of 0..{count - 1}")
     check_stems(list(files))
+    for place in (folder.folder, folder.path("any").parent):
+        remove_leftovers(place)
     _claim(folder, generator.settings())
     mine = list(files)[index::count]
-    missing = [f for f in mine if not folder.path(f).is_file()]
+    present = {
+        f: folder.made_for(f) for f in progress(mine, "masks that are there", len(mine)) if folder.path(f).is_file()
+    }
+    if other := [f for f, same in present.items() if not same]:
+        raise DatasetError(
+            f"{folder.folder} holds masks of other images with the names of {len(other)} of these: {first_few(other)}; choose "
+            "another --out, or delete those masks if the images have changed"
+        )
+    missing = [f for f in mine if f not in present]
     counts = Counter(present=len(mine) - len(missing))
     failed: list[dict] = []
     with tqdm(total=len(mine), initial=counts["present"], desc=f"masks {index}/{count}", unit="image") as bar:

@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DatasetError
 from ..files import write_atomically
 from ..structures import Regions
-from .storage import MaskFolder
+from .storage import OTHER_IMAGE, MaskFolder, image_digest
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +30,27 @@ class RegionFolder(MaskFolder):
             "embeddings": regions.embeddings.cpu().contiguous(),
             "size": torch.tensor(regions.size),
         }
-        write_atomically(self.path(file_name), lambda temporary: save_file(content, temporary))
+        about = {"digest": image_digest(file_name)} if Path(file_name).is_file() else None
+        write_atomically(self.path(file_name), lambda temporary: save_file(content, temporary, about))
+
+    def _stored_digest(self, path: Path) -> str | None:
+        try:
+            with safe_open(path, "pt") as file:
+                return (file.metadata() or {}).get("digest")
+        except (SafetensorError, OSError):  # `read` names it
+            return None
 
     def read(self, file_name: str) -> Regions | None:
-        """None where there is no file, or a damaged one, which is named in the log: then regions are made anew."""
+        """None where there is no file, or a damaged one, which is named in the log: then regions are made anew.
+
+        Raises:
+            DatasetError: regions of another image of that name.
+        """
         path = self.path(file_name)
         if not path.is_file():
             return None
+        if not self.made_for(file_name):
+            raise DatasetError(f"{file_name}: {path} {OTHER_IMAGE}")
         try:
             content = load_file(path)
             return Regions(content["cells"], content["embeddings"], int(content["size"]))

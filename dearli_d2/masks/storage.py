@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,16 @@ from ..files import write_atomically, write_json
 
 _MANIFEST = "manifest.json"
 _HINT = "python -m dearli_d2.masks generate makes them"
+OTHER_IMAGE = "was made of another image of that name; delete the file and make it again, or choose another folder"
+_ENDS = 2**16  # bytes at the start and the end of an image file that tell it from others
+_CHECKED = 2000  # mask files that are compared with their image before training
 
 
 class MaskFolder:
     """`FOLDER/manifest.json` and `FOLDER/masks/STEM.json`, by the stem of the image's file name; `FOLDER/failed_I_of_N.jsonl`
     lists the images that shard I of N could not read.
 
-    A mask file holds "image" {"file_name", "height", "width"} and "annotations": {"segmentation" (compressed RLE), "area",
+    A mask file holds "image" {"file_name", "height", "width", "digest" (see `image_digest`)} and "annotations": {"segmentation" (compressed RLE), "area",
     "bbox" (x, y, w, h), "predicted_iou", "stability_score"}.
     """
 
@@ -47,33 +52,58 @@ class MaskFolder:
     def write(self, file_name: str, size: tuple[int, int], annotations: list[dict]) -> None:
         """Stores the masks of one image of (height, width), whole or not at all."""
         image = {"file_name": Path(file_name).name, "height": size[0], "width": size[1]}
+        if Path(file_name).is_file():
+            image["digest"] = image_digest(file_name)
         text = json.dumps({"image": image, "annotations": annotations})
         write_atomically(self.path(file_name), lambda temporary: temporary.write_text(text))
 
-    def read(self, file_name: str) -> np.ndarray:
+    def made_for(self, file_name: str) -> bool:
+        """Whether there are masks of this very image, not of another one of the same name. A file that does not say which image it
+        is of counts."""
+        path = self.path(file_name)
+        if not path.is_file():
+            return False
+        found = self._stored_digest(path)
+        return found is None or not Path(file_name).is_file() or found == image_digest(file_name)
+
+    def _stored_digest(self, path: Path) -> str | None:
+        """What the head of a mask file says, without reading all of it."""
+        with path.open(encoding="utf-8", errors="replace") as file:
+            found = re.search(r'"digest": "(\w+)"', file.read(2**12).partition('"annotations"')[0])
+        return found[1] if found else None
+
+    def read(self, file_name: str, size: tuple[int, int] | None = None) -> np.ndarray:
         """(N, H, W) bool masks of an image; they may overlap. Crowd annotations are left out.
 
+        Args:
+            size: height and width that the masks must have; None = those that the file says.
+
         Raises:
-            DatasetError: no file, or a damaged one.
+            DatasetError: no file, a damaged one, masks of another image or size.
         """
         path = self.path(file_name)
         try:
             content = json.loads(path.read_text())
-            size = content["image"]["height"], content["image"]["width"]
+            own = content["image"]["height"], content["image"]["width"]
             codes = [a["segmentation"] for a in content["annotations"] if not a.get("iscrowd", 0)]
-            if not codes:
-                return np.zeros((0, *size), bool)
-            return rle.decode(codes).transpose(2, 0, 1).astype(bool)
+            problem = _size_problem(own, size, codes)
+            if not problem:
+                masks = rle.decode(codes).transpose(2, 0, 1).astype(bool) if codes else np.zeros((0, *own), bool)
         except FileNotFoundError as error:
             raise DatasetError(f"no masks of {file_name}: {path} is missing; {_HINT}") from error
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise DatasetError(f"{path} is no mask file: {error}") from error
+        if problem:
+            raise DatasetError(f"{path}: {problem}; delete the file, {_HINT}")
+        if not self.made_for(file_name):
+            raise DatasetError(f"{file_name}: {path} {OTHER_IMAGE}")
+        return masks
 
     def check(self, dicts: list[dict]) -> str:
         """A line on what is there. Images that could not be read when the masks were made need none.
 
         Raises:
-            DatasetError: no manifest, other images without masks, two images with one stem.
+            DatasetError: no manifest, other images without masks, masks of other images, two images with one stem.
         """
         manifest = self.manifest()
         if manifest is None:
@@ -87,6 +117,13 @@ class MaskFolder:
         if missing:
             raise DatasetError(
                 f"DATASETS.MASKS {self.folder}: {len(missing)} of {len(dicts)} images have no masks, first: {missing[0]}; {_HINT}"
+            )
+        there = [d["file_name"] for d in dicts if self.path(d["file_name"]).name in present]
+        other = [f for f in there[:: max(1, -(-len(there) // _CHECKED))] if not self.made_for(f)]
+        if other:
+            raise DatasetError(
+                f"DATASETS.MASKS {self.folder}: the masks of {len(other)} images are of others with the same names, first: "
+                f"{other[0]}; make them in a folder of their own"
             )
         left_out = f"; {len(without)} that cannot be read are left out: {first_few(without)}" if without else ""
         count, generator = len(dicts) - len(without), manifest.get("generator", "unknown")
@@ -111,7 +148,64 @@ class MaskFolder:
 
 
 def _lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The entries of a list of failures; lines that a full disk or a lost machine cut off are none."""
+    entries = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("file"), str):
+            entries.append(entry)
+    return entries
+
+
+def image_digest(file_name: str | Path) -> str:
+    """Tells an image file from others: a hash of its length, its start and its end."""
+    with open(file_name, "rb") as file:
+        start, length = file.read(_ENDS), Path(file_name).stat().st_size
+        file.seek(max(length - _ENDS, 0))
+        return hashlib.sha256(str(length).encode() + start + file.read(_ENDS)).hexdigest()[:16]
+
+
+def _size_problem(own: tuple, size: tuple[int, int] | None, codes: list[dict]) -> str:
+    """What is wrong with the sizes of RLE codes, or nothing: decoding trusts them, and would write beyond its memory."""
+    if not all(isinstance(side, int) and side > 0 for side in own):
+        return f"its image has the size {own}"
+    if size is not None and tuple(size) != own:
+        return f"its masks are {own[1]} x {own[0]}, the image is {size[1]} x {size[0]} pixels"
+    for number, code in enumerate(codes):
+        if list(code["size"]) != list(own):
+            return f"mask {number} has the size {code['size']}, its image {list(own)}"
+        if _run_lengths(code["counts"]) != own[0] * own[1]:
+            return f"the run lengths of mask {number} do not add up to {own[0]} x {own[1]} pixels"
+    return ""
+
+
+def _run_lengths(text: str | bytes) -> int:
+    """The sum of the run lengths of a compressed RLE, -1 if one is negative or cut off.
+
+    As in pycocotools' `rleFrString`: a number is a run of characters of 6 bits, the first 5 its value, lowest first, with a sign, the
+    sixth says that more follow; from the fourth on it is the difference to the number two before.
+    """
+    values = np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
+    if not len(values):
+        return 0
+    ends = (values & 0x20) == 0
+    if not ends[-1] or values.min() < 0 or values.max() > 63:
+        return -1
+    number = np.concatenate([[0], np.cumsum(ends)[:-1]])  # which number a character belongs to
+    starts = np.concatenate([[0], ends.nonzero()[0][:-1] + 1])
+    shift = 5 * (np.arange(len(values)) - starts[number])
+    if shift.max() > 30:
+        return -1
+    differences = np.bincount(number, (values & 0x1F) << shift).astype(np.int64)
+    negative = (values[ends] & 0x10) != 0
+    differences[negative] -= np.left_shift(1, shift[ends] + 5)[negative]
+    lengths = differences.copy()
+    lengths[1::2] = np.cumsum(differences[1::2])
+    lengths[2::2] = np.cumsum(differences[2::2])
+    return int(lengths.sum()) if lengths.min() >= 0 else -1
 
 
 def check_stems(files: list[str]) -> None:

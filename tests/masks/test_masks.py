@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -19,7 +20,7 @@ from dearli_d2.masks.__main__ import main
 from dearli_d2.masks.classical import ClassicalGenerator
 from dearli_d2.masks.generate import generate, shard_of_process
 from dearli_d2.masks.sam import SamGenerator, load_sam
-from dearli_d2.masks.storage import MaskFolder, encode
+from dearli_d2.masks.storage import MaskFolder, _run_lengths, encode
 
 
 def tiny_sam(seed: int = 0) -> Sam:
@@ -154,6 +155,84 @@ def test_storage_round_trip(tmp_path):
     folder.path("d.jpg").write_text('{"image": {}')
     with pytest.raises(DatasetError, match="is no mask file"):
         folder.read("d.jpg")
+
+
+def mask_file(tmp_path, size, counts, image=(4, 6)):
+    folder = MaskFolder(tmp_path)
+    content = {
+        "image": {"file_name": "a.jpg", "height": image[0], "width": image[1]},
+        "annotations": [{"segmentation": {"size": size, "counts": counts}}],
+    }
+    (tmp_path / "masks").mkdir()
+    folder.path("a.jpg").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("size", "counts", "image", "words"),
+    [
+        ([100000, 100000], "0`0", (4, 6), r"mask 0 has the size \[100000, 100000\], its image \[4, 6\]"),
+        ([6, 4], encode(np.ones((4, 6), bool))["counts"], (4, 6), r"has the size \[6, 4\]"),
+        ([4, 6], encode(np.ones((4, 5), bool))["counts"], (4, 6), "do not add up to 4 x 6 pixels"),  # too few
+        ([4, 6], encode(np.ones((9, 9), bool))["counts"], (4, 6), "do not add up"),  # too many: beyond the mask
+        ([4, 6], "", (4, 6), "do not add up"),
+        ([4, 6], "n", (4, 6), "do not add up"),  # cut off in a number
+        ([4, 6], "~~\\u00ff", (4, 6), "do not add up"),
+        ([-4, -6], "0", (-4, -6), r"its image has the size \(-4, -6\)"),
+        ([4, 6], 7, (4, 6), "is no mask file"),
+        ([8, 12], encode(np.ones((8, 12), bool))["counts"], (8, 12), "its masks are 12 x 8, the image is 6 x 4"),
+    ],
+)
+def test_a_code_that_does_not_fit_its_image_is_never_decoded(tmp_path, monkeypatch, size, counts, image, words):
+    monkeypatch.setattr("dearli_d2.masks.storage.rle.decode", lambda codes: pytest.fail("decoded"))
+    with pytest.raises(DatasetError, match=words):
+        mask_file(tmp_path, size, counts, image).read("a.jpg", (4, 6))
+
+
+def test_run_lengths_add_up_to_the_number_of_pixels():
+    rng = np.random.default_rng(0)
+    for density in (0.0, 0.001, 0.02, 0.5, 1.0):
+        for shape in ((1, 1), (7, 5), (300, 200), (3, 5000)):
+            code = encode(rng.random(shape) < density)
+            assert _run_lengths(code["counts"]) == shape[0] * shape[1]
+            assert _run_lengths(code["counts"].encode()) == shape[0] * shape[1]
+
+
+def test_a_mask_file_whose_size_would_fill_the_memory(shared):
+    with pytest.raises(DatasetError, match="has the size"):
+        MaskFolder(shared.parent / "cases" / "20_rle_huge").read("a.jpg")
+
+
+def test_masks_of_one_folder_do_not_count_for_another_with_the_same_names(images, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for index in range(7):
+        Image.fromarray(scene(index + 50, 32)).save(other / f"{index}.jpg")
+    theirs, folder = sorted(map(str, other.iterdir())), MaskFolder(tmp_path / "out")
+    generate(images[:7], Counting(), folder)
+    with pytest.raises(DatasetError, match=r"masks of other images with the names of 7 of these: .*other/0.jpg"):
+        generate(theirs, Counting(), folder)
+    with pytest.raises(DatasetError, match="the masks of 7 images are of others"):
+        folder.check([{"file_name": f} for f in theirs])
+    with pytest.raises(DatasetError, match=r"other/3.jpg: .*3.json was made of another image of that name"):
+        folder.read(theirs[3])
+    assert "7 images" in folder.check([{"file_name": f} for f in images[:7]])
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "images", moved)  # the same images in another place
+    assert "7 images" in folder.check([{"file_name": str(moved / f"{i}.jpg")} for i in range(7)])
+
+
+def test_a_list_of_failures_that_was_cut_off_is_read_as_far_as_it_goes(images, tmp_path):
+    folder = MaskFolder(tmp_path / "out")
+    generate(images, Counting(), folder)
+    path = folder.folder / "failed_0_of_1.jsonl"
+    path.write_text(path.read_text() + '{"file": "a.jp')
+    assert "left out: " in folder.check([{"file_name": f} for f in images])
+    assert generate(images, Counting(), folder)["failed"] == 1
+    assert len(path.read_text().splitlines()) == 1
+    path.write_bytes(b'\xff\xfe\n[1]\n{"error": "x"}\n')
+    with pytest.raises(DatasetError, match="1 of 8 images have no masks"):
+        folder.check([{"file_name": f} for f in images])
 
 
 # ---------------------------------------------------------------------------------------------- the run
