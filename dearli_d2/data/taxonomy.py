@@ -138,6 +138,17 @@ class Taxonomy:
         if dataset and None in known:
             unknown = [c["name"] for c, entry in zip(categories, known, strict=True) if entry is None]
             logger.warning("%d categories are not classes of %s: %s", len(unknown), dataset, first_few(unknown))
+        moved = [
+            f"{c['name']} has {c['id']}, not {entry.id}"
+            for c, entry in zip(categories, known, strict=True)
+            if entry and entry.id != c["id"]
+        ]
+        if moved:
+            logger.warning(
+                "%d categories have other ids than in %s: %s; files that an older version has prepared? Then run "
+                "datasets/prepare_*.py again",
+                len(moved), dataset, first_few(moved),
+            )  # fmt: skip
         return Taxonomy(
             names=tuple(
                 entry.names if entry else (c["name"], *c.get("synonyms", ()))
