@@ -98,7 +98,48 @@ def double_category(content):
     content["categories"][1]["id"] = content["categories"][0]["id"]
 
 
+def exchanged_labels(w):
+    a, b = w / "panoptic/000001.png", w / "panoptic/000004.png"
+    content = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(content)
+    edit(w, lambda c: [s.update(id=i) for x in c["annotations"] for i, s in enumerate(x["segments_info"], 1)])
+
+
+def other_semantics(w):
+    path = w / "semantic/000001.png"
+    array = np.array(Image.open(path))
+    Image.fromarray(((array + 1) % 16).astype(np.uint8)).save(path)
+
+
+def strange_semantics(w):
+    Image.new("L", (128, 128), 77).save(w / "semantic/000001.png")
+
+
 DATA_CASES = {
+    "labels exchanged": (
+        exchanged_labels,
+        r"label files have other areas than the JSON file says|that the JSON file does not list",
+    ),
+    "semantic labels of other classes": (
+        other_semantics,
+        r"1 of 6 examined semantic labels contradict the panoptic ones: .*000001.png \(100% of the pixels\)",
+    ),
+    "semantic labels of no class": (strange_semantics, r"000001.png: a semantic label is .* values 0..15, .* holds 77"),
+    "segment id 0": (
+        lambda w: edit(w, lambda c: c["annotations"][0]["segments_info"][0].update(id=0)),
+        r"broken_train: .*train.json: 1 segment ids are no number from 1",
+    ),
+    "segment id twice": (
+        lambda w: edit(w, lambda c: c["annotations"][0]["segments_info"][1].update(id=1)),
+        r"segment ids stand twice in an image: id 1 in 000000.png",
+    ),
+    "JSON of COCO instances": (
+        lambda w: (w / "train.json").write_text(
+            '{"images": [], "categories": [], "annotations": [{"bbox": [1, 2, 3, 4]}]}'
+        ),
+        r"broken_train: .*train.json is a COCO instances file",
+    ),
     "truncated JPEG": (
         truncated_jpeg,
         r"broken_train: 1 files have a wrong size or depth or are damaged: .*000002.jpg is damaged",

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DatasetError, UnreadableImageError, first_few
 from ..progress import progress
 from .catalog import ImageFolder, dataset_dicts, source_of, taxonomy_of
-from .images import depth_problem, opened, orientation, read_image, seen_size
+from .images import opened, orientation, read_image, reading_problem, seen_size
 from .mappers import read_panoptic, segment_ids
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def _size_problem(d: dict) -> str | None:
             continue
         try:
             with opened(d[key]) as image:
-                if key == "file_name" and (depth := depth_problem(image)):
+                if key == "file_name" and (depth := reading_problem(image)):
                     return f"{d[key]} {depth}"
                 size, turned = seen_size(image), orientation(image) >= 5
         except UnreadableImageError as error:
