@@ -198,7 +198,7 @@ def rename_masks(root, pattern):
 
 
 def as_jpeg(root):
-    for path in list((root / "masks").iterdir()):
+    for path in list((root / "masks").glob("im*")):
         Image.open(path).save(path.with_suffix(".jpg"))
         path.unlink()
 
