@@ -7,12 +7,14 @@ over thresholds of the object score.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from tabulate import tabulate
 from tqdm import tqdm
 
 from dearli_d2 import Predictor
+from dearli_d2.cli import report_errors
 from dearli_d2.evaluation.label_quality import PanopticLabelQuality
 
 from .diagnosis import begin
@@ -43,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(report_errors(main))

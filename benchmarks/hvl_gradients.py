@@ -1,6 +1,6 @@
 """How much HVL's regularisers pull, beside the segmentation losses, at the parameters that they are for.
 
-    python -m benchmarks.hvl_gradients --config-file C [--weights W ...] [--batches 16] [--share 0.1] [KEY VALUE ...]
+    python -m benchmarks.hvl_gradients --config-file configs/miniworld/hvl.yaml --batches 16 --share 0.1
 
 Norm of the gradient of each regulariser, with its weight, over that of the segmentation losses of the same labelled batches
 (root mean squares over the batches); and the weight that would make it `--share`. Without weights: at the start of training.
@@ -9,6 +9,7 @@ Norm of the gradient of each regulariser, with its weight, over that of the segm
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from itertools import islice
 
@@ -18,6 +19,7 @@ from tabulate import tabulate
 from torch import nn
 
 from dearli_d2.checkpoint import load_weights
+from dearli_d2.cli import report_errors
 from dearli_d2.config import get_config
 from dearli_d2.data.build import build_streams
 from dearli_d2.modeling import build_model
@@ -90,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(report_errors(main))

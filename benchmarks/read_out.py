@@ -30,7 +30,7 @@ def predictions(batch: int, queries: int, size: int, objects: int) -> tuple[torc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--size", type=int, default=640)
     parser.add_argument("--batch", type=int, default=2)

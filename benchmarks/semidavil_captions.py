@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 from tabulate import tabulate
 
 from dearli_d2.checkpoint import load_weights
+from dearli_d2.cli import report_errors
 from dearli_d2.config import get_config
 from dearli_d2.data.captions import read_captions
 from dearli_d2.data.catalog import register, source_of
@@ -57,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(report_errors(main))

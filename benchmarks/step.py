@@ -212,7 +212,9 @@ def profile(options: tuple) -> list[tuple[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--images", type=int, default=2, help="labelled images, and as many unlabelled ones")
     parser.add_argument("--rounds", type=int, default=3)

@@ -18,7 +18,7 @@ import numpy as np
 from tabulate import tabulate
 
 from dearli_d2.checkpoint import load_weights
-from dearli_d2.cli import set_up
+from dearli_d2.cli import report_errors, set_up
 from dearli_d2.config import get_config
 from dearli_d2.engine.checkpoints import branch_off
 from dearli_d2.engine.evaluation import evaluate
@@ -177,7 +177,18 @@ def main(
     parser.add_argument(
         "options", nargs="*", help="KEY VALUE overrides of all rows; before --rows, or after another option"
     )
-    args = parser.parse_args()
+    sys.exit(report_errors(lambda: _run(parser.parse_args(), rows, metrics, options_of_seed, name, dataset)))
+
+
+def _run(
+    args: argparse.Namespace,
+    rows: Sequence[Row],
+    metrics: Sequence[Metric],
+    options_of_seed: Callable[[Path, int], Sequence[str]],
+    name: str,
+    dataset: str,
+) -> int:
+    """Trains and prints; returns the exit status."""
     chosen = [row for row in rows if not args.rows or row.folder in args.rows]
     shard, shards = map(int, args.shard.split("/"))
     jobs = [(row, seed) for seed in range(args.seeds) for row in chosen]
@@ -191,9 +202,11 @@ def main(
         for row, seed in jobs[shard::shards]:
             train(row, seed, args.out, [*options_of_seed(args.out, seed), *args.options], dataset)
         if shards > 1:
-            return
+            return 0
     logging.disable(logging.INFO)
     results = [[results_of(row, seed, args.out, dataset) for seed in range(args.seeds)] for row in chosen]
     print(table(chosen, metrics, results))
     if any(r is None for of_row in results for r in of_row):
-        sys.exit("some trainings failed; the same command continues them")
+        print("some trainings failed; the same command continues them", file=sys.stderr)
+        return 1
+    return 0

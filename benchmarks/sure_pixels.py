@@ -7,12 +7,15 @@ of those have the right label.
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
 from dearli_d2 import Predictor
+from dearli_d2.cli import report_errors
 from dearli_d2.data.mappers import resize_labels
 from dearli_d2.evaluation.semantic import read_semantic
 from dearli_d2.modeling.semantic import normalized
@@ -45,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(report_errors(main))

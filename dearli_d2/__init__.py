@@ -21,7 +21,7 @@ warnings.filterwarnings("ignore", message="pkg_resources is deprecated", categor
 if importlib.util.find_spec("detectron2") is None:
     from .files import beside_package
 
-    # the name makes `python -m dearli_d2.X` print the message alone, without a stack trace
+    # the name makes `python -m` print the message alone, without a stack trace
     raise ImportError(
         "dearli_d2 needs detectron2, which no package index carries under its own name; install it by: "
         f"bash {beside_package('scripts') / 'install_detectron2.sh'} {sys.executable}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -55,29 +56,48 @@ def test_wheel_holds_every_module_config_and_script(wheel):
     assert not expected - inside
 
 
-def test_installed_package_finds_its_configs_far_from_a_checkout(wheel, tmp_path):
-    """In a fresh target: `find_config` with and without the leading folder, from an empty working directory."""
+@pytest.fixture
+def installed(wheel, tmp_path):
+    """installed(*arguments): Python with the wheel in a fresh target, from an empty working directory."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path / "empty",
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+def test_installed_package_finds_its_configs_far_from_a_checkout(installed, tmp_path):
+    """With and without the leading folder."""
     code = (
         "from dearli_d2.config import get_config\n"
         "import dearli_d2\n"
         f"for path in ('{CONFIG.as_posix()}', 'configs/{CONFIG.as_posix()}'):\n"
         "    print(dearli_d2.__file__, get_config(path).OUTPUT_DIR)\n"
     )
-    environment = {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path / "empty",
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    result = installed("-c", code)
     assert result.stdout.splitlines() == [f"{tmp_path / 'site' / 'dearli_d2' / '__init__.py'} output/miniworld/m2f"] * 2
     assert not result.stderr  # no warning of other packages either
+
+
+def test_installed_package_trains_and_prepares_without_a_checkout(installed):
+    """The modules that stand for `train_net.py` and for the scripts in `datasets/`."""
+    result = installed("-m", "dearli_d2.cli", "--config-file", "configs/miniworld/m2f.yaml", "--eval-only")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "--eval-only needs MODEL.WEIGHTS" in result.stderr
+    result = installed("-m", "dearli_d2.datasets.prepare_ade20k")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "objectInfo150.txt; download" in result.stderr
 
 
 def test_a_config_is_found_as_it_is_first_then_below_configs(tmp_path, monkeypatch):

