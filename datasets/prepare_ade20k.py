@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.class_names import find_class
 from dearli_d2.data.mappers import read_image
@@ -40,6 +39,7 @@ from dearli_d2.data.preparation import (
 )
 from dearli_d2.errors import DatasetError
 from dearli_d2.files import read_text
+from dearli_d2.reporting import report_errors
 
 # scene-parsing class (1..150) of each of the 100 instance classes, in their order (published mapping)
 THING_CLASSES = (

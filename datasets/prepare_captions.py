@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from dearli_d2.cli import report_errors
 from dearli_d2.data.captions import caption_file, read_captions, relative_name
 from dearli_d2.data.catalog import class_areas, dataset_dicts, source_of, split_name, taxonomy_of
 from dearli_d2.data.mappers import read_image
 from dearli_d2.data.preparation import listed
 from dearli_d2.errors import ConfigError, DatasetError, first_few
 from dearli_d2.files import write_atomically
+from dearli_d2.reporting import report_errors
 
 # images (as dicts) to captions
 Captioner = Callable[[Sequence[dict]], list[str]]

@@ -18,7 +18,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.preparation import (
     ids_to_rgb,
@@ -29,6 +28,7 @@ from dearli_d2.data.preparation import (
 )
 from dearli_d2.data.streets import CATEGORIES, label_table, to_classes
 from dearli_d2.errors import DatasetError, first_few
+from dearli_d2.reporting import report_errors
 
 EXPECTED = {"train": 2975, "val": 500}
 IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"

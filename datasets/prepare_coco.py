@@ -21,11 +21,11 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.preparation import read_panoptic_json
 from dearli_d2.errors import DatasetError, first_few
 from dearli_d2.files import write_atomically
+from dearli_d2.reporting import report_errors
 
 EXPECTED = {"train": 118287, "val": 5000}
 HINT = "download the 2017 images and panoptic_annotations_trainval2017.zip from the COCO site and unpack them there"

@@ -28,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.class_names import COCO_BACKGROUND, COCO_THINGS
 from dearli_d2.data.mappers import read_panoptic, segment_ids
@@ -43,6 +42,7 @@ from dearli_d2.data.preparation import (
 )
 from dearli_d2.errors import DatasetError, first_few
 from dearli_d2.files import write_json
+from dearli_d2.reporting import report_errors
 
 CATEGORIES = categories_of("coco_objects", things=COCO_THINGS)
 CLASS_OF = {category["id"]: index for index, category in enumerate(CATEGORIES)}

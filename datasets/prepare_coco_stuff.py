@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.class_names import COCO_THINGS
 from dearli_d2.data.preparation import (
@@ -32,6 +31,7 @@ from dearli_d2.data.preparation import (
     semantic_segments,
     write_semantic_dataset,
 )
+from dearli_d2.reporting import report_errors
 
 CATEGORIES = categories_of("coco_stuff", things=COCO_THINGS)  # 80 + 91
 EXPECTED = {"train": 118287, "val": 5000}

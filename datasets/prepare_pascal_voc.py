@@ -25,7 +25,6 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from dearli_d2.cli import report_errors
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.preparation import (
     categories_of,
@@ -38,6 +37,7 @@ from dearli_d2.data.preparation import (
 )
 from dearli_d2.errors import DatasetError, first_few
 from dearli_d2.files import read_text
+from dearli_d2.reporting import report_errors
 
 CATEGORIES = categories_of("pascal_voc")
 EXPECTED = {"train": 10582, "val": 1449}

@@ -26,9 +26,10 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from .arguments import add_config_file, add_overrides, command_parser
-from .errors import DearliError, WeightsError
+from .errors import WeightsError, first_few
 from .files import write_atomically
-from .weights import read_file, state_dict_of
+from .reporting import report_errors
+from .weights import read_file, state_dict_of, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -138,12 +139,24 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str | P
     """As `load_weights`, from tensors already read."""
     state = _in_our_names(model, state)
     report = compare(model, state)
+    _check_finite(model, {name: state[name] for name in report.matched}, source)
     if not report.matched or (strict and not report.complete):
         raise WeightsError(f"{source} does not fit this model: {report}")
     model.load_state_dict({name: state[name] for name in report.matched}, strict=False)
     if not report.complete:
         logger.warning("%s: %s", source, report)
     return report
+
+
+def _check_finite(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Constants in buffers may be infinite; weights may not."""
+    names = [name for name, _ in model.named_parameters() if name in state]
+    broken = [name for name in names if not torch.isfinite(state[name]).all()]
+    if broken:
+        raise WeightsError(
+            f"{source}: {len(broken)} of {len(names)} weights hold NaN or infinity: {first_few(broken)}; they come from a "
+            "training that diverged, use an earlier checkpoint"
+        )
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -192,7 +205,7 @@ def export(weights: str, out: str | Path, which: str) -> int:
         _keep_junior(small, weights)
         text = small["config"]
         write_atomically(Path(out).with_suffix(".yaml"), lambda temporary: temporary.write_text(text))
-    write_atomically(out, lambda temporary: torch.save(small, temporary))
+    write_file(out, small)
     return len(small["model"])
 
 
@@ -234,16 +247,16 @@ def main(argv: list[str] | None = None) -> int:
         help="the junior of a SegKC run alone; writes its config beside it, as .yaml",
     )
     args = parser.parse_args(argv)
-    try:
+
+    def command() -> int:
         if args.command == "export":
             print(f"{args.out}: {export(args.weights, args.out, args.which)} tensors of the {args.which}")
             return 0
         report = verify(args.config_file, args.weights, args.names, args.opts)
-    except DearliError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report)
-    return 0 if report.complete else 1
+        print(report)
+        return 0 if report.complete else 1
+
+    return report_errors(command)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -29,76 +29,110 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
 from .arguments import add_config_file, add_overrides, command_parser
-from .checkpoint import load_weights
+from .checkpoint import load_state
 from .config import get_config
+from .data.catalog import class_source, taxonomy_of
 from .data.custom import register_custom
 from .data.inspection import inspect_custom, write_contact_sheet
+from .data.taxonomy import Taxonomy
 from .data.validation import validate_dataset
-from .engine.evaluation import evaluate
-from .engine.trainer import DualStreamTrainer, check_writable
+from .engine.evaluation import check_test_classes, evaluate
+from .engine.run_folder import FolderLock, check_writable
+from .engine.trainer import DualStreamTrainer, check_fresh
 from .env import report as environment_report
-from .errors import ConfigError, DearliError
+from .errors import ConfigError
 from .files import write_atomically
 from .modeling import build_model
+from .reporting import report_dead_rank, report_errors
+from .weights import read_file, state_dict_of
 
 logger = logging.getLogger(__name__)
 
-
-def report_errors(command: Callable[[], int]) -> int:
-    """Runs a command; errors meant for users end it with status 2 and one line."""
-    try:
-        return command()
-    except DearliError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+_LOGGERS = "dearli_d2", "detectron2", "fvcore"
 
 
 def set_up(cfg: CfgNode) -> None:
-    """Output folder, log files, the resolved config in it."""
+    """Output folder and log files."""
     check_writable(cfg.OUTPUT_DIR)
-    setup_logger.cache_clear()
-    for name in ("dearli_d2", "detectron2", "fvcore"):
-        logging.getLogger(name).handlers.clear()  # of an earlier run in this process
+    logging.raiseExceptions = False  # a full disk would print a stack trace for every line
+    _forget_logs()
+    for name in _LOGGERS:
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     if comm.is_main_process():
         logger.info("environment:\n%s", environment_report())
-        path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-        write_atomically(path, lambda temporary: temporary.write_text(cfg.dump()))
 
 
-def _set_up_custom(cfg: CfgNode) -> None:
-    """Registers own data and shows what was found."""
+def _forget_logs() -> None:
+    """Of an earlier run in this process."""
+    setup_logger.cache_clear()
+    for name in _LOGGERS:
+        logging.getLogger(name).handlers.clear()
+
+
+def _register_custom(cfg: CfgNode) -> None:
     custom = cfg.DATASETS.CUSTOM
     if not custom.ROOT:
         return
+    logger.info("reading own data in %s ...", custom.ROOT)
     # the others of this machine find the converted masks in the cache
     for turn in (comm.get_local_rank() == 0, comm.get_local_rank() != 0):
         if turn:
             register_custom(custom)
         comm.synchronize()
     if comm.is_main_process():
-        found, sheet = inspect_custom(custom), Path(cfg.OUTPUT_DIR) / "data.png"
-        logger.info("own data in %s (pictures: %s)\n%s", custom.ROOT, sheet, found)
-        write_contact_sheet(sheet)
+        logger.info("own data in %s\n%s", custom.ROOT, inspect_custom(custom))
 
 
 def run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """One process of a training or an evaluation."""
-    set_up(cfg)
-    _set_up_custom(cfg)
-    if not args.eval_only:
-        DualStreamTrainer(cfg, resume=args.resume).train()
-        return
-    if not cfg.MODEL.WEIGHTS:
+    """One process of a training or an evaluation. A start that is refused leaves what a run has written in OUTPUT_DIR."""
+    _forget_logs()
+    with FolderLock(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
+        if not args.eval_only:
+            check_fresh(cfg, args.resume)
+        comm.synchronize()
+        set_up(cfg)
+        _register_custom(cfg)
+        if args.eval_only:
+            evaluate_weights(cfg)
+        else:
+            trainer = DualStreamTrainer(cfg, resume=args.resume)
+            if cfg.DATASETS.CUSTOM.ROOT and comm.is_main_process():
+                sheet = Path(cfg.OUTPUT_DIR) / "data.png"
+                write_contact_sheet(sheet)
+                logger.info("pictures of own data: %s", sheet)
+            trainer.train()
+
+
+def evaluate_weights(cfg: CfgNode) -> None:
+    """Evaluates MODEL.WEIGHTS on DATASETS.TEST.
+
+    Raises:
+        ConfigError: one of them is empty. DatasetError: the data sets have other classes than the weights were made for.
+    """
+    path = cfg.MODEL.WEIGHTS
+    if not path:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS, for example MODEL.WEIGHTS output/.../model_final.pth")
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("--eval-only needs DATASETS.TEST, for example DATASETS.TEST \"('miniworld_val',)\"")
     for name in cfg.DATASETS.TEST:
-        validate_dataset(name, cfg.MODEL.NUM_CLASSES)
-    model = build_model(cfg, load_backbone=False)
+        logger.info("checking the files of %s ...", name)
+        logger.info("%s", validate_dataset(name, cfg.MODEL.NUM_CLASSES))
+    content = read_file(path)
+    if "taxonomy" in content:
+        taxonomy, source = Taxonomy.from_json(content["taxonomy"]), path
+    else:
+        taxonomy, source = taxonomy_of(class_source(cfg)), class_source(cfg)
+    check_test_classes(cfg, taxonomy, source)
+    if comm.is_main_process():
+        note = Path(cfg.OUTPUT_DIR) / "evaluation" / "config.yaml"  # the run's own stays
+        write_atomically(note, lambda temporary: temporary.write_text(cfg.dump()))
+    logger.info("building the model ...")
+    model = build_model(cfg, taxonomy, load_backbone=False)
     first, *rest = ("student", "teacher") if cfg.TEST.WEIGHTS == "both" else (cfg.TEST.WEIGHTS,)
-    load_weights(model, cfg.MODEL.WEIGHTS, which=first)
+    load_state(model, state_dict_of(content, path, first), path)
     evaluate(cfg, model)
     for which in rest:
-        load_weights(model, cfg.MODEL.WEIGHTS, which=which)
+        load_state(model, state_dict_of(content, path, which), path)
         evaluate(cfg, model, label=which)
 
 
@@ -109,6 +143,7 @@ def _run_rank(cfg: CfgNode, args: argparse.Namespace) -> None:
     # the launcher would show a worker's exception as a stack trace of its own
     status = report_errors(lambda: run(cfg, args) or 0)
     if status:
+        sys.stdout.flush()
         os._exit(status)
 
 
@@ -144,7 +179,13 @@ def main(argv: list[str] | None = None) -> int:
         if not args.config_file:
             raise ConfigError("--config-file is missing, for example --config-file configs/miniworld/m2f_lang.yaml")
         cfg = get_config(args.config_file, [o for o in args.opts if o != "--"])
-        processes = max(args.num_gpus, 1)
+        processes = args.num_gpus
+        if processes < 1:
+            raise ConfigError(f"--num-gpus {processes} must be 1 or more; without a GPU, MODEL.DEVICE cpu")
+        if not 0 <= args.machine_rank < args.num_machines:
+            raise ConfigError(
+                f"--machine-rank {args.machine_rank} must be in 0..{args.num_machines - 1} for --num-machines {args.num_machines}"
+            )
         if args.num_machines > 1 and args.dist_url == "auto":
             raise ConfigError(
                 f"--num-machines {args.num_machines} needs --dist-url, for example --dist-url tcp://10.0.0.1:29500"
@@ -158,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             launch(_run_rank, processes, args.num_machines, args.machine_rank, args.dist_url, (cfg, args))
         except ProcessExitedException as error:
-            return error.exit_code  # the worker has said why
+            return report_dead_rank(error, cfg.OUTPUT_DIR)
         return 0
 
     return report_errors(command)

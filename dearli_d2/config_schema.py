@@ -382,7 +382,7 @@ def read_value(key: str, value: Any, default: Any, of_detectron2: bool) -> Any:
     """
     rule = SCHEMA.get(key)
     if rule is None and of_detectron2:
-        if _plain(value) == _plain(default):
+        if plain(value) == plain(default):
             return default
         instead = f"; see {_INSTEAD[key]}" if key in _INSTEAD else ""
         raise ValueError(f"{key} is {value!r}; this key of detectron2 has no effect here, leave it out{instead}")
@@ -412,5 +412,6 @@ def _like(default: Any) -> Rule:
     return TEXT
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(entry) for entry in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+def plain(value: Any) -> Any:
+    """The value with lists in place of tuples, at any depth."""
+    return [plain(entry) for entry in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

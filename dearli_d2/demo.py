@@ -24,7 +24,7 @@ from tabulate import tabulate
 
 from .arguments import command_parser
 from .checkpoint import load_weights
-from .cli import report_errors, set_up
+from .cli import set_up
 from .config import get_config
 from .data import miniworld
 from .data.catalog import dataset_dicts
@@ -36,6 +36,7 @@ from .masks.classical import ClassicalGenerator
 from .masks.generate import generate
 from .masks.storage import MaskFolder
 from .modeling import build_model
+from .reporting import report_errors
 
 CONFIGS = beside_package("configs") / "miniworld"
 SCORED_ON = "miniworld_val"

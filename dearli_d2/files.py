@@ -58,6 +58,9 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> N
         write(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except OSError as error:  # of a full disk: it names no file, or the temporary one
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -22,7 +22,6 @@ from tabulate import tabulate
 from torch import nn
 
 from .arguments import add_config_file, add_overrides, command_parser
-from .cli import report_errors
 from .config import get_config
 from .data.captions import reads_captions, with_captions
 from .data.catalog import dataset_dicts
@@ -33,6 +32,7 @@ from .engine.optimizer import autocast
 from .errors import ConfigError, DearliError
 from .masks.storage import MaskFolder
 from .modeling import build_model
+from .reporting import report_errors
 
 _BYTES = 4  # of an fp32 number
 _PROBES = 128, 256  # sides in pixels

@@ -1,7 +1,8 @@
 """Segments image files with a trained model.
 
 For each image NAME it writes `NAME_panoptic.png` (segment id = R + 256 G + 65536 B), `NAME_semantic.png` (contiguous
-class index) and `NAME_overlay.png` (with a legend), and for all together `predictions.json` in COCO-panoptic form.
+class index) and `NAME_overlay.png` (with a legend), and for all together `predictions.json` in COCO-panoptic form, whose
+categories have the class index as "id" and the id in the training data, such as the pixel value in own masks, as "dataset_id".
 Images that cannot be read are reported and skipped. In Python: `dearli_d2.Predictor`.
 
 Examples:
@@ -163,7 +164,13 @@ def predict_files(
         )
     taxonomy = predictor.model.taxonomy
     classes = [
-        {"id": i, "name": names[0], "isthing": int(i in taxonomy.thing_ids), "color": list(taxonomy.colors[i])}
+        {
+            "id": i,
+            "name": names[0],
+            "isthing": int(i in taxonomy.thing_ids),
+            "color": list(taxonomy.colors[i]),
+            "dataset_id": taxonomy.dataset_ids[i],
+        }
         for i, names in enumerate(taxonomy.names)
     ]
     failures = [{"image": str(p), "reason": r} for p, r in skipped]

@@ -1,5 +1,5 @@
 """Reading weight files: safetensors, torch (weights only) and the published pickles of numpy arrays; never running code
-from a file."""
+from a file. Writing torch's own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from .errors import WeightsError
+from .files import write_atomically
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
 _NUMPY_GLOBALS = {
@@ -46,10 +47,30 @@ def read_file(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix == ".pkl":
-            return _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-        return torch.load(path, map_location="cpu", weights_only=True)
+            content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own error types for damage
         raise WeightsError(f"{path} cannot be read as weights (damaged or not a weight file): {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise WeightsError(f"{path} holds a {type(content).__name__}; weights are a dictionary of names and tensors")
+    return content
+
+
+def write_file(path: str | Path, content: dict[str, Any]) -> None:
+    """Writes a file of torch, whole or not at all. Raises `OSError`, also where torch hides it behind an error of its own."""
+
+    def write(temporary: Path) -> None:
+        try:
+            with temporary.open("wb") as stream:
+                torch.save(content, stream)
+        except RuntimeError as error:
+            cause = error.__context__
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise cause or error from None
+
+    write_atomically(path, write)
 
 
 def state_dict_of(content: dict[str, Any], path: str | Path, which: str = "student") -> dict[str, torch.Tensor]:
@@ -63,7 +84,10 @@ def state_dict_of(content: dict[str, Any], path: str | Path, which: str = "stude
             raise WeightsError(
                 f"{path} holds no teacher; TEST.WEIGHTS teacher is for checkpoints of semi-supervised runs"
             )
-        content = {"model": {**content["model"], **content["teacher"]["model"]}}
+        try:
+            content = {"model": {**content["model"], **content["teacher"]["model"]}}
+        except (KeyError, TypeError) as error:
+            raise WeightsError(f"{path} holds no teacher of a semi-supervised run") from error
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(content.get(key), dict):
             content = content[key]

@@ -98,7 +98,48 @@ def double_category(content):
     content["categories"][1]["id"] = content["categories"][0]["id"]
 
 
+def exchanged_labels(w):
+    a, b = w / "panoptic/000001.png", w / "panoptic/000004.png"
+    content = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(content)
+    edit(w, lambda c: [s.update(id=i) for x in c["annotations"] for i, s in enumerate(x["segments_info"], 1)])
+
+
+def other_semantics(w):
+    path = w / "semantic/000001.png"
+    array = np.array(Image.open(path))
+    Image.fromarray(((array + 1) % 16).astype(np.uint8)).save(path)
+
+
+def strange_semantics(w):
+    Image.new("L", (128, 128), 77).save(w / "semantic/000001.png")
+
+
 DATA_CASES = {
+    "labels exchanged": (
+        exchanged_labels,
+        r"label files have other areas than the JSON file says|that the JSON file does not list",
+    ),
+    "semantic labels of other classes": (
+        other_semantics,
+        r"1 of 6 examined semantic labels contradict the panoptic ones: .*000001.png \(100% of the pixels\)",
+    ),
+    "semantic labels of no class": (strange_semantics, r"000001.png: a semantic label is .* values 0..15, .* holds 77"),
+    "segment id 0": (
+        lambda w: edit(w, lambda c: c["annotations"][0]["segments_info"][0].update(id=0)),
+        r"broken_train: .*train.json: 1 segment ids are no number from 1",
+    ),
+    "segment id twice": (
+        lambda w: edit(w, lambda c: c["annotations"][0]["segments_info"][1].update(id=1)),
+        r"segment ids stand twice in an image: id 1 in 000000.png",
+    ),
+    "JSON of COCO instances": (
+        lambda w: (w / "train.json").write_text(
+            '{"images": [], "categories": [], "annotations": [{"bbox": [1, 2, 3, 4]}]}'
+        ),
+        r"broken_train: .*train.json is a COCO instances file",
+    ),
     "truncated JPEG": (
         truncated_jpeg,
         r"broken_train: 1 files have a wrong size or depth or are damaged: .*000002.jpg is damaged",
@@ -217,24 +258,45 @@ def test_evaluation_without_weights(tmp_path, capsys):
     assert "--eval-only needs MODEL.WEIGHTS" in run(tmp_path, capsys, flags=["--eval-only"])
 
 
-def test_evaluation_on_data_with_other_categories(world, tmp_path, capsys):
-    """The same number of classes, other category ids."""
-    assert (
-        main(["--config-file", CONFIG, *MINI_OVERRIDES, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path / "run")])
-        == 0
-    )
+def renumbered(content):
+    for category in content["categories"]:
+        category["id"] += 100
+    for annotation in content["annotations"]:
+        for segment in annotation["segments_info"]:
+            segment["category_id"] += 100
 
-    def renumber(content):
-        for category in content["categories"]:
-            category["id"] += 100
-        for annotation in content["annotations"]:
-            for segment in annotation["segments_info"]:
-                segment["category_id"] += 100
 
-    edit(world, renumber)
-    weights = ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "DATASETS.TEST", "('broken_train',)"]
+def permuted(content):
+    names = [c["name"] for c in content["categories"]]
+    for category, name in zip(content["categories"], [*names[1:], names[0]], strict=True):
+        category["name"] = name
+
+
+def flipped_kind(content):
+    content["categories"][2]["isthing"] = 1 - content["categories"][2]["isthing"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(["--config-file", CONFIG, *MINI_OVERRIDES, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(folder)]) == 0
+    return folder / "model_final.pth"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (renumbered, r"class 0 was 'striped red' \(id 1, thing\), is 'striped red' \(id 101, thing\)"),
+        (permuted, r"class 0 was 'striped red' \(id 1, thing\), is '.*' \(id 1, thing\)"),
+        (flipped_kind, r"class 2 was '.*, thing\), is '.*, stuff\)"),
+    ],
+)
+def test_evaluation_on_data_with_other_categories(world, trained, tmp_path, capsys, change, words):
+    """The same number of classes under other ids, in another order, or of another kind; with the first one that differs."""
+    edit(world, change)
+    weights = ["MODEL.WEIGHTS", str(trained), "DATASETS.TEST", "('broken_train',)"]
     error = run(tmp_path, capsys, *weights, flags=["--eval-only"])
-    assert "broken_train has other categories than the model was made for" in error
+    assert re.search(f"broken_train has other categories than .*model_final.pth was made for: {words}", error), error
 
 
 def test_missing_config_file(tmp_path, capsys):

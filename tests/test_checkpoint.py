@@ -147,8 +147,8 @@ def test_killed_write_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     run = RunCheckpoints(tmp_path, keep=2)
     run.save("model_0000002", {"iteration": 2})
 
-    def die(state, path):
-        path.write_bytes(b"half")
+    def die(state, stream):
+        stream.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", die)

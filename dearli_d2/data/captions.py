@@ -13,6 +13,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from ..errors import DatasetError, first_few
+from ..files import read_text
 from .catalog import datasets_root, source_of, split_name
 from .images import relative_name
 
@@ -38,7 +39,7 @@ def read_captions(path: Path) -> dict[str, str]:
 @lru_cache(maxsize=8)
 def _read(path: Path, stamp: float) -> dict[str, str]:
     captions, line_of, broken, double = {}, {}, [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, DatasetError).splitlines(), start=1):
         if not line.strip():
             continue
         try:

@@ -37,6 +37,7 @@ from tqdm import tqdm
 from ..arguments import command_parser
 from ..errors import ConfigError, DatasetError, first_few
 from ..files import cache_dir, read_text, remove_leftovers, write_json
+from ..progress import progress
 from . import miniworld
 from .catalog import ImageFolder, PanopticSource, register
 from .foreign import layout_hint
@@ -175,9 +176,10 @@ def register_custom(custom: CfgNode) -> None:
     make = _from_json if custom.PANOPTIC_JSON else _from_masks
     folder, panoptic = make(custom, root)
     semantic = None if custom.PANOPTIC_JSON else folder / "semantic"
-    register(TRAIN, PanopticSource(images, folder / "train.json", panoptic, semantic))
+    hint = "see DATASETS.CUSTOM.IMAGES and DATASETS.CUSTOM.MASKS"
+    register(TRAIN, PanopticSource(images, folder / "train.json", panoptic, semantic, hint=hint))
     if holds_back(custom):
-        register(VAL, PanopticSource(images, folder / "val.json", panoptic, semantic))
+        register(VAL, PanopticSource(images, folder / "val.json", panoptic, semantic, hint=hint))
     else:
         register(VAL, _no_validation)
     unlabeled = root / custom.UNLABELED
@@ -341,7 +343,7 @@ def _from_masks(custom: CfgNode, root: Path) -> tuple[Path, Path]:
     masks = {name: mask for name, (_, mask) in pairs.items()}
     folder = _cache_folder(
         list(custom.CLASSES), custom.MIN_THING_AREA, custom.IGNORE_VALUE, sorted(held_back),
-        [[name, *sizes[name], _digest(mask)] for name, mask in masks.items()],
+        [[name, *sizes[name], _digest(mask)] for name, mask in progress(masks.items(), "looking for changes", len(masks))],
     )  # fmt: skip
     panoptic = folder / "panoptic"
     if (folder / "val.json").is_file():
@@ -369,7 +371,7 @@ def _from_masks(custom: CfgNode, root: Path) -> tuple[Path, Path]:
 def _check_sizes(pairs: dict[str, tuple[Path, Path]], sizes: dict[str, tuple[int, int]]) -> None:
     """Every mask has the size of its image as it is seen."""
     problems = []
-    for name, (image, mask) in pairs.items():
+    for name, (image, mask) in progress(pairs.items(), "sizes of masks", len(pairs)):
         with opened(mask, "an index mask") as file:
             size = seen_size(file)
         if size == sizes[name]:

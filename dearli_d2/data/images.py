@@ -110,14 +110,22 @@ def seen_size(image: Image.Image) -> tuple[int, int]:
     return (width, height) if orientation(image) >= 5 else (height, width)
 
 
-def depth_problem(image: Image.Image) -> str:
-    """What keeps an opened image from being read as 8-bit RGB, or nothing: Pillow clips 16-bit grey values at 255."""
-    if image.mode[0] not in "IF":
-        return ""
-    return (
-        f"has more than 8 bits a channel (mode {image.mode}), of which most would be cut off; convert it to 8 bits, with a range "
-        "that suits your images"
-    )
+def reading_problem(image: Image.Image) -> str:
+    """What keeps an opened image from being read as one of 8-bit RGB, or nothing: Pillow clips 16-bit grey values at 255, and takes
+    the first page of a stack."""
+    if image.mode[0] in "IF":
+        return (
+            f"has more than 8 bits a channel (mode {image.mode}), of which most would be cut off; convert it to 8 bits, with a "
+            "range that suits your images"
+        )
+    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+        size = image.size
+        image.seek(1)
+        same = image.size == size  # else a preview or an overview
+        image.seek(0)
+        if same:
+            return f"holds {image.n_frames} pages, of which the first alone would be read; save each as a file"
+    return ""
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -127,7 +135,7 @@ def read_image(path: str | Path) -> np.ndarray:
         UnreadableImageError: a missing or damaged file, one that is too large, or more than 8 bits a channel.
     """
     with opened(path) as image:
-        if problem := depth_problem(image):
+        if problem := reading_problem(image):
             raise UnreadableImageError(f"{path} {problem}")
         return np.asarray(upright(image).convert("RGB"))
 
@@ -135,7 +143,7 @@ def read_image(path: str | Path) -> np.ndarray:
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) as the image is seen; only the header is read. Raises `UnreadableImageError` as `read_image`."""
     with opened(path) as image:
-        if problem := depth_problem(image):
+        if problem := reading_problem(image):
             raise UnreadableImageError(f"{path} {problem}")
         return seen_size(image)
 
@@ -156,9 +164,13 @@ def is_hidden(name: str) -> bool:
 
 def files_below(folder: Path) -> list[Path]:
     """Files anywhere below a folder, sorted; links to folders are followed, each folder once; hidden files and folders are
-    left out."""
+    left out. Raises `DatasetError` for a folder that may not be read."""
+
+    def fail(error: OSError) -> None:
+        raise DatasetError(f"{error.filename} cannot be listed: {error.strerror}")
+
     found, seen = [], set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()

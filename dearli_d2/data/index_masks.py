@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ from PIL import Image
 from ..errors import DatasetError, first_few
 from ..progress import progress
 from .images import opened, upright
+
+logger = logging.getLogger(__name__)
 
 _CLASSES = "DATASETS.CUSTOM.CLASSES"
 _IGNORE = "DATASETS.CUSTOM.IGNORE_VALUE"
@@ -86,11 +89,20 @@ def check_values(paths: Mapping[str, Path], ids: Set[int], ignore: int) -> None:
             f"pixels are {ignore}); {len(offenders)} of {len(paths)} masks hold such values: {first_few(values, 8)}; "
             f"{_what_it_looks_like(total, values, ids, ignore)}"
         )
-    if ignore == 255 and ids != {0} and set(total) == {0, 255}:
+    if set(total) <= {ignore}:
+        raise DatasetError(f"all {len(paths)} masks hold the value {ignore} only, which means 'ignore' ({_IGNORE})")
+    binary = [key for key, mask in counts.items() if set(mask) == {0, 255}] if ignore == 255 and ids != {0} else []
+    if binary and set(total) == {0, 255}:
         raise DatasetError(
             f"all {len(paths)} masks hold 0 and 255 only, as binary masks do, but 255 means 'ignore': no pixel would show another "
             f"class than 0; if 255 is a class write it so in {_CLASSES}, for example '255 thing NAME', and set {_IGNORE} -1"
         )
+
+    if binary:
+        logger.warning(
+            "%s of %s masks hold 0 and 255 only, as binary masks do: in them 255 means 'ignore' (%s): %s",
+            len(binary), len(paths), _IGNORE, first_few([str(paths[key]) for key in binary]),
+        )  # fmt: skip
 
 
 def _what_it_looks_like(total: Mapping[int, int], strangers: list[int], ids: Set[int], ignore: int) -> str:

@@ -135,10 +135,31 @@ def _categories(categories: list[dict], checks: _Checks) -> list[dict]:
         [str(c["id"]) for c in categories if not isinstance(c["name"], str) or not c["name"].strip()],
         "categories have no name",
     )
-    categories = [{**c, "id": _number(c["id"]), "isthing": _number(c["isthing"])} for c in categories]
+    checks.refuse(
+        [str(c["name"]) for c in categories if not _is_colour(c.get("color"))],
+        "categories have a 'color' that is no list of three numbers from 0 to 255",
+    )
+    checks.refuse(
+        [str(c["name"]) for c in categories if not _are_texts(c.get("synonyms", []))],
+        "categories have 'synonyms' that are no list of texts",
+    )
+    categories = [
+        {**{k: v for k, v in c.items() if v is not None}, "id": _number(c["id"]), "isthing": _number(c["isthing"])}
+        for c in categories
+    ]
     checks.once([c["id"] for c in categories], "a category id stands twice")
     checks.once([c["name"].strip() for c in categories], "a category name stands twice")
     return categories
+
+
+def _is_colour(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and len(value) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in value)
+    )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
 def _images(images: list[dict], checks: _Checks) -> list[dict]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cli import report_errors
 from ..errors import DatasetError, first_few
+from ..reporting import report_errors
 from .catalog import datasets_root
 from .images import opened
 from .preparation import ids_to_rgb, save_png, semantic_segments, write_semantic_dataset

@@ -138,6 +138,17 @@ class Taxonomy:
         if dataset and None in known:
             unknown = [c["name"] for c, entry in zip(categories, known, strict=True) if entry is None]
             logger.warning("%d categories are not classes of %s: %s", len(unknown), dataset, first_few(unknown))
+        moved = [
+            f"{c['name']} has {c['id']}, not {entry.id}"
+            for c, entry in zip(categories, known, strict=True)
+            if entry and entry.id != c["id"]
+        ]
+        if moved:
+            logger.warning(
+                "%d categories have other ids than in %s: %s; files that an older version has prepared? Then run "
+                "datasets/prepare_*.py again",
+                len(moved), dataset, first_few(moved),
+            )  # fmt: skip
         return Taxonomy(
             names=tuple(
                 entry.names if entry else (c["name"], *c.get("synonyms", ()))
@@ -156,6 +167,25 @@ class Taxonomy:
         if not names:
             raise ConfigError(f"no class name in {text!r}; write for example --text 'cat, dog, grass'")
         return Taxonomy(names, frozenset(range(len(names))), tuple(range(len(names))), tuple(spread_colors(len(names))))
+
+
+def first_difference(saved: Taxonomy, found: Taxonomy, synonyms: bool = False, kinds: bool = True) -> str | None:
+    """The first class that two taxonomies do not share, in words; None where all are the same in number and order.
+
+    Args:
+        synonyms: compare all names, else the main ones. kinds: compare whether classes are things or stuff.
+    """
+
+    def describe(taxonomy: Taxonomy, index: int) -> str:
+        names = ", ".join(taxonomy.names[index] if synonyms else taxonomy.names[index][:1])
+        kind = (", thing" if index in taxonomy.thing_ids else ", stuff") if kinds else ""
+        return f"{names!r} (id {taxonomy.dataset_ids[index]}{kind})"
+
+    for index in range(min(len(saved), len(found))):
+        before, now = describe(saved, index), describe(found, index)
+        if before != now:
+            return f"class {index} was {before}, is {now}"
+    return None if len(saved) == len(found) else f"{len(saved)} classes, not {len(found)}"
 
 
 def spread_colors(count: int) -> list[tuple[int, int, int]]:

@@ -13,14 +13,14 @@ import numpy as np
 from ..errors import DatasetError, UnreadableImageError, first_few
 from ..progress import progress
 from .catalog import ImageFolder, dataset_dicts, source_of, taxonomy_of
-from .images import depth_problem, opened, orientation, read_image, seen_size
+from .images import opened, orientation, read_image, reading_problem, seen_size
 from .mappers import read_panoptic, segment_ids
 
 logger = logging.getLogger(__name__)
 
 _SIZE_CHECKS = 2000  # files whose header is read; all of a small data set, evenly spread over a large one
 _PIXEL_CHECKS = 100  # images and labels whose pixels are read
-_WRONG_AREA = 0.1  # share of the annotated pixels by which areas may differ from the label file
+_WRONG_SHARE, _WRONG_PIXELS = 0.25, 50  # the larger is how far the area of a segment may differ from its pixels
 _CONTRADICTION = 0.5  # share of an image's pixels whose class may differ between semantic and panoptic label,
 _CONTRADICTION_IN_ALL = 0.05  # and of all examined pixels: borders and crowds may differ
 
@@ -126,7 +126,7 @@ def _size_problem(d: dict) -> str | None:
             continue
         try:
             with opened(d[key]) as image:
-                if key == "file_name" and (depth := depth_problem(image)):
+                if key == "file_name" and (depth := reading_problem(image)):
                     return f"{d[key]} {depth}"
                 size, turned = seen_size(image), orientation(image) >= 5
         except UnreadableImageError as error:
@@ -224,10 +224,9 @@ def _count(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _area_difference(d: dict, label: Label) -> str:
-    """What is wrong with the areas of the JSON file, or nothing."""
-    listed = [s for s in d["segments_info"] if s["area"] is not None]
-    wrong = {s["id"]: abs(s["area"] - label.areas.get(s["id"], 0)) for s in listed}
-    if sum(wrong.values()) <= _WRONG_AREA * max(sum(label.areas.get(s["id"], 0) for s in listed), 1):
-        return ""
-    worst = max(listed, key=lambda s: wrong[s["id"]])
-    return f"segment {worst['id']}: {worst['area']} in the JSON file, {label.areas.get(worst['id'], 0)} pixels"
+    """What is wrong with the areas of the JSON file, or nothing. Areas of polygons differ a little from those of their pixels."""
+    for s in d["segments_info"]:
+        area, pixels = s["area"], label.areas.get(s["id"], 0)
+        if area is not None and abs(area - pixels) > max(_WRONG_PIXELS, _WRONG_SHARE * max(area, pixels)):
+            return f"segment {s['id']}: {area:g} in the JSON file, {pixels} pixels"
+    return ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,13 @@ from typing import Any
 import torch
 
 from ..errors import WeightsError
-from ..files import write_atomically
-from ..weights import read_file
+from ..files import write_atomically, write_json
+from ..weights import read_file, write_file
 
 logger = logging.getLogger(__name__)
 
 _LAST = "last_checkpoint"
+_EVALUATED = "evaluated.json"
 _PERIODIC = re.compile(r"model_\d{7}\.pth")
 
 
@@ -44,8 +47,29 @@ class RunCheckpoints:
     def save_apart(self, name: str, state: dict[str, Any]) -> Path:
         """Writes `state` to `name`.pth without making it the one to resume from."""
         path = self.folder / f"{name}.pth"
-        write_atomically(path, lambda temporary: torch.save(state, temporary))
+        write_file(path, state)
         return path
+
+    def note_evaluation(self, iteration: int, scores: dict[str, float], settings: dict[str, Any]) -> None:
+        """Notes that the evaluation after `iteration` steps is done, best model included."""
+        note = {"iteration": iteration, "scores": scores, "settings": settings}
+        write_json(self.folder / _EVALUATED, note, indent=1)
+
+    def evaluated(self) -> dict[str, Any]:
+        """The note of the last evaluation, {} where there was none."""
+        path = self.folder / _EVALUATED
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def best_score(self) -> float:
+        """The score of the best model that the folder holds, which no lower one may replace."""
+        path = self.folder / "model_best.pth"
+        if not path.is_file():
+            return -math.inf
+        try:  # maps the file instead of reading all of it
+            return float(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["best"])
+        except Exception as error:  # damage has many types
+            logger.warning("%s cannot be read and will be replaced: %s", path, error)
+            return -math.inf
 
     def last(self) -> Path | None:
         """The checkpoint to resume from, or None in a fresh folder.

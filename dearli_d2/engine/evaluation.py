@@ -17,14 +17,22 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.captions import prepared_for
 from ..data.catalog import dataset_dicts, taxonomy_of
 from ..data.mappers import TestMapper, enlarge_read_out, read_image
-from ..errors import DatasetError
+from ..data.taxonomy import Taxonomy
 from ..evaluation import build_evaluator
 from ..evaluation.report import scalars, tables, write_results
 from ..modeling.semantic import class_segments
 from ..visualization import save_prediction_picture
 from .optimizer import autocast
+from .resume import named, same_classes
 
 logger = logging.getLogger(__name__)
+
+
+def check_test_classes(cfg: CfgNode, taxonomy: Taxonomy, source: str | Path) -> None:
+    """Raises `DatasetError` unless every set of DATASETS.TEST has the classes of `taxonomy`, that of `source`."""
+    for name in cfg.DATASETS.TEST:
+        found = named(cfg, taxonomy_of(name))
+        same_classes(taxonomy, found, source, f"DATASETS.TEST: {name}", kinds=cfg.TEST.PANOPTIC_ON)
 
 
 def evaluate(cfg: CfgNode, model: nn.Module, iteration: int | None = None, label: str = "") -> dict[str, float]:
@@ -40,11 +48,6 @@ def evaluate(cfg: CfgNode, model: nn.Module, iteration: int | None = None, label
     collected = {}
     for name in cfg.DATASETS.TEST:
         dicts, taxonomy = prepared_for(cfg, name, dataset_dicts(name)), taxonomy_of(name)
-        own = unwrap(model).taxonomy
-        if own is not None and own.dataset_ids != taxonomy.dataset_ids:
-            raise DatasetError(
-                f"DATASETS.TEST: {name} has other categories than the model was made for; evaluate it on its own data"
-            )
         mapper = TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
         with autocast(cfg, cfg.TEST.AMP):

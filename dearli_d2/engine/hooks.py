@@ -34,6 +34,39 @@ class SaveHook(HookBase):
             trainer.checkpoints.save(name, trainer.state(done))
 
 
+class EvaluationHook(HookBase):
+    """Evaluates every `period` steps (0 = never) and after the last one. A resumed run first makes up for the evaluation after
+    its last step, if that was interrupted."""
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+    def before_train(self) -> None:
+        trainer = self.trainer
+        done = trainer.start_iter
+        if not done or not self._due(done):
+            return
+        noted = comm.all_gather(trainer.checkpoints.evaluated())[0]  # the main process's
+        if noted.get("iteration") == done:
+            self._put(noted["scores"], done)
+        else:
+            logger.info("evaluating what was trained before the interruption, %d iterations", done)
+            self._put(trainer.scores(done), done)
+            comm.synchronize()
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._due(done):
+            self._put(self.trainer.scores(done), done)
+            comm.synchronize()  # ranks may be done at different times
+
+    def _due(self, done: int) -> bool:
+        return done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0)
+
+    def _put(self, scores: dict[str, float], done: int) -> None:
+        self.trainer.storage.put_scalars(**scores, smoothing_hint=False, cur_iter=done - 1)
+
+
 class PictureHook(HookBase):
     """Weak view, its pseudo-label, strong view with CutMix and its targets of the first unlabelled images of a batch,
     and labelled images with their targets: to `OUTPUT_DIR/batches/` and TensorBoard, in the first step, the first with

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,25 +13,30 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import TrainerBase, create_ddp_model, hooks
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter, get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
 from ..checkpoint import load_state, load_weights
 from ..data.build import build_streams, labeled_dicts
 from ..data.catalog import class_source, taxonomy_of
 from ..data.overlap import check_overlap, check_roles
+from ..data.taxonomy import Taxonomy
 from ..data.validation import validate_dataset
 from ..errors import ConfigError, DatasetError, TrainingError
+from ..files import write_atomically
 from ..masks.storage import MaskFolder
 from ..modeling import build_model
 from ..modeling.ranks import mean_over_ranks
 from .checkpoints import RunCheckpoints
 from .classmix import ClassMix
 from .cutmix import CutMix
-from .evaluation import evaluate
-from .hooks import PictureHook, PseudoLabelMonitor, SaveHook
+from .evaluation import check_test_classes, evaluate
+from .hooks import EvaluationHook, PictureHook, PseudoLabelMonitor, SaveHook
+from .metrics import MetricsHook, recent, restore
 from .optimizer import autocast, build_optimizer, build_scaler, build_scheduler
 from .pseudo_labels import PseudoLabeler
+from .resume import check_data, check_settings, describe_data, named, same_classes, scoring_settings
+from .run_folder import FolderLock
 from .teacher import EMATeacher
 
 logger = logging.getLogger(__name__)
@@ -55,11 +59,7 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
     check_mixing(cfg, world_size)
     if not (cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE):
         raise DatasetError("DATASETS.TRAIN names no data set, nor does DATASETS.SOURCE")
-    check_writable(cfg.OUTPUT_DIR)
-    if not resume and RunCheckpoints(cfg.OUTPUT_DIR, 1).last() is not None:
-        raise ConfigError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run; --resume continues it, or choose another folder"
-        )
+    check_fresh(cfg, resume)
     if cfg.SSL.TEACHER_WEIGHTS and not Path(cfg.SSL.TEACHER_WEIGHTS).is_file():
         raise ConfigError(f"SSL.TEACHER_WEIGHTS: no file {cfg.SSL.TEACHER_WEIGHTS}")
     check_datasets(cfg)
@@ -78,6 +78,14 @@ def check_mixing(cfg: CfgNode, processes: int) -> None:
         )
 
 
+def check_fresh(cfg: CfgNode, resume: bool) -> None:
+    """Raises `ConfigError` if OUTPUT_DIR holds a run that is not to be resumed; touches nothing."""
+    if not resume and RunCheckpoints(cfg.OUTPUT_DIR, 1).last() is not None:
+        raise ConfigError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run; --resume continues it, or choose another folder"
+        )
+
+
 def check_datasets(cfg: CfgNode) -> None:
     """Validates every data set that the config names and logs what is in it.
 
@@ -87,23 +95,14 @@ def check_datasets(cfg: CfgNode) -> None:
     check_roles(cfg)
     classes = None if cfg.MODEL.CLASSIFIER == "none" else cfg.MODEL.NUM_CLASSES
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE, *cfg.DATASETS.TEST)):
+        logger.info("checking the files of %s ...", name)
         logger.info("%s", validate_dataset(name, classes))
     for name in cfg.DATASETS.UNLABELED:
+        logger.info("checking the files of %s ...", name)
         logger.info("%s", validate_dataset(name))
     check_overlap(cfg)
     if cfg.DATASETS.MASKS:
         logger.info("%s", MaskFolder(cfg.DATASETS.MASKS).check(labeled_dicts(cfg)))
-
-
-def check_writable(folder: str) -> None:
-    """Raises `ConfigError` unless files can be made in `folder`, which is created."""
-    probe = Path(folder) / f".write-test-{os.getpid()}"
-    try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"OUTPUT_DIR {folder} cannot be written to: {error.strerror}") from error
 
 
 class DualStreamTrainer(TrainerBase):
@@ -120,12 +119,18 @@ class DualStreamTrainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode, resume: bool = False) -> None:
         super().__init__()
+        self.lock = FolderLock(cfg.OUTPUT_DIR) if comm.is_main_process() else None
         check_run(cfg, resume)
         self.cfg = cfg
         self.checkpoints = RunCheckpoints(cfg.OUTPUT_DIR, cfg.SOLVER.KEEP_CHECKPOINTS)
         torch.manual_seed(cfg.SEED)  # the same start on every rank
         self.taxonomy = None if cfg.MODEL.CLASSIFIER == "none" else taxonomy_of(class_source(cfg))
+        if self.taxonomy is not None:
+            check_test_classes(cfg, named(cfg, self.taxonomy), class_source(cfg))
         state = self.checkpoints.load_last() if resume else None
+        if state is not None:
+            self._check_resumed(state)
+        logger.info("building the model ...")
         self.student = build_model(cfg, self.taxonomy, load_backbone=state is None)
         self.student.check_training(cfg)
         if state is None:
@@ -139,7 +144,9 @@ class DualStreamTrainer(TrainerBase):
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.scaler = build_scaler(cfg)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.storage = EventStorage()
         self.bad_steps, self.best = 0, -math.inf
+        self.data = describe_data(cfg)
         if state is not None:
             self._restore(state)
         elif cfg.SSL.TEACHER_WEIGHTS and self.teacher is not None:
@@ -151,6 +158,9 @@ class DualStreamTrainer(TrainerBase):
         self.stream = build_streams(cfg, self.start_iter * cfg.SOLVER.ACCUMULATION_STEPS)
         self.batch: dict[str, list[dict]] = {}  # the last one, with pseudo-labels
         self.register_hooks(self._build_hooks())
+        if comm.is_main_process() and self.start_iter < self.max_iter:
+            path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+            write_atomically(path, lambda temporary: temporary.write_text(cfg.dump()))
 
     def _load_start_weights(self) -> None:
         cfg = self.cfg
@@ -176,21 +186,18 @@ class DualStreamTrainer(TrainerBase):
 
     def _build_hooks(self) -> list[hooks.HookBase]:
         cfg = self.cfg
-        result = [hooks.IterationTimer(), SaveHook(cfg.SOLVER.CHECKPOINT_PERIOD)]
+        result = [hooks.IterationTimer()]
         if self.pseudo_labeler is not None:
             if cfg.SSL.PICTURE_PERIOD and comm.is_main_process():
                 result.append(PictureHook(cfg.SSL.PICTURE_PERIOD))
             if cfg.SSL.MONITOR_PERIOD:
                 result.append(PseudoLabelMonitor(cfg.SSL.MONITOR_PERIOD, cfg.SSL.MONITOR_IMAGES))
+        # a checkpoint holds the scalars of its step; the evaluation after it is repeated if it was interrupted
+        result.append(SaveHook(cfg.SOLVER.CHECKPOINT_PERIOD))
         if cfg.DATASETS.TEST:
-            result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+            result.append(EvaluationHook(cfg.TEST.EVAL_PERIOD))
         if comm.is_main_process():
-            writers = [
-                CommonMetricPrinter(self.max_iter),
-                JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
-                TensorboardXWriter(cfg.OUTPUT_DIR),
-            ]
-            result.append(hooks.PeriodicWriter(writers, period=20))
+            result.append(MetricsHook(cfg.OUTPUT_DIR, self.start_iter, self.max_iter))
         return result
 
     # ------------------------------------------------------------------------------------------ the step
@@ -291,6 +298,9 @@ class DualStreamTrainer(TrainerBase):
             "scaler": self.scaler.state_dict(),
             "iteration": iteration,
             "best": self.best,
+            "bad_steps": self.bad_steps,
+            "recent": recent(self.storage),
+            "data": self.data,
             "config": self.cfg.dump(),
         }
         if self.taxonomy is not None:  # with the names that the model reads
@@ -300,20 +310,25 @@ class DualStreamTrainer(TrainerBase):
         return state
 
     def _restore(self, state: dict) -> None:
-        self._check_resumed(state)
         load_state(self.student, state["model"], "checkpoint", strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        rates = zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+        for group, (base, factor) in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = base * factor(self.scheduler.last_epoch)  # another one where SOLVER.MAX_ITER has changed
         self.scaler.load_state_dict(state["scaler"])
         if self.teacher is not None:
             if "teacher" in state:
                 self.teacher.load_state_dict(state["teacher"])
             else:  # until SSL.START it is the student
                 self.teacher.copy(self.student)
-        self.start_iter, self.best = state["iteration"], state["best"]
+        self.start_iter, self.best = state["iteration"], self.checkpoints.best_score()
+        self.bad_steps = state.get("bad_steps", 0)  # this and the next are not in checkpoints of earlier versions
+        restore(self.storage, state.get("recent", {}))
 
     def _check_resumed(self, state: dict) -> None:
-        """A run without unlabelled images may go on with them up to SSL.START, from which on they count; one with them needs them."""
+        """Settings, classes and images must be those that the run began with, see `resume`. A run without unlabelled images may
+        go on with them up to SSL.START, from which on they count; one with them needs them."""
         folder, done, start = self.cfg.OUTPUT_DIR, state["iteration"], self.cfg.SSL.START
         had, has = bool(CfgNode.load_cfg(state["config"]).DATASETS.UNLABELED), bool(self.cfg.DATASETS.UNLABELED)
         if had and not has:
@@ -325,31 +340,52 @@ class DualStreamTrainer(TrainerBase):
                 f"OUTPUT_DIR {folder} holds a run without unlabelled images at iteration {done}, after SSL.START {start}; "
                 "resume it without DATASETS.UNLABELED, or raise SSL.START"
             )
+        check_settings(state, self.cfg, self.checkpoints.evaluated().get("settings"))
+        if self.taxonomy is not None and "taxonomy" in state:
+            saved = Taxonomy.from_json(state["taxonomy"])
+            found = named(self.cfg, self.taxonomy)
+            same_classes(saved, found, f"the run in {folder}", class_source(self.cfg), synonyms=True)
+        check_data(state.get("data", {}), self.cfg)
+
+    # ------------------------------------------------------------------------------------------ the loop
 
     def train(self) -> None:
-        """Runs from the start iteration to SOLVER.MAX_ITER; a complete run is only evaluated again."""
+        """Runs from the start iteration to SOLVER.MAX_ITER. Of a complete run, what its end lacks is made up for: the last
+        evaluation, the best model, lines of metrics.json."""
         if self.start_iter >= self.max_iter:
             logger.info("the run is already complete: %d of %d iterations", self.start_iter, self.max_iter)
-            self._scores(self.start_iter)
-            return
-        super().train(self.start_iter, self.max_iter)
+        else:
+            logger.info("Starting training from iteration %d; the first step may take a while", self.start_iter)
+        self.iter = self.start_iter
+        try:
+            with self.storage:
+                try:
+                    self.before_train()
+                    for iteration in range(self.start_iter, self.max_iter):
+                        self.iter = iteration
+                        self.before_step()
+                        self.run_step()
+                        self.after_step()
+                finally:
+                    self.after_train()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
-    def _scores(self, done: int) -> dict[str, float]:
-        """Evaluates student, teacher or both, as TEST.WEIGHTS asks; the names of the second one's scores have a prefix."""
+    def scores(self, done: int) -> dict[str, float]:
+        """Evaluates student, teacher or both after `done` steps, as TEST.WEIGHTS asks, and keeps the best model. The names of
+        the second one's scores have a prefix. On the main process; {} elsewhere."""
         which = self.cfg.TEST.WEIGHTS
         scores = evaluate(self.cfg, self.teacher.model if which == "teacher" else self.model, done)
         if which == "both":
             scores |= evaluate(self.cfg, self.teacher.model, done, "teacher")
-        return scores
-
-    def _evaluate(self) -> dict[str, float]:
-        done = min(self.iter + 1, self.max_iter)  # the last evaluation comes after the loop
-        scores = self._scores(done)
         metric = self.cfg.TEST.BEST_METRIC
-        if metric and comm.is_main_process() and scores:
-            value = next((v for key, v in scores.items() if key.endswith(metric)), -math.inf)
-            if value > self.best:
-                self.best = value
-                self.checkpoints.save_apart("model_best", self.state(done))
-                logger.info("best %s so far: %.2f, saved as model_best.pth", metric, value)
+        if not (comm.is_main_process() and scores):
+            return {}
+        value = next((v for key, v in scores.items() if key.endswith(metric)), -math.inf)
+        if metric and value > self.best:
+            self.best = value
+            self.checkpoints.save_apart("model_best", self.state(done))
+            logger.info("best %s so far: %.2f, saved as model_best.pth", metric, value)
+        self.checkpoints.note_evaluation(done, scores, scoring_settings(self.cfg))
         return scores

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from ..arguments import command_parser
-from ..cli import report_errors
 from ..data.catalog import dataset_dicts
 from ..data.images import find_images
 from ..data.mappers import read_image
 from ..errors import ConfigError
+from ..reporting import report_errors
 from ..visualization import save_mask_picture
 from .classical import ClassicalGenerator
 from .generate import Generator, default_device, folder_of, generate, parse_shard

@@ -42,9 +42,12 @@ class MaskFolder:
         if not path.is_file():
             return None
         try:
-            return json.loads(path.read_text())
+            content = json.loads(path.read_text())
         except ValueError as error:
             raise DatasetError(f"{path} is damaged: {error}") from error
+        if not isinstance(content, dict):
+            raise DatasetError(f"{path} is damaged: it holds a {type(content).__name__}")
+        return content
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         write_json(self.folder / _MANIFEST, manifest, indent=1)
@@ -91,7 +94,7 @@ class MaskFolder:
                 masks = rle.decode(codes).transpose(2, 0, 1).astype(bool) if codes else np.zeros((0, *own), bool)
         except FileNotFoundError as error:
             raise DatasetError(f"no masks of {file_name}: {path} is missing; {_HINT}") from error
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise DatasetError(f"{path} is no mask file: {error}") from error
         if problem:
             raise DatasetError(f"{path}: {problem}; delete the file, {_HINT}")

@@ -15,6 +15,7 @@ from .losses import image_of_target, mask_iou, sigmoid_focal
 from .matcher import HungarianMatcher, Matches, assign
 from .per_pixel.dpt import NORMS
 from .pixel_decoder import PixelFeatures
+from .ranks import over_ranks
 from .transformer_decoder import DecoderOutput
 
 
@@ -162,22 +163,24 @@ def by_layer(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def candidate_cosine(vectors: torch.Tensor, targets: Sequence[SplitTargets], matches: Matches) -> torch.Tensor:
-    """(R,): mean of 1 - cosine of matched candidate queries and their regions' embeddings (L_cos); 0 without regions.
+    """(R,): mean of 1 - cosine of matched candidate queries and their regions' embeddings (L_cos), over those of all ranks; 0
+    without regions.
 
     Args:
         vectors: (R, B, Q, E) class embeddings of the queries.
     """
     is_region = torch.cat([torch.tensor([False] * len(t.seen) + [True] * len(t.candidates)) for t in targets])
     rows = is_region.nonzero()[:, 0].to(vectors.device)
+    query, matched = matches.query[:, rows, 0], matches.matched[:, rows, 0]
+    total = over_ranks(matched.sum(1))  # before any return: the other ranks wait for it
     if not len(rows):
         return 0 * vectors.float().sum((1, 2, 3))
     wanted = torch.cat([t.embeddings[t.candidates.labels] for t in targets])
     prediction = torch.arange(len(vectors), device=vectors.device)[:, None]
-    query, matched = matches.query[:, rows, 0], matches.matched[:, rows, 0]
     with torch.autocast(vectors.device.type, enabled=False):
         chosen = F.normalize(vectors[prediction, matches.image[rows], query].float(), dim=-1)
         distance = 1 - (chosen * wanted).sum(-1)
-        return (distance * matched).sum(1) / matched.sum(1).clamp(min=1)
+        return (distance * matched).sum(1) / total
 
 
 class MultiScaleEnhancement(nn.Module):
@@ -212,7 +215,7 @@ class MultiScaleEnhancement(nn.Module):
 
 
 def pixel_losses(logits: torch.Tensor, labels: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
-    """Cross-entropy plus softmax focal loss, mean over labelled pixels; 0 without any.
+    """Cross-entropy plus softmax focal loss, mean over the labelled pixels of all ranks; 0 without any.
 
     Args:
         logits: (B, N, h, w), absent classes at -inf. labels: (B, h, w) int64, -1 = none.
@@ -220,7 +223,7 @@ def pixel_losses(logits: torch.Tensor, labels: torch.Tensor, gamma: float = 2.0)
     loss = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="none")
     focal = (1 - (-loss).exp()).clamp(min=0).pow(gamma) * loss
     known = labels >= 0
-    return ((loss + focal) * known).sum() / known.sum().clamp(min=1)
+    return ((loss + focal) * known).sum() / over_ranks(known.sum())
 
 
 def label_map(targets: Sequence[Targets], size: Sequence[int]) -> torch.Tensor:

@@ -110,16 +110,15 @@ def build_vocabulary(clip_model: nn.Module, model_name: str, names: Names, templ
     embeddings = _read_cached(path)
     if embeddings is None:
         rows = []
+        logger.info("text embeddings of %d names x %d templates are made, once", len(synonyms), len(templates))
         # the text tower alone runs in fp32 whatever the caller's autocast: embeddings must not depend on it
         with torch.autocast(device.type, enabled=False):
-            for prompts in tqdm(
-                tokens, desc=f"text embeddings, {len(templates)} prompts each", unit="name", leave=False
-            ):
+            for prompts in tqdm(tokens, desc="text embeddings", unit="name", leave=False, delay=5):
                 embedding = F.normalize(_encode(clip_model, prompts.to(device)), dim=-1).mean(0)
                 rows.append(F.normalize(embedding, dim=-1))
         embeddings = torch.stack(rows).cpu().contiguous()
         write_atomically(path, lambda temporary: save_file({"embeddings": embeddings}, temporary))
-        logger.info("text embeddings of %d names x %d templates are cached in %s", len(synonyms), len(templates), path)
+        logger.info("text embeddings are cached in %s", path)
     return Vocabulary(embeddings, counts).to(device)
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..structures import Targets
+from .ranks import over_ranks
 
 # share of an image that a hidden class may cover
 _LEAST, _MOST = 0.01, 0.5
@@ -45,7 +46,7 @@ def region_losses(
     text: torch.Tensor,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Alignment with the text and consistency with the reference, mean over the cells that are mostly inside a region.
+    """Alignment with the text and consistency with the reference, mean over the cells of all ranks that are mostly inside a region.
 
     Args:
         features, reference: (B, E, h, w) unit-norm embeddings of the image with the region hidden, and of the whole one.
@@ -56,7 +57,7 @@ def region_losses(
     """
     share = F.adaptive_avg_pool2d(region[:, None].float(), features.shape[2:])[:, 0]
     weight = share * (share >= 0.5)
-    total = weight.sum().clamp(min=1e-6)
+    total = over_ranks(weight.sum(), least=1e-6)
     logits = torch.einsum("behw,ke->bkhw", features, text) / temperature
     cross_entropy = F.cross_entropy(logits, label[:, None, None].expand_as(share), reduction="none")
     distance = 1 - (features * reference).sum(1)

@@ -102,6 +102,19 @@ def test_categories_that_a_data_set_does_not_know_keep_their_names_and_the_log_s
     assert "1 categories are not classes of coco_panoptic: spaceship" in caplog.text
 
 
+def test_files_of_an_older_preparation_are_noticed_by_their_ids(caplog):
+    """COCO-Objects once had its background last, with id 201, and left void out of it."""
+    categories = [{"id": 1, "name": "person"}, {"id": 201, "name": "background", "synonyms": ["wall", "food"]}]
+    with caplog.at_level(logging.WARNING):
+        Taxonomy.from_categories(categories, "coco_objects")
+    assert "1 categories have other ids than in coco_objects: background has 201, not 0" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        for dataset in SIZES:
+            taxonomy(dataset)
+    assert not caplog.text
+
+
 def own(*names):
     return Taxonomy.from_categories([{"id": i, "name": name} for i, name in enumerate(names)])
 

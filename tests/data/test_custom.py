@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from dearli_d2.config import get_config
 from dearli_d2.data import miniworld
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
 from dearli_d2.data.custom import TRAIN, UNLABELED, VAL, parse_classes, register_custom, write_example
-from dearli_d2.data.inspection import inspect_custom
+from dearli_d2.data.inspection import inspect_custom, write_contact_sheet
 from dearli_d2.data.mappers import read_panoptic, segment_ids
+from dearli_d2.data.preparation import ids_to_rgb, save_png, segment_info
 from dearli_d2.errors import ConfigError, DatasetError
+from dearli_d2.visualization import annotation_sheet
 from tests.conftest import MINI_OVERRIDES, REPO
 
 CLASSES = ["0 stuff ground, soil", "3 thing box, crate", "7 thing ball"]
@@ -103,20 +107,9 @@ def test_the_split_is_stable_and_conversion_happens_once(root, monkeypatch):
 
 
 def test_a_panoptic_json_is_read_as_it_is(root):
-    from dearli_d2.data.preparation import ids_to_rgb, save_png, segment_info
-
-    (root / "pan").mkdir()
-    content = {"images": [], "annotations": [], "categories": [{"id": 11, "name": "all", "isthing": 0}]}
-    for index in range(10):
-        ids = np.full((48, 64), 300)
-        save_png(root / "pan" / f"im{index}.png", ids_to_rgb(ids))
-        content["images"].append({"id": index, "file_name": f"im{index}.jpg", "height": 48, "width": 64})
-        segments = [segment_info(300, 11, ids == 300)]
-        content["annotations"].append({"image_id": index, "file_name": f"im{index}.png", "segments_info": segments})
-    (root / "labels.json").write_text(json.dumps(content))
-    keys = ("DATASETS.CUSTOM.PANOPTIC_JSON", "labels.json", "DATASETS.CUSTOM.MASKS", "pan")
+    keys = panoptic_folder(root)
     cfg = config(root, *keys, classes=[])
-    assert cfg.MODEL.NUM_CLASSES == 1
+    assert cfg.MODEL.NUM_CLASSES == 2
     register_custom(cfg.DATASETS.CUSTOM)
     assert (len(dataset_dicts(TRAIN)), len(dataset_dicts(VAL))) == (8, 2)
     assert "all" in inspect_custom(cfg.DATASETS.CUSTOM)
@@ -165,6 +158,9 @@ def test_training_on_own_data_from_the_command_line(tmp_path, capfd):
         (["0 stuff a", "0 thing b"], "id 0 stands twice"),
         (["0 stuff a", "1 thing a, b"], "name a stands twice"),
         (["255 stuff a"], "means 'ignore'"),
+        ([0, 1], "0 should read"),
+        ([{0: "stuff a"}], "should read 'ID thing NAME, SYNONYM' or 'ID stuff NAME', in quotes"),
+        (["0 stuff ,"], "'0 stuff ,' should read"),
         ([f"{i + 256} thing c{i}" for i in range(256)], "256 classes; index masks can have 255"),
     ],
 )
@@ -173,45 +169,301 @@ def test_malformed_class_lists(classes, message):
         parse_classes(classes)
 
 
-def broken(root: Path, how: str) -> None:
+def save(root: Path, name: str, mask: np.ndarray, **options) -> None:
+    Image.fromarray(mask).save(root / "masks" / f"{name}.png", **options)
+
+
+def every_mask(root: Path, change) -> None:
+    for index in range(10):
+        path = root / "masks" / f"im{index}.{'PNG' if index == 5 else 'png'}"
+        Image.fromarray(change(np.asarray(Image.open(path)))).save(path, format="PNG")
+
+
+def stranger(root):
+    mask = index_mask()
+    mask[0, 0] = 99
+    save(root, "im3", mask)
+
+
+def turned(root):
+    """Labels that fit the stored pixels of an image that is seen turned."""
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    Image.open(root / "images" / "im3.jpg").save(root / "images" / "im3.jpg", exif=tags)
+
+
+def rename_masks(root, pattern):
+    for path in list((root / "masks").iterdir()):
+        path.rename(path.with_name(pattern.format(path.stem)))
+
+
+def as_jpeg(root):
+    for path in list((root / "masks").glob("im*")):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+
+
+def yolo(root):
+    shutil.rmtree(root / "masks")
+    (root / "labels").mkdir()
+    (root / "labels" / "im0.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+
+
+def labelme(root):
+    shutil.rmtree(root / "masks")
+    (root / "images" / "im0.json").write_text('{"version": "5.0", "shapes": [], "imagePath": "im0.jpg"}')
+
+
+def in_subfolder(root):
+    (root / "masks" / "train").mkdir()
+    for path in list((root / "masks").glob("*.[pP]*")):
+        path.rename(path.parent / "train" / path.name)
+
+
+BROKEN = {
+    "mask missing": (lambda r: (r / "masks/im3.png").unlink(), r"1 of 10 images in .*images have no mask .*im3; move images without masks to .*unlabeled"),
+    "image missing": (lambda r: (r / "images/im3.jpg").unlink(), r"1 masks in .*masks have no image"),
+    "stranger": (stranger, r"im3.png holds the value 99, which is no id in DATASETS.CUSTOM.CLASSES"),
+    "colour": (lambda r: save(r, "im3", np.zeros((48, 64, 3), np.uint8)), r"im3.png is a colour image \(RGB\)"),
+    "size": (lambda r: save(r, "im3", index_mask()[:, :40]), r"1 of 10 masks have another size .*im3.png is 40 x 48, its image is 64 x 48 pixels"),
+    "turned image": (turned, r"im3.png is 64 x 48, its image is 48 x 64 pixels as its EXIF tag turns it; .*remove the tag"),
+    "damaged": (lambda r: (r / "masks/im3.png").write_bytes(b"no png"), r"im3.png cannot be read as an index mask"),
+    "no masks": (lambda r: shutil.rmtree(r / "masks"), r"no folder .*masks of index masks"),
+    "no images": (lambda r: shutil.rmtree(r / "images"), r"no folder .*images of labelled images"),
+    "binary": (lambda r: every_mask(r, lambda m: np.where(m > 0, 255, 0).astype(np.uint8)), r"all 10 masks hold 0 and 255 only"),
+    "masks called _mask": (lambda r: rename_masks(r, "{}_mask.png"), r"im0_mask.png seems to be the mask of im0: give masks the names"),
+    "masks called .jpg.png": (lambda r: rename_masks(r, "{}.jpg.png"), r"im0.jpg.png seems to be the mask of im0"),
+    "masks in another subfolder": (in_subfolder, r"train/im0.png seems to be the mask of im0: masks must lie in the same subfolders"),
+    "JPEG masks": (as_jpeg, r"im0.jpg is there, but masks must be PNG files: JPEG compression changes values"),
+    "YOLO": (yolo, r"im0.txt is a YOLO label file, which is not read"),
+    "Labelme": (labelme, r"im0.json is a Labelme file, which is not read"),
+    "two suffixes": (lambda r: Image.new("RGB", (64, 48)).save(r / "images/im3.webp"), r"differ in the suffix only: im3"),
+    "raw photograph": (lambda r: (r / "images/im3.jpg").rename(r / "images/im3.NEF"), r"im3.NEF is a raw photograph"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_broken_folders_are_named(root, how):
+    breakage, message = BROKEN[how]
     (root / "masks" / "._im3.png").write_bytes(b"what macOS writes beside a file")
-    if how == "mask missing":
-        (root / "masks" / "im3.png").unlink()
-    if how == "image missing":
-        (root / "images" / "im3.jpg").unlink()
-    if how == "stranger":
-        mask = index_mask()
-        mask[0, 0] = 99
-        Image.fromarray(mask).save(root / "masks" / "im3.png")
-    if how == "colour":
-        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(root / "masks" / "im3.png")
-    if how == "size":
-        Image.fromarray(index_mask()[:, :40]).save(root / "masks" / "im3.png")
-    if how == "damaged":
-        (root / "masks" / "im3.png").write_bytes(b"no png")
-    if how == "no masks":
-        shutil.rmtree(root / "masks")
-    if how == "no images":
-        shutil.rmtree(root / "images")
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("mask missing", r"1 of 10 images in .*images have no mask .*im3; move images without masks to .*unlabeled"),
-        ("image missing", r"1 masks in .*masks have no image"),
-        ("stranger", r"im3.png holds the value 99, which is no id in DATASETS.CUSTOM.CLASSES"),
-        ("colour", r"im3.png is a colour image \(RGB\)"),
-        ("size", r"im3.png is 40 x 48, its image is 64 x 48 pixels"),
-        ("damaged", r"im3.png cannot be read as an index mask"),
-        ("no masks", r"no folder .*masks of index masks"),
-        ("no images", r"no folder .*images of labelled images"),
-    ],
-)
-def test_broken_folders_are_named(root, how, message):
-    broken(root, how)
+    breakage(root)
     with pytest.raises(DatasetError, match=message):
         register_custom(config(root).DATASETS.CUSTOM)
+
+
+def look(root, *overrides, classes=CLASSES):
+    custom = config(root, *overrides, classes=classes).DATASETS.CUSTOM
+    register_custom(custom)
+    return inspect_custom(custom)
+
+
+def test_a_class_that_no_image_shows_stops_the_run_unless_it_is_allowed(root):
+    classes = [*CLASSES, "9 thing kite"]
+    with pytest.raises(DatasetError, match=r"no labelled image shows kite \(id 9\): .*ALLOW_ABSENT_CLASSES True"):
+        look(root, classes=classes)
+    assert "no labelled image shows kite" in look(root, "DATASETS.CUSTOM.ALLOW_ABSENT_CLASSES", "True", classes=classes)
+
+
+def test_masks_that_are_nearly_all_ignored_stop_the_run_unless_they_are_meant(root, caplog):
+    def sparse(mask):
+        kept = np.full_like(mask, 255)
+        kept[8, :50], kept[25, 45:50], kept[32, 10:20] = mask[8, :50], mask[25, 45:50], mask[32, 10:20]
+        return kept
+
+    save(root, "im2", np.full((48, 64), 255, np.uint8))
+    assert "of 1 of 10 labelled images less than 5% of the pixels have a label" in look(root)
+    assert "im2.jpg" in caplog.text
+    every_mask(root, sparse)
+    options = ["DATASETS.CUSTOM.MIN_THING_AREA", "1"]
+    with pytest.raises(DatasetError, match=r"of 10 of 10 labelled images less than 5% .*DATASETS.CUSTOM.MIN_LABELED 0"):
+        look(root, *options)
+    assert "ball" in look(root, *options, "DATASETS.CUSTOM.MIN_LABELED", "0")
+
+
+def test_a_tag_that_mirrors_a_labelled_image_is_named(root, caplog):
+    tags = Image.Exif()
+    tags[0x0112] = 3
+    Image.open(root / "images" / "im3.jpg").save(root / "images" / "im3.jpg", exif=tags)
+    assert "an EXIF tag turns or mirrors 1 of 10 labelled images" in look(root)
+    assert "im3.jpg" in caplog.text
+
+
+def test_another_value_can_mean_ignore_and_binary_masks_be_classes(root):
+    every_mask(root, lambda m: np.where(m == 3, 255, 0).astype(np.uint8))
+    classes = ["0 stuff ground", "255 thing box"]
+    with pytest.raises(ConfigError, match=r"255 means 'ignore' .*IGNORE_VALUE to another value, or to -1"):
+        config(root, classes=classes)
+    look(root, "DATASETS.CUSTOM.IGNORE_VALUE", "-1", classes=classes)
+    taxonomy = taxonomy_of(TRAIN)
+    assert taxonomy.dataset_ids == (0, 255)  # contiguous index to the user's pixel value
+    d = dataset_dicts(TRAIN)[0]
+    assert {s["category_id"] for s in d["segments_info"]} == {0, 1}
+    look(root, "DATASETS.CUSTOM.IGNORE_VALUE", "0", classes=["255 thing box"])
+    assert not (np.asarray(Image.open(dataset_dicts(TRAIN)[0]["sem_seg_file_name"])) == 0)[0, 0]
+
+
+def test_labelled_images_in_subfolders_are_used(root):
+    for part, suffix in (("images", "jpg"), ("masks", "png")):
+        (root / part / "day 1.5").mkdir()
+        for index in (1, 2, 3):
+            (root / part / f"im{index}.{suffix}").rename(root / part / "day 1.5" / f"im{index}.{suffix}")
+        shutil.copy(root / part / f"im4.{suffix}", root / part / "day 1.5")  # the same name in two folders
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(root / "images" / "day 1.5" / "im4.jpg")
+    assert "custom_train: 9 images" in look(root)
+    names = {d["image_id"] for n in (TRAIN, VAL) for d in dataset_dicts(n)}
+    assert {"day 1.5/im1", "day 1.5/im4", "im4"} <= names
+    assert "custom_train: 7 images" in look(root, "DATASETS.CUSTOM.VAL", "day 1.5")
+
+
+def test_all_labels_can_train_and_a_validation_list_or_folder_can_be_given(root):
+    cfg = config(root, "DATASETS.CUSTOM.VAL_FRACTION", "0")
+    assert cfg.DATASETS.TEST == ()  # nothing to evaluate on
+    register_custom(cfg.DATASETS.CUSTOM)
+    assert len(dataset_dicts(TRAIN)) == 10
+    assert "custom_train: 10 images" in inspect_custom(cfg.DATASETS.CUSTOM)
+    with pytest.raises(DatasetError, match=r"custom_val: no labelled image is held back, since .*VAL_FRACTION is 0"):
+        dataset_dicts(VAL)
+    (root / "val.txt").write_bytes(b"\xef\xbb\xbfim2.jpg\r\nimages/im7.jpg\r\n")
+    look(root, "DATASETS.CUSTOM.VAL", "val.txt")
+    assert sorted(d["image_id"] for d in dataset_dicts(VAL)) == ["im2", "im7"]
+    for part in ("images", "masks"):
+        (root / part / "held out").mkdir()
+        for index in (1, 2):
+            path = next((root / part).glob(f"im{index}.*"))
+            path.rename(path.parent / "held out" / path.name)
+    look(root, "DATASETS.CUSTOM.VAL", "held out")
+    assert sorted(d["image_id"] for d in dataset_dicts(VAL)) == ["held out/im1", "held out/im2"]
+    for value, words in (
+        ("none.txt", "no list file"),
+        ("none", "no labelled image below"),
+        ("all.txt", "all 10 labelled images are for validation"),
+        ("other.txt", "1 of 1 images of .*other.txt are not in the data set: nobody"),
+    ):
+        (root / "all.txt").write_text("".join(f"im{i}\n" for i in range(10)))
+        (root / "other.txt").write_text("nobody\n")
+        with pytest.raises(DatasetError, match=words):
+            look(root, "DATASETS.CUSTOM.VAL", value)
+
+
+def test_classes_come_from_a_file_too(root, tmp_path):
+    assert config(root).MODEL.NUM_CLASSES == 3
+    with pytest.raises(ConfigError, match=r"CLASSES is empty: list your classes there or in ROOT/classes.txt"):
+        config(root, classes=[])
+    (root / "classes.txt").write_bytes(b"\xef\xbb\xbf# id kind name\r\n" + "\r\n".join(CLASSES).encode())
+    for overrides in (
+        [],
+        ["DATASETS.CUSTOM.CLASSES", "classes.txt"],
+        ["DATASETS.CUSTOM.CLASSES", str(root / "classes.txt")],
+        ["DATASETS.CUSTOM.CLASSES", "['classes.txt']"],
+    ):
+        path = REPO / "configs" / "custom" / "small.yaml"
+        cfg = get_config(path, ["MODEL.DEVICE", "cpu", "DATASETS.CUSTOM.ROOT", str(root), *overrides])
+        assert cfg.DATASETS.CUSTOM.CLASSES == CLASSES  # a saved config needs no file
+    with pytest.raises(ConfigError, match=r"CLASSES: no file names.txt"):
+        get_config(path, ["DATASETS.CUSTOM.ROOT", str(root), "DATASETS.CUSTOM.CLASSES", "names.txt"])
+    (root / "classes.txt").write_bytes("0 stuff Größe".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is no text in UTF-8"):
+        config(root, classes=[])
+
+
+@pytest.mark.parametrize("other", ["images", ".", "masks", "images/../images", "link"])
+def test_unlabelled_images_lie_apart_from_labels(root, other):
+    (root / "link").symlink_to(root / "images")
+    with pytest.raises(
+        DatasetError, match=r"DATASETS.CUSTOM.UNLABELED .* and DATASETS.CUSTOM.(IMAGES|MASKS) .* overlap"
+    ):
+        register_custom(config(root, "DATASETS.CUSTOM.UNLABELED", other).DATASETS.CUSTOM)
+
+
+def test_masks_that_change_in_place_or_lie_elsewhere_are_converted_anew(root):
+    custom = config(root).DATASETS.CUSTOM
+    register_custom(custom)
+    first = Path(dataset_dicts(TRAIN)[0]["pan_seg_file_name"]).parent
+    path = root / "masks" / "im3.png"
+    times = path.stat()
+    mask = np.array(Image.open(path))
+    mask[40:46, 40:46] = 7
+    content = path.read_bytes()
+    Image.fromarray(mask).save(path)
+    path.write_bytes(path.read_bytes().ljust(len(content), b"\0"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    register_custom(custom)
+    assert Path(dataset_dicts(TRAIN)[0]["pan_seg_file_name"]).parent != first
+    path.write_bytes(content)
+    shutil.copytree(root / "masks", root / "others")
+    Image.fromarray(mask).save(root / "others" / "im3.png")
+    os.utime(root / "others" / "im3.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    register_custom(config(root, "DATASETS.CUSTOM.MASKS", "others").DATASETS.CUSTOM)
+    third = Path(dataset_dicts(TRAIN)[0]["pan_seg_file_name"]).parent
+    assert third != first
+    register_custom(custom)
+    assert Path(dataset_dicts(TRAIN)[0]["pan_seg_file_name"]).parent == first
+
+
+def panoptic_folder(root, change=lambda content: None):
+    """The ten images with COCO-panoptic labels of one region and one object."""
+    (root / "pan").mkdir(exist_ok=True)
+    content = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 11, "name": "all", "isthing": 0}, {"id": 12, "name": "one", "isthing": 1}],
+    }
+    for index in range(10):
+        ids = np.full((48, 64), 300)
+        ids[: 5 + index, :20] = 7
+        save_png(root / "pan" / f"im{index}.png", ids_to_rgb(ids))
+        content["images"].append({"id": index, "file_name": f"im{index}.jpg", "height": 48, "width": 64})
+        segments = [segment_info(300, 11, ids == 300), segment_info(7, 12, ids == 7)]
+        content["annotations"].append({"image_id": index, "file_name": f"im{index}.png", "segments_info": segments})
+    change(content)
+    (root / "labels.json").write_text(json.dumps(content))
+    return ("DATASETS.CUSTOM.PANOPTIC_JSON", "labels.json", "DATASETS.CUSTOM.MASKS", "pan")
+
+
+def test_label_files_that_were_exchanged_have_other_areas(root):
+    keys = panoptic_folder(root)
+    assert "one" in look(root, *keys, classes=[])
+    a, b = root / "pan" / "im2.png", root / "pan" / "im9.png"
+    content = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(content)
+    with pytest.raises(
+        DatasetError, match=r"label files have other areas than the JSON file says \(labels exchanged\?"
+    ):
+        look(root, *keys, classes=[])
+
+
+def test_images_that_the_json_leaves_out_are_named(root, caplog):
+    def change(content):
+        content["annotations"].pop(3)
+        content["images"].pop(5)
+        content["annotations"].pop(4)
+
+    look(root, *panoptic_folder(root, change), classes=[])
+    assert re.search(r"1 files have no annotation and are not used: im3.jpg", caplog.text)
+    assert re.search(r"1 files are not in .*labels.json and are not used: im5.jpg", caplog.text)
+    assert len(dataset_dicts(TRAIN)) + len(dataset_dicts(VAL)) == 8
+
+
+def test_sizes_that_the_json_lacks_are_those_of_the_images(root):
+    def change(content):
+        for image in content["images"]:
+            image.pop("height")
+
+    assert "64 x 48 to 64 x 48" in look(root, *panoptic_folder(root, change), classes=[])
+
+
+def test_the_sheet_keeps_proportions_and_names_files(root, tmp_path):
+    look(root)
+    write_contact_sheet(tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    rows = 6
+    assert sheet.shape[0] == rows * (18 + 240)  # 320 x 240 a panel, as 64 x 48, below a line with the name
+    assert (sheet[:18, :100] < 128).any()
+    thin = [{**dataset_dicts(TRAIN)[0], "segments_info": []}]
+    Image.new("RGB", (2, 2000)).save(tmp_path / "thin.png")
+    thin[0].update(file_name=str(tmp_path / "thin.png"), pan_seg_file_name=str(tmp_path / "thin.png"))
+    assert annotation_sheet(thin, taxonomy_of(TRAIN)).height == 18 + 320
 
 
 def test_missing_unlabelled_folder_names_the_key(root):

@@ -82,6 +82,7 @@ def smooth(rng):
 CODINGS = {
     "binary": ({0, 1}, 255, [[0, 255]], "hold 0 and 255 only, as binary masks do, .*IGNORE_VALUE -1"),
     "binary, one mask empty": ({0, 1, 2}, 255, [[0, 255], [0, 0]], "as binary masks do"),
+    "ignored pixels only": ({0, 1}, 255, [[255, 255]], "all 1 masks hold the value 255 only, which means 'ignore'"),
     "binary without ignored pixels": ({0, 1}, -1, [[0, 255]], "255 often means 'ignore': set .*IGNORE_VALUE 255"),
     "stranger": ({0, 1}, 255, [[0, 1], [0, 7]], r"1.png holds the value 7, which is no id .*1 of 2 masks .*: 7; list them"),
     "from 1 on": ({0, 1, 2}, 255, [[1, 2], [3, 255]], "all values are one too large: number the classes"),
@@ -105,6 +106,12 @@ def test_masks_that_were_resized_smoothly_or_kept_as_jpeg_are_recognised(tmp_pat
     rng = np.random.default_rng(0)
     with pytest.raises(DatasetError, match="JPEG compression or from resizing with interpolation"):
         check_values(masks(tmp_path, smooth(rng), smooth(rng)), {0, 200}, 255)
+
+
+def test_some_binary_masks_among_others_are_named(tmp_path, caplog):
+    check_values(masks(tmp_path, [[0, 1]], [[0, 255]]), {0, 1}, 255)
+    assert "1 of 2 masks hold 0 and 255 only" in caplog.text
+    assert "1.png" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,8 @@ WRONG = {
     "isthing missing": (lambda c: c["categories"][1].pop("isthing"), "1 categories without 'isthing' 1 .*: grass"),
     "isthing in words": (lambda c: c["categories"][1].update(isthing="no"), "1 categories without 'isthing'"),
     "category is a text": (lambda c: c["categories"].append("dog"), "1 entry|entry 2 of 'categories'"),
+    "colour in words": (lambda c: c["categories"][1].update(color="#00ff00"), "1 categories have a 'color' .*: grass"),
+    "synonyms in one text": (lambda c: c["categories"][1].update(synonyms="meadow"), "1 categories have 'synonyms' .*: grass"),
     "images are an object": (lambda c: c.update(images={}), "is no COCO-panoptic JSON file: 'images' is no list"),
 }  # fmt: skip
 

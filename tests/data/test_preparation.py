@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import zipfile
 
@@ -506,3 +507,18 @@ def test_synthia_labels_are_decoded_as_png_only(tmp_path):
     Image.new("RGB", (12, 6)).save(path, format="JPEG")
     with pytest.raises(DatasetError, match=r"0000000\.png is no PNG file"):
         script("prepare_synthia").read_labels(path)
+
+
+def test_workers_end_with_a_preparation_that_is_killed(tmp_path):
+    """Their end shows in the pipe: it ends when the last process that holds it has gone."""
+    script = (
+        "import time; from pathlib import Path; from dearli_d2.data.preparation import convert_all\n"
+        "def slow(key): print(key, flush=True); time.sleep(60); return {}\n"
+        f"convert_all([str(i) for i in range(16)], slow, Path({str(tmp_path / 'journal.jsonl')!r}), 2, 'slow')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=REPO
+    )
+    assert process.stdout.readline()  # a worker is at work
+    process.kill()
+    process.communicate(timeout=20)

@@ -8,20 +8,23 @@ import sys
 
 import pytest
 import torch
-from detectron2.engine import hooks, launch
-from detectron2.utils import comm, events
+from detectron2.engine import launch
+from detectron2.utils import comm
 
 from dearli_d2.config import get_config
+from dearli_d2.engine import metrics
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.modeling.criterion import SetCriterion
 from dearli_d2.modeling.losses import dyce_loss
-from dearli_d2.modeling.matcher import HungarianMatcher
+from dearli_d2.modeling.matcher import HungarianMatcher, Matches
 from dearli_d2.modeling.pixel_losses import LOSSES, PixelLoss
 from dearli_d2.modeling.ranks import mean_over_ranks
+from dearli_d2.modeling.split_matching import SplitTargets, candidate_cosine, pixel_losses
 from dearli_d2.modeling.transformer_decoder import DecoderOutput
+from dearli_d2.modeling.vision_language import region_losses
 from dearli_d2.structures import Targets
 from tests.conftest import MINI_OVERRIDES, REPO
-from tests.engine.test_trainer import _unsmoothed_init, losses_of
+from tests.engine.test_trainer import losses_of
 
 CONFIG = REPO / "configs" / "miniworld" / "m2f_lang.yaml"
 
@@ -34,15 +37,12 @@ OPTIONS = (
 
 def train(folder, config=CONFIG, options=()):
     """One process of a training that logs every step."""
-    original = hooks.PeriodicWriter.__init__
-    hooks.PeriodicWriter.__init__ = lambda self, writers, period=20: original(self, writers, 1)
-    events.JSONWriter.__init__ = _unsmoothed_init
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PERIOD", "WINDOW"):
+            patch.setattr(metrics, name, 1)
         DualStreamTrainer(
             get_config(config, [*MINI_OVERRIDES, *OPTIONS, "DATASETS.TEST", "()", "OUTPUT_DIR", str(folder), *options])
         ).train()
-    finally:
-        hooks.PeriodicWriter.__init__ = original
 
 
 def command_line(folder, processes, *arguments):
@@ -55,8 +55,7 @@ def run(command, *overrides):
     return subprocess.run([*command, *overrides], cwd=REPO, capture_output=True, text=True, timeout=300)
 
 
-def test_two_processes_equal_one_with_the_joint_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(events.JSONWriter, "__init__", events.JSONWriter.__init__)  # put back afterwards
+def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
         launch(train, processes, 1, 0, "auto", (tmp_path / str(processes),))
@@ -71,10 +70,9 @@ def test_two_processes_equal_one_with_the_joint_batch(tmp_path, monkeypatch):
     assert moved.abs().median() < 5e-4  # half a step of the learning rate
 
 
-def test_two_semi_supervised_processes_equal_one_with_the_joint_batch(tmp_path, monkeypatch):
+def test_two_semi_supervised_processes_equal_one_with_the_joint_batch(tmp_path):
     """The teacher is not wrapped; every rank updates its own from the same student. CutMix, whose boxes are drawn per rank,
     is off. Mask points are drawn per rank, so the losses are only nearly equal."""
-    monkeypatch.setattr(events.JSONWriter, "__init__", events.JSONWriter.__init__)  # put back afterwards
     options = ("SSL.START", "0", "SSL.IMS_PER_BATCH", "4", "SSL.CUTMIX", "0.0", "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "2",
                "SSL.MONITOR_IMAGES", "4")  # fmt: skip
     for processes in (1, 2):
@@ -161,10 +159,10 @@ def _losses_of_rank(folder):
     target[1, :5] = 255
     images = torch.randn(2, 3, 8, 8, generator=generator)
     weight = torch.linspace(-1, 1, 12).view(4, 3, 1, 1).requires_grad_()
-    logits = torch.nn.functional.conv2d(_part(images), weight)
+    pixels = torch.nn.functional.conv2d(_part(images), weight)
     results = {name: PixelLoss(name, 4) for name in LOSSES if name != "dyce"}
     results["weighted_ce"].weigh(torch.tensor([10, 40, 3, 11]))
-    results = {name: (loss(logits, _part(target)), weight) for name, loss in results.items()}
+    results = {name: (loss(pixels, _part(target)), weight) for name, loss in results.items()}
 
     segments = [Targets(target[0, 0, :n], draw(n, 32, 32, generator=generator) > 0.6) for n in (5, 1)]
     classes = torch.randn(2, 2, 6, 5, generator=generator)
@@ -178,6 +176,21 @@ def _losses_of_rank(folder):
     finally:
         torch.rand = draw
     results |= {name: (loss, factor) for name, loss in losses.items()}
+
+    # Split Matching: regions in the first image only; HVL: a hidden region that is larger there
+    unit = torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=-1)
+    none, three = Targets(target[0, 0, :0], segments[0].masks[:0]), Targets(torch.arange(3), segments[0].masks[:3])
+    parts = [SplitTargets(none, three, unit), SplitTargets(none, none, unit[:0])]
+    matches = Matches(torch.zeros(3, dtype=torch.int64), torch.arange(3).expand(2, 3)[..., None], torch.ones(2, 3, 1))
+    vectors = (torch.randn(2, 2, 6, 8, generator=generator) * factor)[:, slice(*_bounds())]
+    cosine = candidate_cosine(vectors, _part(parts), matches.images(*_bounds(), [3, 0]))
+    results |= {f"loss_cosine_{layer}": (value, factor) for layer, value in enumerate(cosine)}
+    results["loss_mfe"] = pixel_losses(pixels, _part(target.where(target < 255, -1))), weight
+    region = torch.stack([torch.ones(32, 32) > 0, torch.arange(1024).view(32, 32) < 300])
+    dense = torch.nn.functional.normalize(torch.randn(2, 8, 4, 4, generator=generator), dim=1)
+    align, consistency = region_losses(_part(dense) * factor.view(8, 1, 1), _part(dense.flip(1)), _part(region),
+                                       _part(torch.tensor([0, 2])), unit, 0.07)  # fmt: skip
+    results |= {"loss_align": (align, factor), "loss_consistency": (consistency, factor)}
 
     found = {}
     for name, (loss, parameter) in results.items():
@@ -207,9 +220,8 @@ SEMIDAVIL = ("MODEL.SEMIDAVIL.LOSS", "ce", "SSL.START", "0", "SSL.IMS_PER_BATCH"
              "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "0")  # fmt: skip
 
 
-def test_three_streams_train_in_two_processes(tmp_path, monkeypatch):
+def test_three_streams_train_in_two_processes(tmp_path):
     """Every trained parameter takes part, and the ranks' mean of the supervised loss is that of the joint batch."""
-    monkeypatch.setattr(events.JSONWriter, "__init__", events.JSONWriter.__init__)
     config = CONFIG.with_name("semidavil.yaml")
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
@@ -223,10 +235,9 @@ SEGKC = ("SSL.START", "0", "SSL.IMS_PER_BATCH", "4", "SSL.CUTMIX", "0.0", "SSL.C
 
 
 @pytest.mark.parametrize("norm", ["GN", "BN"])
-def test_cross_supervision_in_two_processes_equals_one_with_the_joint_batch(tmp_path, monkeypatch, norm):
+def test_cross_supervision_in_two_processes_equals_one_with_the_joint_batch(tmp_path, norm):
     """Losses, weights and running statistics. The junior's ResNet has statistics of its own ranks, as everywhere in
     detectron2, so here a network without them takes its place."""
-    monkeypatch.setattr(events.JSONWriter, "__init__", events.JSONWriter.__init__)
     tower = ("MODEL.BACKBONE.NAME", "OpenCLIPConvNeXt", "MODEL.BACKBONE.ARCH", "miniworld-convnext", "MODEL.BACKBONE.WEIGHTS",
              "shipped", "MODEL.DPT.NORM", norm)  # fmt: skip
     for processes in (1, 2):

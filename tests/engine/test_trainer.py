@@ -32,30 +32,11 @@ def losses_of(folder: Path) -> dict[int, dict]:
     return result
 
 
-@pytest.fixture
-def log_every_step(monkeypatch):
-    from detectron2.engine import hooks
-
-    original = hooks.PeriodicWriter.__init__
-    monkeypatch.setattr(hooks.PeriodicWriter, "__init__", lambda self, writers, period=20: original(self, writers, 1))
-    monkeypatch.setattr("detectron2.utils.events.JSONWriter.__init__", _unsmoothed_init)
-
-
-def _unsmoothed_init(self, json_file, window_size=20):
-    self._file_handle = open(json_file, "a")  # noqa: SIM115  as detectron2 does
-    self._window_size = 1
-    self._last_write = -1
-
-
 SCRIPT = """
 import sys
-from detectron2.engine import hooks
 from dearli_d2.cli import main
-from tests.engine.test_trainer import _unsmoothed_init
-original = hooks.PeriodicWriter.__init__
-hooks.PeriodicWriter.__init__ = lambda self, writers, period=20: original(self, writers, 1)
-from detectron2.utils import events
-events.JSONWriter.__init__ = _unsmoothed_init
+from dearli_d2.engine import metrics
+metrics.PERIOD = metrics.WINDOW = 1
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -25,7 +25,6 @@ from ..language_guidance import CaptionEncoder, DenseLanguageGuidance, text_widt
 from ..per_pixel import DPTHead, UpsampleHead
 from ..pixel_losses import PixelLoss, cross_entropy_loss
 from ..prompts import text_tower_of
-from ..semantic import normalized
 from ..unused import freeze_unused
 from .base import ReadOut, input_divisor
 from .pixel_segmenter import PixelSegmenter
@@ -56,8 +55,9 @@ class QueryPixelHead(nn.Module):
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         output = self.head(features)
-        marginal = semantic_inference(output.class_outputs[-1], output.mask_logits())
-        return normalized(marginal.float()).clamp(min=1e-6).log()
+        marginal = semantic_inference(output.class_outputs[-1], output.mask_logits()).float()
+        # losses on pixels train the ratios of the classes alone, so their sum says nothing about a pixel of no class
+        return (marginal / marginal.sum(1, keepdim=True).clamp(min=1e-8)).clamp(min=1e-6).log()
 
 
 def build_pixel_head(cfg: CfgNode, shape: ShapeSpec) -> nn.Module:

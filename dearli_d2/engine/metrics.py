@@ -1,0 +1,92 @@
+"""Scalars of a run: to the console, `metrics.json` and TensorBoard, the same after an interruption as without."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from detectron2.engine.hooks import HookBase
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
+
+from ..files import write_atomically
+
+PERIOD = 20  # iterations between lines
+WINDOW = 20  # iterations whose median a line gives
+_PATIENCE = 30  # seconds without a line on the console
+
+
+class MetricsFile(JSONWriter):
+    """`metrics.json`: a line of JSON for each iteration that has something to say. Lines from iteration `start` on, of a run
+    that was interrupted later than its last checkpoint, are taken out, and so is half a line."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        kept = _lines_before(path, start)
+        if path.is_file():
+            text = "".join(f"{line}\n" for line, _ in kept)
+            if text != path.read_text():
+                write_atomically(path, lambda temporary: temporary.write_text(text))
+        super().__init__(str(path), WINDOW)
+        self._last_write = max((iteration for _, iteration in kept), default=-1)
+
+
+def _lines_before(path: Path, start: int) -> list[tuple[str, int]]:
+    kept = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            iteration = json.loads(line)["iteration"]
+        except (ValueError, KeyError, TypeError):  # cut off by a kill
+            continue
+        if iteration < start:
+            kept.append((line, iteration))
+    return kept
+
+
+def recent(storage: EventStorage) -> dict[str, dict]:
+    """The last values of every scalar, for a checkpoint: the medians of a resumed run start from them."""
+    hints = storage.smoothing_hints()
+    return {
+        name: {"smooth": hints[name], "values": [list(pair) for pair in buffer.values()[-WINDOW:]]}
+        for name, buffer in storage.histories().items()
+    }
+
+
+def restore(storage: EventStorage, saved: dict[str, dict]) -> None:
+    """Puts back what `recent` gave."""
+    for name, entry in saved.items():
+        for value, iteration in entry["values"]:
+            storage.put_scalar(name, value, smoothing_hint=entry["smooth"], cur_iter=int(iteration))
+
+
+class MetricsHook(HookBase):
+    """Writes every `PERIOD` iterations and at the end; to the console also the first step, and when it was silent for long."""
+
+    def __init__(self, folder: str | Path, start: int, max_iter: int) -> None:
+        self.printer = CommonMetricPrinter(max_iter, WINDOW)
+        lines = MetricsFile(Path(folder) / "metrics.json", start)
+        board = TensorboardXWriter(str(folder), WINDOW, **({"purge_step": start} if start else {}))
+        board._last_write = lines._last_write  # what was written before the interruption
+        self.files = [lines, board]
+        self.printed = time.monotonic()
+
+    def before_train(self) -> None:
+        """Writes a line that a kill after the checkpoint prevented."""
+        start = self.trainer.start_iter
+        if start and (start % PERIOD == 0 or start == self.trainer.max_iter):
+            for writer in self.files:
+                writer.write()
+
+    def after_step(self) -> None:
+        trainer = self.trainer
+        done = trainer.iter + 1
+        due = done % PERIOD == 0 or done == trainer.max_iter
+        if due or trainer.iter == trainer.start_iter or time.monotonic() - self.printed > _PATIENCE:
+            self.printer.write()
+            self.printed = time.monotonic()
+        if due:
+            for writer in self.files:
+                writer.write()
+
+    def after_train(self) -> None:
+        for writer in self.files:
+            writer.close()

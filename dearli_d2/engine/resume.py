@@ -1,0 +1,145 @@
+"""What a resumed run must have in common with the one that it continues, and what may change (docs/resume.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ..config import all_keys
+from ..config_schema import plain
+from ..data.catalog import dataset_dicts
+from ..data.taxonomy import Taxonomy, first_difference
+from ..errors import ConfigError, DatasetError
+
+logger = logging.getLogger(__name__)
+
+# what no result depends on
+_FREE = {
+    "OUTPUT_DIR",
+    "MODEL.DEVICE",
+    "MODEL.DEFORM_ATTN_IMPL",
+    "MODEL.BACKBONE.CHECKPOINT_BLOCKS",
+    "MODEL.SENIOR.BACKBONE.CHECKPOINT_BLOCKS",
+    "DATASETS.CUSTOM.ROOT",  # the images themselves are compared
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.KEEP_CHECKPOINTS",
+    "SOLVER.MAX_BAD_STEPS",
+    "SSL.PICTURE_PERIOD",
+    "SSL.MONITOR_PERIOD",
+    "SSL.MONITOR_IMAGES",
+    "TEST.EVAL_PERIOD",
+    "TEST.PICTURES",
+}
+_LENGTH = "SOLVER.MAX_ITER"  # may change too: the learning rate then follows the new length
+_UNLABELED = ("DATASETS.UNLABELED", "SSL.", "MODEL.ENSEMBLE.")  # of no effect before unlabelled images take part
+_SCORING = ("DATASETS.TEST", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "MODEL.ENSEMBLE.AT_INFERENCE")
+_STREAMS = ("TRAIN", "SOURCE", "UNLABELED")
+
+
+def scoring_settings(cfg: CfgNode) -> dict[str, Any]:
+    """The keys that the scores of an evaluation depend on beside the weights."""
+    return {key: value for key, value in _leaves(cfg).items() if key.startswith(_SCORING) and key not in _FREE}
+
+
+def check_settings(state: dict, cfg: CfgNode, scored_with: dict[str, Any] | None) -> None:
+    """Compares the settings of a checkpoint with those of the run that is to continue it.
+
+    Args:
+        state: content of the checkpoint. scored_with: `scoring_settings` of the last evaluation, None where there was none.
+
+    Raises:
+        ConfigError: settings differ that the result depends on, with each key and both values.
+    """
+    saved_cfg = CfgNode.load_cfg(state["config"])
+    saved, here = _leaves(saved_cfg), _leaves(cfg)
+    free = set(_FREE) | {_LENGTH}
+    if not saved_cfg.DATASETS.UNLABELED and cfg.DATASETS.UNLABELED and state["iteration"] <= cfg.SSL.START:
+        free |= {key for key in here if key.startswith(_UNLABELED)}
+    free |= set(scoring_settings(cfg))  # compared with those of the last evaluation
+    differences = _differences(saved, here, (key for key in here if key not in free and key in saved))
+    if scored_with is not None:
+        differences += _differences(scored_with, scoring_settings(cfg), scored_with)
+    if differences:
+        raise ConfigError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run with other settings: {'; '.join(differences)}. Resume it with its own "
+            f"({cfg.OUTPUT_DIR}/config.yaml has them), or start another run in another OUTPUT_DIR; docs/resume.md lists the "
+            "keys that may change"
+        )
+    if saved[_LENGTH] != here[_LENGTH]:
+        logger.warning(
+            "SOLVER.MAX_ITER was %d and is %d: from iteration %d on the learning rate follows the new length",
+            saved[_LENGTH],
+            here[_LENGTH],
+            state["iteration"],
+        )
+
+
+def named(cfg: CfgNode, taxonomy: Taxonomy) -> Taxonomy:
+    """Classes of a data set under the names that a model of the config has for them."""
+    return taxonomy.with_names_of(cfg.MODEL.TEXT.CLASS_NAMES) if cfg.MODEL.TEXT.CLASS_NAMES else taxonomy
+
+
+def same_classes(
+    saved: Taxonomy, found: Taxonomy, source: str | Path, here: str, synonyms: bool = False, kinds: bool = True
+) -> None:
+    """Compares the classes that a model was made with with those of a data set.
+
+    Args:
+        source, here: what has them, for the error. synonyms, kinds: see `first_difference`.
+
+    Raises:
+        DatasetError: number, order, names, ids or kinds differ; with the first class that does.
+    """
+    difference = first_difference(saved, found, synonyms, kinds)
+    if difference is not None:
+        raise DatasetError(
+            f"{here} has other categories than {source} was made for: {difference}. Give the classes in the order and with "
+            "the names and ids that the model was trained with"
+        )
+
+
+def describe_data(cfg: CfgNode) -> dict[str, dict[str, list]]:
+    """{"TRAIN": {data set: [number of images, digest of their names and sizes in order]}, ...} of what is trained on."""
+    return {key: {name: _digest(name) for name in cfg.DATASETS[key]} for key in _STREAMS if cfg.DATASETS[key]}
+
+
+def check_data(saved: dict[str, dict[str, list]], cfg: CfgNode) -> None:
+    """Raises `DatasetError` if a data set has other images than in `saved`, a `describe_data` of the run's beginning."""
+    for key, found in describe_data(cfg).items():
+        for name, (count, digest) in found.items():
+            before, old_digest = saved.get(key, {}).get(name, (count, digest))
+            if digest != old_digest:
+                what = f"{before} images when the run began, {count} now" if before != count else "other images now"
+                raise DatasetError(
+                    f"DATASETS.{key} {name}: {what}; a run continues with the images that it began with. Start another run, "
+                    "from these weights with MODEL.WEIGHTS"
+                )
+
+
+def _digest(name: str) -> list:
+    dicts = dataset_dicts(name)
+    digest = hashlib.sha256()
+    for d in dicts:
+        digest.update(f"{Path(d['file_name']).name} {d['width']} {d['height']}\n".encode())
+    return [len(dicts), digest.hexdigest()[:16]]
+
+
+def _leaves(cfg: CfgNode) -> dict[str, Any]:
+    result = {}
+    for key in all_keys(cfg):
+        value: Any = cfg
+        for part in key.split("."):
+            value = value[part]
+        if not isinstance(value, CfgNode):
+            result[key] = plain(value)
+    return result
+
+
+def _differences(saved: dict[str, Any], here: dict[str, Any], keys: Iterable[str]) -> list[str]:
+    return [f"{key} was {saved[key]!r}, is {here[key]!r}" for key in keys if key in here and saved[key] != here[key]]

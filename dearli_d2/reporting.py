@@ -1,0 +1,111 @@
+"""Errors as a user sees them: one line on the console, the stack trace in the run's `log.txt`."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.multiprocessing import ProcessExitedException
+
+from .errors import DearliError
+
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit statuses
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
+
+
+def report_errors(command: Callable[[], int]) -> int:
+    """Runs a command; what goes wrong ends it with one line.
+
+    Returns:
+        The command's exit status; 2 after an error that a user can mend, 130 after Ctrl-C. After an error of the program
+        itself 1, if there is a log file for its stack trace; without one it is raised.
+    """
+    try:
+        return command()
+    except DearliError as error:
+        return _end(error, _last_line(str(error)), USER_ERROR)
+    except KeyboardInterrupt as error:
+        return _end(error, "interrupted", INTERRUPTED)
+    except OSError as error:
+        return _end(error, describe_os_error(error), USER_ERROR)
+    except _OUT_OF_MEMORY as error:
+        advice = "use smaller batches or crops; python -m dearli_d2.plan estimates what a training needs"
+        return _end(
+            error,
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'of this machine'}; {advice}",
+            USER_ERROR,
+        )
+    except Exception as error:
+        if not _log_files():
+            raise
+        where = ", ".join(_log_files())
+        return _end(
+            error,
+            f"{type(error).__name__}: {' '.join(_last_line(str(error)).split())} (stack trace in {where})",
+            FAILED,
+        )
+
+
+def report_dead_rank(error: ProcessExitedException, folder: str | Path) -> int:
+    """The exit status for a process of several that ended; says so if it could not say it itself, to `log.txt` too."""
+    if error.exit_code is None or error.exit_code >= 0:
+        return error.exit_code or FAILED  # it has said why
+    name = signal.Signals(-error.exit_code).name
+    advice = ", often because the machine has no memory left" if name == "SIGKILL" else ""
+    message = (
+        f"error: process {error.error_index} of this machine was ended by {name}{advice}; --resume continues the run"
+    )
+    print(message, file=sys.stderr)
+    with (Path(folder) / "log.txt").open("a") as stream:
+        print(message, file=stream)
+    return 128 - error.exit_code
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line: what failed, on which file; what to do where the disk is full."""
+    name = f" {error.filename}" if error.filename else ""
+    if error.errno in _FULL:
+        return (
+            f"no space is left to write{name}: {error.strerror}. Files that were complete before still are; free some space, "
+            "then the same command with --resume, where it has that, goes on"
+        )
+    return f"{error.strerror or error}:{name}" if name else str(error)
+
+
+def _end(error: BaseException, message: str, status: int) -> int:
+    record = logging.LogRecord(
+        "dearli_d2", logging.ERROR, __file__, 0, "%s", (message,), (type(error), error, error.__traceback__)
+    )
+    for handler in _log_handlers():
+        handler.handle(record)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def _log_handlers() -> list[logging.StreamHandler]:
+    """Handlers of the run's log file."""
+    handlers = logging.getLogger("dearli_d2").handlers
+    return [
+        h
+        for h in handlers
+        if os.path.basename(str(getattr(getattr(h, "stream", None), "name", ""))).startswith("log.txt")
+    ]
+
+
+def _log_files() -> list[str]:
+    return [handler.stream.name for handler in _log_handlers()]
+
+
+def _last_line(message: str) -> str:
+    """The message itself, also of an error that a worker process of a loader passes on with its stack trace."""
+    if "Original Traceback (most recent call last)" not in message:
+        return message
+    return re.sub(r"^[\w.]*(Error|Exception): ", "", message.rstrip().splitlines()[-1])
