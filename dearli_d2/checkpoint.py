@@ -28,6 +28,7 @@ from torch import nn
 from .arguments import add_config_file, add_overrides, command_parser
 from .errors import WeightsError, first_few
 from .files import write_atomically
+from .pretrained import keep_activation
 from .reporting import report_errors
 from .weights import read_file, state_dict_of, write_file
 
@@ -217,7 +218,7 @@ def _keep_junior(content: dict, weights: str) -> None:
         )
     config = CfgNode.load_cfg(content["config"])
     config.MODEL.META_ARCHITECTURE = "DPTSegmenter"
-    config.MODEL.BACKBONE.WEIGHTS = ""
+    keep_activation(config.MODEL.BACKBONE)
     config.MODEL.DEVICE = "auto"  # of the machine that reads it
     del config.MODEL["SENIOR"], config.MODEL["SEGKC"]
     content["model"], content["config"] = state, config.dump()

@@ -19,6 +19,7 @@ from .config_schema import SCHEMA, read_value, reads_text
 from .data.custom import number_of_classes, settle
 from .errors import ConfigError
 from .files import beside_package
+from .pretrained import resolve_normalization
 
 
 def add_dearli_config(cfg: CfgNode) -> None:
@@ -31,13 +32,15 @@ def add_dearli_config(cfg: CfgNode) -> None:
         "linear"  # "linear" (Mask2Former), "text" (M2F-Lang, DEARLi Sec. 3.2), "none" (class-agnostic)
     )
     cfg.MODEL.DEFORM_ATTN_IMPL = "auto"  # see modeling/deformable_attention.py
-    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # of 0..255 RGB; ImageNet
-    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+    cfg.MODEL.PIXEL_MEAN = []  # of 0..255 RGB; [] = what the backbone's weights expect, see docs/backbones.md
+    cfg.MODEL.PIXEL_STD = []
 
     cfg.MODEL.BACKBONE.NAME = "TimmBackbone"  # or OpenCLIPConvNeXt, OpenCLIPViT, build_resnet_backbone (detectron2)
     cfg.MODEL.BACKBONE.ARCH = "resnet50"  # name of the timm or open_clip model
     cfg.MODEL.BACKBONE.WEIGHTS = ""  # pretrained tag, "pretrained", "package:NAME", "shipped", a file, or "" (random)
+    cfg.MODEL.BACKBONE.TAG = ""  # pretrained tag that a file in WEIGHTS is of, where it must be told; "own" = none
     cfg.MODEL.BACKBONE.FREEZE = False
+    cfg.MODEL.BACKBONE.FREEZE_NORM = False  # batch norms of a timm network keep statistics and weights (FrozenBN)
     # last blocks of an OpenCLIP image tower, or of a plain timm ViT, that are trained, where it is not frozen; -1 = all of it
     cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS = -1
     cfg.MODEL.BACKBONE.PYRAMID_DIM = 256  # channels of the feature pyramid of plain ViTs
@@ -72,6 +75,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.TEXT.TEMPLATES = "vild"  # 14, or "imagenet" (80), "simple" (7), "photo", "name", or a file of them
     cfg.MODEL.TEXT.ENCODER = ""  # open_clip model beside a backbone without text (HVL); "" = the backbone's own
     cfg.MODEL.TEXT.WEIGHTS = ""  # of that model: pretrained tag, "shipped" or a file
+    cfg.MODEL.TEXT.TAG = ""  # as MODEL.BACKBONE.TAG
     cfg.MODEL.ENSEMBLE = CfgNode()  # geometric ensembling with zero-shot CLIP (DEARLi, eq. 6)
     cfg.MODEL.ENSEMBLE.ALPHA = 0.6  # weight of the learned posterior (DEARLi, Tab. 8)
     cfg.MODEL.ENSEMBLE.AT_INFERENCE = True
@@ -145,6 +149,8 @@ def add_dearli_config(cfg: CfgNode) -> None:
 
     cfg.MODEL.SENIOR = CfgNode()  # used where MODEL.META_ARCHITECTURE is "SegKC"; the junior is MODEL.BACKBONE
     cfg.MODEL.SENIOR.BACKBONE = cfg.MODEL.BACKBONE.clone()
+    cfg.MODEL.SENIOR.PIXEL_MEAN = []  # as MODEL.PIXEL_MEAN, of the senior's own weights
+    cfg.MODEL.SENIOR.PIXEL_STD = []
     cfg.MODEL.SENIOR.DIM = 128  # as MODEL.DPT.DIM
     cfg.MODEL.SEGKC = CfgNode()
     cfg.MODEL.SEGKC.CONSULT = True  # the senior reads the junior's features in training
@@ -292,6 +298,7 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
         settle(cfg.DATASETS)
     if cfg.DATASETS.CUSTOM.ROOT and not cfg.MODEL.NUM_CLASSES:
         cfg.MODEL.NUM_CLASSES = number_of_classes(cfg.DATASETS.CUSTOM)
+    resolve_normalization(cfg)
     validate(cfg)
     cfg.freeze()
     return cfg

@@ -111,6 +111,7 @@ def _backbone_rules(key: str, backbone: CfgNode) -> list[tuple[bool, str]]:
             f"{key}.LAYERS is (), or four rising numbers of blocks of a plain ViT with {key}.NAME TimmBackbone",
         ),
         (timm or not backbone.CHECKPOINT_BLOCKS, f"{key}.CHECKPOINT_BLOCKS is for {key}.NAME TimmBackbone"),
+        (timm or not backbone.FREEZE_NORM, f"{key}.FREEZE_NORM is for {key}.NAME TimmBackbone"),
     ]
 
 
@@ -145,6 +146,13 @@ def validate(cfg: CfgNode) -> None:
         (
             former.CLASS_WEIGHT + former.MASK_WEIGHT + former.DICE_WEIGHT > 0,
             "MODEL.MASK_FORMER: CLASS_WEIGHT, MASK_WEIGHT and DICE_WEIGHT are all 0, nothing would be learned",
+        ),
+        (
+            former.CLASS_WEIGHT
+            or cfg.MODEL.CLASSIFIER == "none"
+            or cfg.MODEL.META_ARCHITECTURE not in ("MaskFormer", "HVL", "SplitMatching"),
+            "MODEL.MASK_FORMER.CLASS_WEIGHT is 0, so nothing teaches the classifier; a class-agnostic model is "
+            "MODEL.CLASSIFIER none",
         ),
         (decoder.DIM % decoder.HEADS == 0, "MODEL.PIXEL_DECODER.DIM must be a multiple of its HEADS"),
         (

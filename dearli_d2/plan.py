@@ -11,6 +11,7 @@ Examples:
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from .engine.optimizer import autocast
 from .errors import ConfigError, DearliError
 from .masks.storage import MaskFolder
 from .modeling import build_model
+from .modeling.meta_arch.base import input_divisor
 from .reporting import report_errors
 
 _BYTES = 4  # of an fp32 number
@@ -176,7 +178,8 @@ def model_rows(cfg: CfgNode) -> list[list[str]]:
     parameters = list(model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
-    sides = [-(-side // model.training_divisor) * model.training_divisor for side in _PROBES]
+    divisor = math.lcm(model.training_divisor, input_divisor(model.backbone))
+    sides = [-(-side // divisor) * divisor for side in _PROBES]
     small, large = (_saved_bytes(cfg, model, side) for side in sides)
     per_pixel = (large - small) / (sides[1] ** 2 - sides[0] ** 2)
     activations = images * (small + per_pixel * (cfg.INPUT.CROP_SIZE**2 - sides[0] ** 2))

@@ -1,5 +1,5 @@
-"""Reading weight files: safetensors, torch (weights only) and the published pickles of numpy arrays; never running code
-from a file. Writing torch's own."""
+"""Reading weight files: safetensors, torch (weights only), TorchScript archives and the published pickles of numpy arrays; never
+running code from a file. Writing torch's own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from .errors import WeightsError
 from .files import write_atomically
+from .script_archive import is_script_archive, read_script_archive
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
 _NUMPY_GLOBALS = {
@@ -48,6 +49,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
             return load_file(path)
         if path.suffix == ".pkl":
             content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        elif is_script_archive(path):
+            content = read_script_archive(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own error types for damage

@@ -9,6 +9,7 @@ from torch import nn
 from ..data.catalog import class_source, taxonomy_of
 from ..data.taxonomy import Taxonomy
 from ..errors import ConfigError, DatasetError
+from ..pretrained import keep_activation
 from .backbone import open_clip as _open_clip  # noqa: F401  registration
 from .backbone import timm as _timm  # noqa: F401  registration
 from .meta_arch import dpt_segmenter as _dpt_segmenter  # noqa: F401  registration
@@ -17,6 +18,7 @@ from .meta_arch import mask_former as _mask_former  # noqa: F401  registration
 from .meta_arch import segkc as _segkc  # noqa: F401  registration
 from .meta_arch import semidavil as _semidavil  # noqa: F401  registration
 from .meta_arch import split_matching as _split_matching  # noqa: F401  registration
+from .unused import freeze_unused
 
 
 def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: bool = True) -> nn.Module:
@@ -46,9 +48,12 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
     if not load_backbone:
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.MODEL.BACKBONE.WEIGHTS = cfg.MODEL.SENIOR.BACKBONE.WEIGHTS = ""
+        keep_activation(cfg.MODEL.BACKBONE)
+        keep_activation(cfg.MODEL.SENIOR.BACKBONE)
     try:
         architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     except KeyError as error:
         raise ConfigError(f"MODEL.META_ARCHITECTURE: there is no {cfg.MODEL.META_ARCHITECTURE!r}") from error
-    return architecture(cfg, taxonomy=taxonomy).to(cfg.MODEL.DEVICE)
+    model = architecture(cfg, taxonomy=taxonomy)
+    freeze_unused(model)
+    return model.to(cfg.MODEL.DEVICE)

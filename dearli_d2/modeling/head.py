@@ -6,10 +6,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from .backbone.pyramid import LEVELS
 from .pixel_decoder import MSDeformAttnPixelDecoder
 from .transformer_decoder import MLP, DecoderOutput, MultiScaleMaskedTransformerDecoder
-
-_LEVELS = ("res2", "res3", "res4", "res5")
 
 
 class MaskFormerHead(nn.Module):
@@ -35,7 +34,7 @@ def build_head(cfg: CfgNode, in_channels: dict[str, int], embedding_dim: int | N
     }[cfg.MODEL.CLASSIFIER]()
     return MaskFormerHead(
         MSDeformAttnPixelDecoder(
-            {name: in_channels[name] for name in _LEVELS},
+            {name: in_channels[name] for name in LEVELS},
             dim=decoder.DIM,
             mask_dim=former.MASK_DIM,
             feedforward_dim=decoder.FEEDFORWARD_DIM,

@@ -17,7 +17,7 @@ def language_beside(cfg: CfgNode, backbone: nn.Module) -> OpenCLIPBackbone | Non
         ConfigError: neither is there. WeightsError: weights that cannot be had.
     """
     if cfg.MODEL.TEXT.ENCODER:
-        return build_frozen_clip(cfg.MODEL.TEXT.ENCODER, cfg.MODEL.TEXT.WEIGHTS)
+        return build_frozen_clip(cfg.MODEL.TEXT.ENCODER, cfg.MODEL.TEXT.WEIGHTS, cfg.MODEL.TEXT.TAG)
     if isinstance(backbone, OpenCLIPBackbone):
         return None
     raise ConfigError(
@@ -27,6 +27,5 @@ def language_beside(cfg: CfgNode, backbone: nn.Module) -> OpenCLIPBackbone | Non
 
 
 def clip_normalization(clip: OpenCLIPBackbone) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of 0..255 RGB that the published weights of a CLIP model want, (3, 1, 1) each."""
-    preprocess = clip.clip_model.visual.preprocess_cfg
-    return tuple(255 * torch.tensor(preprocess[name]).view(3, 1, 1) for name in ("mean", "std"))
+    """Mean and deviation of 0..255 RGB that the weights of a CLIP model expect, (3, 1, 1) each."""
+    return tuple(torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import nn
+
+from ..errors import ConfigError
+from .meta_arch.base import Segmenter, input_divisor
 
 _SIDE = 2  # of the probe, in what the network's input is a multiple of
 
 
-def freeze_unused(network: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor], divisor: int) -> None:
-    """Freezes what does not lead to the result of `forward`, such as CLIP's own head: data-parallel training wants a
-    gradient for every parameter that is trained.
+def freeze_unused(model: Segmenter) -> None:
+    """Freezes what of the backbones leads to no loss, such as CLIP's own head: data-parallel training wants a gradient for
+    every parameter that is trained.
 
-    Args:
-        network: whose parameters are tried. forward: (1, 3, S, S) images to a tensor. divisor: of S.
+    Raises:
+        ConfigError: a backbone that does not take images of other sizes than its own.
     """
-    trained = [p for p in network.parameters() if p.requires_grad]
-    if not trained:
-        return
-    training = network.training
-    network.eval()  # running statistics must not learn from the probe
-    with torch.enable_grad():
-        probe = forward(torch.zeros(1, 3, _SIDE * divisor, _SIDE * divisor)).sum()
-    network.train(training)
-    gradients = torch.autograd.grad(probe, trained, allow_unused=True) if probe.requires_grad else [None] * len(trained)
-    for parameter, gradient in zip(trained, gradients, strict=True):
-        parameter.requires_grad_(gradient is not None)
+    for backbone, used in model.backbone_paths():
+        trained = [p for p in backbone.parameters() if p.requires_grad]
+        if not trained:
+            continue
+        training = backbone.training
+        backbone.eval()  # running statistics must not learn from the probe
+        side = _SIDE * input_divisor(backbone)
+        try:
+            with torch.enable_grad():
+                maps = used(torch.zeros(1, 3, side, side, device=trained[0].device))
+                probe = torch.stack([x.sum() for x in maps]).sum()
+        except (AssertionError, RuntimeError) as error:
+            raise ConfigError(
+                f"MODEL.BACKBONE.ARCH: this network does not take images of {side} x {side} pixels: {error}"
+            ) from error
+        finally:
+            backbone.train(training)
+        gradients = (
+            torch.autograd.grad(probe, trained, allow_unused=True) if probe.requires_grad else [None] * len(trained)
+        )
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)

@@ -220,6 +220,35 @@ def test_vit_value_path_lets_no_token_see_another(vit):
     assert difference[torch.arange(17) != 5].max() == 0
 
 
+def test_vit_dense_features_are_maskclips(vit):
+    """The published form for ViTs: the whole last block, in which each token attends to itself alone."""
+    images, visual = torch.randn(2, 3, 64, 64), vit.clip_model.visual
+    *blocks, last = visual.transformer.resblocks
+    alone = torch.full((17, 17), -torch.inf).fill_diagonal_(0)
+    with torch.no_grad():
+        x = visual.conv1(images).flatten(2).transpose(1, 2)
+        x = torch.cat([visual.class_embedding.expand(2, 1, -1), x], 1) + visual.positional_embedding
+        x = visual.ln_pre(x)
+        for block in blocks:
+            x = block(x)
+        expected = visual.ln_post(last(x, attn_mask=alone))[:, 1:] @ visual.proj
+        dense = vit.encode(images)["clip_vis_dense"].flatten(2).transpose(1, 2)
+    assert torch.allclose(dense, expected, atol=1e-5)
+
+
+def test_eva_dense_features_are_maskclips(eva):
+    images, trunk = torch.randn(2, 3, 56, 56), eva.clip_model.visual.trunk
+    *blocks, last = trunk.blocks
+    with torch.no_grad():
+        x, rope = trunk._pos_embed(trunk.patch_embed(images))
+        for block in blocks:
+            x = block(x, rope=rope)
+        alone = last(x, rope=rope, attn_mask=torch.eye(17, dtype=torch.bool))
+        expected = trunk.head(trunk.fc_norm(trunk.norm(alone)[:, 1:]))
+        dense = eva.encode(images)["clip_vis_dense"].flatten(2).transpose(1, 2)
+    assert torch.allclose(dense, expected, atol=1e-5)
+
+
 def test_vit_takes_other_sizes(vit):
     features = vit(torch.randn(1, 3, 96, 64))
     assert features["clip_vis_dense"].shape == (1, 32, 6, 4)

@@ -16,24 +16,29 @@ from timm.models.eva import Eva
 from torch import nn
 
 from ...errors import ConfigError, WeightsError
+from ...pretrained import OPENAI_MEAN, OPENAI_STD, SHIPPED, clip_facts, no_such_tag, text_keys
 from ...weights import read_state_dict
 from ..ensembling import clip_head, mask_pool
 from ..prompts import text_tower_of
 from . import tiny_clip  # makes the shipped model known to open_clip
 from .pyramid import SimpleFeaturePyramid
 
+_OPENAI_CONSTANTS = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's own files
 
-def build_clip(arch: str, weights: str) -> nn.Module:
-    """An OpenCLIP model in fp32 on the CPU.
+
+def build_clip(arch: str, weights: str, tag: str = "") -> nn.Module:
+    """An OpenCLIP model in fp32 on the CPU, with the activation that its weights were trained with.
 
     Args:
         arch: name of an OpenCLIP model configuration, or the path of such a JSON file.
         weights: a pretrained tag (downloaded by `open_clip`), a local file, "shipped" (in this package), or "" for a
             random start.
+        tag: that a local file is of, see `dearli_d2.pretrained`.
 
     Raises:
-        ConfigError: unknown `arch`. WeightsError: weights that cannot be had or do not fit.
+        ConfigError: unknown `arch`, or a tag that is not of it. WeightsError: weights that cannot be had or do not fit.
     """
+    facts = clip_facts(arch, weights, tag)
     if arch.endswith(".json"):
         if not Path(arch).is_file():
             raise ConfigError(f"MODEL.BACKBONE.ARCH: no file {arch}")
@@ -41,40 +46,53 @@ def build_clip(arch: str, weights: str) -> nn.Module:
         arch = Path(arch).stem
     if arch not in open_clip.list_models():
         raise ConfigError(f"MODEL.BACKBONE.ARCH: open_clip has no model {arch!r}")
-    if weights == "shipped":
+    if weights == SHIPPED:
         weights = str(tiny_clip.ASSETS / f"{arch}.safetensors")
-    tags = open_clip.list_pretrained_tags_by_model(arch)
-    if weights in tags:
+    quick_gelu = facts is not None and facts.quick_gelu
+    if weights in open_clip.list_pretrained_tags_by_model(arch):
         try:
-            return open_clip.create_model(arch, pretrained=weights)
+            return open_clip.create_model(arch, pretrained=weights, force_quick_gelu=quick_gelu)
         except Exception as error:  # the hub client raises many types when there is no network
             raise WeightsError(
-                f"open_clip could not download {arch} / {weights}: {error}. Without network access put the file "
-                "on this machine and set MODEL.BACKBONE.WEIGHTS to its path"
+                f"open_clip could not download {arch} / {weights}: {error}. Without network access put the file on this machine, "
+                f"and set MODEL.BACKBONE.WEIGHTS to its path and MODEL.BACKBONE.TAG to {weights}"
             ) from error
     if weights and not Path(weights).is_file():
-        raise WeightsError(
-            f"MODEL.BACKBONE.WEIGHTS: {weights!r} is no file and no pretrained tag of {arch}; tags: {', '.join(tags) or 'none'}"
-        )
-    model = _create_random(arch)
-    if not weights:
-        return model
-    state = {k: v.float() if v.is_floating_point() else v for k, v in read_state_dict(weights).items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if missing or unexpected:
-        raise WeightsError(
-            f"{weights} is not {arch}: {len(missing)} names missing, {len(unexpected)} unexpected, first {(missing + unexpected)[0]}"
-        )
+        raise WeightsError(f"MODEL.BACKBONE.WEIGHTS: {no_such_tag(arch, weights)}; nor is it a file")
+    model = _create_random(arch, quick_gelu)
+    if weights:
+        _load(model, weights, arch)
     return model
 
 
-def _create_random(arch: str) -> nn.Module:
+def _create_random(arch: str, quick_gelu: bool) -> nn.Module:
     # open_clip warns on the root logger about the random start that is wanted here
     logging.disable(logging.WARNING)
     try:
-        return open_clip.create_model(arch, pretrained=None)
+        return open_clip.create_model(arch, pretrained=None, force_quick_gelu=quick_gelu)
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _load(model: nn.Module, path: str, arch: str) -> None:
+    state = {k: v.float() if v.is_floating_point() else v for k, v in read_state_dict(path).items()}
+    for name in _OPENAI_CONSTANTS:
+        state.pop(name, None)
+    own = model.state_dict()
+    strange = sorted(own.keys() ^ state.keys())
+    if strange:
+        missing = len(own.keys() - state.keys())
+        raise WeightsError(
+            f"{path} is not {arch}: {missing} names missing, {len(strange) - missing} unexpected, first {strange[0]}"
+        )
+    wrong = [name for name, value in state.items() if value.shape != own[name].shape]
+    if wrong:
+        shapes = f"{tuple(state[wrong[0]].shape)} in the file, {tuple(own[wrong[0]].shape)} in {arch}"
+        raise WeightsError(
+            f"{path} is not {arch}: {len(wrong)} tensors of another shape, first {wrong[0]}, {shapes}. "
+            "MODEL.BACKBONE.ARCH must be the architecture at the image size that the file was trained with"
+        )
+    model.load_state_dict(state)
 
 
 class OpenCLIPBackbone(Backbone):
@@ -84,12 +102,17 @@ class OpenCLIPBackbone(Backbone):
     gradient, no graph. `trainable_blocks` trains only so many of its last blocks (stages of a ConvNeXt) and what follows
     them; -1 = all. Methods that take a `tower` work with another image tower of the same architecture, such as a
     frozen copy of the start weights; None is the backbone's own.
+
+    Attributes:
+        mean, std: of 0..255 RGB, that its weights expect; OpenAI's where they are random.
     """
 
-    def __init__(self, arch: str, weights: str, frozen: bool, trainable_blocks: int = -1) -> None:
+    def __init__(self, arch: str, weights: str, frozen: bool, trainable_blocks: int = -1, tag: str = "") -> None:
         super().__init__()
         self.arch, self.frozen = Path(arch).stem if arch.endswith(".json") else arch, frozen
-        self.clip_model = build_clip(arch, weights)
+        self.clip_model = build_clip(arch, weights, tag)
+        facts = clip_facts(arch, weights, tag)
+        self.mean, self.std = (OPENAI_MEAN, OPENAI_STD) if facts is None else (facts.mean, facts.std)
         self.trainable_blocks = trainable_blocks
         self._choose_trainable()
         self.train()
@@ -124,6 +147,7 @@ class OpenCLIPBackbone(Backbone):
             "weights": cfg.MODEL.BACKBONE.WEIGHTS,
             "frozen": cfg.MODEL.BACKBONE.FREEZE,
             "trainable_blocks": cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS,
+            "tag": cfg.MODEL.BACKBONE.TAG,
         }
 
     def train(self, mode: bool = True) -> OpenCLIPBackbone:
@@ -176,8 +200,8 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
     """ConvNeXt tower: `res2`..`res5` and `clip_vis_dense`, the last stage before the head, (B, D, h, w)."""
 
     @configurable
-    def __init__(self, arch: str, weights: str, frozen: bool = True, trainable_blocks: int = -1) -> None:
-        super().__init__(arch, weights, frozen, trainable_blocks)
+    def __init__(self, arch: str, weights: str, frozen: bool = True, trainable_blocks: int = -1, tag: str = "") -> None:
+        super().__init__(arch, weights, frozen, trainable_blocks, tag)
         trunk = getattr(self.clip_model.visual, "trunk", None)
         if not hasattr(trunk, "stages") or not hasattr(trunk, "stem"):
             raise ConfigError(f"MODEL.BACKBONE.ARCH: {arch} has no ConvNeXt tower; use MODEL.BACKBONE.NAME OpenCLIPViT")
@@ -227,15 +251,22 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
 
 @BACKBONE_REGISTRY.register()
 class OpenCLIPViT(OpenCLIPBackbone):
-    """ViT tower: a simple feature pyramid on the last block's tokens, and `clip_vis_dense`, here (B, E, h, w): tokens
-    through the value path of the last attention (MaskCLIP), already in the joint space. Any input size: position
-    embeddings are interpolated."""
+    """ViT tower: a simple feature pyramid on the last block's tokens, and `clip_vis_dense`, here (B, E, h, w), already in the
+    joint space: in the last block no token sees another, attention gives each its own value; residual and feed-forward
+    stay, as in MaskCLIP's published code for ViTs (their paper, Sec. 3.1, describes attention pooling, which a ViT has not).
+    Any input size: position embeddings are interpolated."""
 
     @configurable
     def __init__(
-        self, arch: str, weights: str, frozen: bool = True, trainable_blocks: int = -1, pyramid_dim: int = 256
+        self,
+        arch: str,
+        weights: str,
+        frozen: bool = True,
+        trainable_blocks: int = -1,
+        tag: str = "",
+        pyramid_dim: int = 256,
     ) -> None:
-        super().__init__(arch, weights, frozen, trainable_blocks)
+        super().__init__(arch, weights, frozen, trainable_blocks, tag)
         width, self.patch = self._prepare_tower()
         self.pyramid = SimpleFeaturePyramid(width, pyramid_dim, self.patch)
 
@@ -294,7 +325,8 @@ class OpenCLIPViT(OpenCLIPBackbone):
         *blocks, last = visual.transformer.resblocks
         for block in blocks:
             x = block(x)
-        dense = visual.ln_post(x + last.ls_1(_value_path(last.attn, last.ln_1(x))))[:, 1:] @ visual.proj
+        dense = x + last.ls_1(_value_path(last.attn, last.ln_1(x)))
+        dense = visual.ln_post(dense + last.ls_2(last.mlp(last.ln_2(dense))))[:, 1:] @ visual.proj
         x = last(x)
         return x[:, 1:], dense, visual.ln_post(x[:, :1]) @ visual.proj
 
@@ -336,12 +368,13 @@ class OpenCLIPEVA(OpenCLIPViT):
         *blocks, last = trunk.blocks
         for block in blocks:
             x = block(x, rope=rope)
-        scale = 1 if last.gamma_1 is None else last.gamma_1
-        dense = trunk.norm(x + scale * _eva_value_path(last.attn, last.norm1(x)))
+        first, second = (1 if gamma is None else gamma for gamma in (last.gamma_1, last.gamma_2))
+        dense = x + first * _eva_value_path(last.attn, last.norm1(x))
+        dense = trunk.norm(dense + second * last.mlp(last.norm2(dense)))
         x = last(x, rope=rope)
         embed = lambda tokens: trunk.head(trunk.fc_norm(tokens))  # noqa: E731
-        first = trunk.num_prefix_tokens
-        return x[:, first:], embed(dense[:, first:]), embed(trunk.norm(x[:, :1]))
+        start = trunk.num_prefix_tokens
+        return x[:, start:], embed(dense[:, start:]), embed(trunk.norm(x[:, :1]))
 
 
 def _eva_value_path(attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -370,8 +403,8 @@ def _value_path(attention: nn.MultiheadAttention, x: torch.Tensor) -> torch.Tens
     return attention.out_proj(value)
 
 
-def build_frozen_clip(arch: str, weights: str) -> OpenCLIPBackbone:
-    """A frozen CLIP model beside another backbone, for its text and its zero-shot recognition.
+def build_frozen_clip(arch: str, weights: str, tag: str = "") -> OpenCLIPBackbone:
+    """A frozen CLIP model beside another backbone, for its text and its zero-shot recognition; arguments of `build_clip`.
 
     Raises:
         ConfigError: an architecture that no backbone here fits. WeightsError: see `build_clip`.
@@ -381,4 +414,7 @@ def build_frozen_clip(arch: str, weights: str) -> OpenCLIPBackbone:
         raise ConfigError(f"MODEL.TEXT.ENCODER: open_clip has no model {arch!r}")
     tower = vision.get("timm_model_name", "")
     kind = OpenCLIPEVA if tower.startswith("eva") else OpenCLIPConvNeXt if tower else OpenCLIPViT
-    return kind(arch=arch, weights=weights, frozen=True).requires_grad_(False)
+    try:
+        return kind(arch=arch, weights=weights, tag=tag, frozen=True).requires_grad_(False)
+    except (ConfigError, WeightsError) as error:
+        raise type(error)(text_keys(str(error))) from error

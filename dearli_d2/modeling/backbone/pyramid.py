@@ -10,6 +10,8 @@ from torch import nn
 
 from ..pixel_decoder import group_count
 
+LEVELS = ("res2", "res3", "res4", "res5")  # names of a backbone's maps, from fine to coarse
+
 
 class SimpleFeaturePyramid(nn.Module):
     """From one map (ViTDet, Sec. 3): res2..res5 at patch/4, patch/2, patch and 2 patch by transposed convolutions, identity and

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from timm.layers import freeze_batch_norm_2d
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
@@ -35,6 +36,7 @@ class TimmBackbone(Backbone):
         channels: of the reassembled levels.
         checkpoint: computes blocks again in the backward pass instead of keeping what they need.
         trainable_blocks: of a plain ViT, its last blocks that are trained, with its last norm; -1 = all of it.
+        freeze_norm: batch norms keep their statistics, weights and biases (FrozenBN of Mask2Former's recipe).
 
     Raises:
         ConfigError: unknown `arch`, or one without the strides or the layers. WeightsError: weights that cannot be had.
@@ -51,6 +53,7 @@ class TimmBackbone(Backbone):
         channels: Sequence[int] = (),
         checkpoint: bool = False,
         trainable_blocks: int = -1,
+        freeze_norm: bool = False,
     ) -> None:
         super().__init__()
         self.frozen = frozen
@@ -82,6 +85,8 @@ class TimmBackbone(Backbone):
             }
         if checkpoint:
             (self.model.model if plain else self.model).set_grad_checkpointing()
+        if freeze_norm:
+            self.model = freeze_batch_norm_2d(self.model)
         if frozen:
             self.model.requires_grad_(False)
         elif trainable_blocks >= 0:
@@ -101,6 +106,7 @@ class TimmBackbone(Backbone):
             "channels": cfg.MODEL.BACKBONE.LEVEL_DIMS,
             "checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT_BLOCKS,
             "trainable_blocks": cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS,
+            "freeze_norm": cfg.MODEL.BACKBONE.FREEZE_NORM,
         }
 
     def _train_last(self, count: int, arch: str) -> None:

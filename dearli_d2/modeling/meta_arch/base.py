@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,15 +11,24 @@ from detectron2.structures import ImageList
 from torch import nn
 
 from ...data.taxonomy import Taxonomy
+from ..backbone.pyramid import LEVELS
 from ..inference import resize_logits
 from ..semantic import sliding_window
 
 _PAD_TO = 32
 
+# backbones of a model, each with what losses take from it: (B, 3, H, W) images to tensors
+BackbonePaths = list[tuple[nn.Module, Callable[[torch.Tensor], Sequence[torch.Tensor]]]]
+
 
 def input_divisor(backbone: nn.Module) -> int:
     """What the sides of a backbone's input are multiples of."""
     return backbone.size_divisibility or _PAD_TO
+
+
+def levels_of(features: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The four maps that decoders read."""
+    return [features[name] for name in LEVELS]
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,10 @@ class Segmenter(nn.Module):
 
     def check_training(self, cfg: CfgNode) -> None:
         """What a method knows to fail, said before the first step. Raises `ConfigError`."""
+
+    def backbone_paths(self) -> BackbonePaths:
+        """What of each backbone takes part in the losses; the rest is frozen, see `freeze_unused`."""
+        return [(self.backbone, lambda images: levels_of(self.backbone(images)))]
 
     @property
     def training_divisor(self) -> int:

@@ -13,12 +13,12 @@ from detectron2.structures import ImageList
 
 from ...data.taxonomy import Taxonomy
 from ...errors import ConfigError
+from ..backbone.pyramid import LEVELS
 from ..backbone.timm import TimmBackbone
 from ..inference import resize_logits
 from ..per_pixel import DPTHead
-from ..per_pixel.dpt import LEVELS, norm_on
+from ..per_pixel.dpt import norm_on
 from ..pixel_losses import consistency_loss, supervised_loss
-from ..unused import freeze_unused
 from .base import ReadOut, input_divisor
 from .pixel_segmenter import PixelSegmenter
 
@@ -148,9 +148,6 @@ def build_network(cfg: CfgNode) -> tuple[Backbone, DPTHead]:
             f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} gives {', '.join(channels)}; the DPT head needs {', '.join(missing)} too"
         )
     norm = norm_on(cfg.MODEL.DEVICE, cfg.MODEL.DPT.NORM)
-    freeze_unused(
-        backbone, lambda images: torch.stack([backbone(images)[n].sum() for n in LEVELS]), input_divisor(backbone)
-    )
     return backbone, DPTHead(channels, cfg.MODEL.DPT.DIM, cfg.MODEL.NUM_CLASSES, norm)
 
 

@@ -33,6 +33,7 @@ from ..textual_queries import (
 )
 from ..transformer_decoder import DecoderOutput, GivenQueries
 from ..vision_language import masked_regions, region_losses
+from .base import BackbonePaths, levels_of
 from .mask_former import MaskFormer
 
 _LEVELS = 3  # of the pixel decoder
@@ -299,6 +300,14 @@ class HVL(MaskFormer):
             )
         losses = {"loss_align": align * options.align_weight, "loss_consistency": consistency * options.mask_weight}
         return {name: options.vl_weight * loss for name, loss in losses.items()}
+
+    def backbone_paths(self) -> BackbonePaths:
+        def used(images: torch.Tensor) -> list[torch.Tensor]:
+            features = self.backbone(images)
+            aligned = self.options.textual_queries and self.options.vl_weight
+            return levels_of(features) + ([self.backbone.embed_dense(features)] if aligned else [])
+
+        return [(self.backbone, used)]
 
     def network(self, images: torch.Tensor) -> DecoderOutput:
         queries = presence = None

@@ -20,10 +20,12 @@ from ..inference import resize_logits
 from ..per_pixel import DPTHead
 from ..pixel_losses import consistency_loss, distillation_loss, supervised_loss
 from ..semantic import confident_targets
-from .base import input_divisor
+from .base import BackbonePaths, input_divisor, levels_of
 from .dpt_segmenter import DPTSegmenter, build_network, fitted, pyramid_of
 
 logger = logging.getLogger(__name__)
+
+Normalization = Sequence[Sequence[float]]  # mean and deviation
 
 
 class Consultation(nn.Module):
@@ -45,12 +47,33 @@ class Consultation(nn.Module):
         return features + resize_logits(projected, features.shape[-2:])
 
 
-class Senior(nn.Module):
-    """The large network. `consultation`: None leaves the junior's features out."""
+class Renormalization(nn.Module):
+    """Images normalised with one mean and deviation to another; `before` and `after`: both, 3 values each."""
 
-    def __init__(self, backbone: Backbone, head: DPTHead, consultation: Consultation | None) -> None:
+    def __init__(self, before: Normalization, after: Normalization) -> None:
+        super().__init__()
+        (mean, std), (new_mean, new_std) = (torch.tensor(values).view(2, 3, 1, 1) for values in (before, after))
+        self.register_buffer("scale", std / new_std, persistent=False)
+        self.register_buffer("shift", (mean - new_mean) / new_std, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images * self.scale + self.shift
+
+
+class Senior(nn.Module):
+    """The large network. `consultation`: None leaves the junior's features out. `renormalization`: from the junior's input to
+    what its own weights expect, None where that is the same."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: DPTHead,
+        consultation: Consultation | None,
+        renormalization: Renormalization | None = None,
+    ) -> None:
         super().__init__()
         self.backbone, self.head, self.consultation = backbone, head, consultation
+        self.renormalization = renormalization
 
     def forward(self, images: torch.Tensor, junior: torch.Tensor, dropped: int = 0, views: int = 1) -> torch.Tensor:
         """(B, 3, H, W) normalised images and the junior's (B, D, h, w) features of them to (B, K, ...) logits.
@@ -58,6 +81,8 @@ class Senior(nn.Module):
         Args:
             dropped, views: see `pyramid_of`.
         """
+        if self.renormalization is not None:
+            images = self.renormalization(images)
         features = self.head.features(pyramid_of(self.backbone, images, dropped, views))
         if self.consultation is not None:
             features = self.consultation(features, junior)
@@ -102,10 +127,12 @@ class SegKC(DPTSegmenter):
             backbone, head = build_network(senior_config(cfg))
         except (ConfigError, WeightsError) as error:
             raise type(error)(str(error).replace("MODEL.BACKBONE.", "MODEL.SENIOR.BACKBONE.")) from error
+        before, after = ((part.PIXEL_MEAN, part.PIXEL_STD) for part in (cfg.MODEL, cfg.MODEL.SENIOR))
+        renormalization = None if after == before else Renormalization(before, after)
         consultation = Consultation(arguments["head"].dim, head.dim) if options.CONSULT else None
         return {
             **arguments,
-            "senior": Senior(backbone, head, consultation),
+            "senior": Senior(backbone, head, consultation, renormalization),
             "consult_grad": options.CONSULT_GRAD,
             "distillation_weight": options.KD_WEIGHT,
             "temperature": options.KD_TEMPERATURE,
@@ -129,6 +156,12 @@ class SegKC(DPTSegmenter):
                 "senior and junior are the same network (MODEL.BACKBONE and MODEL.SENIOR.BACKBONE): cross supervision then "
                 "lives from their different random starts alone"
             )
+
+    def backbone_paths(self) -> BackbonePaths:
+        return [
+            *super().backbone_paths(),
+            (self.senior.backbone, lambda images: levels_of(self.senior.backbone(images))),
+        ]
 
     def network(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.both_logits(images)

@@ -25,8 +25,7 @@ from ..language_guidance import CaptionEncoder, DenseLanguageGuidance, text_widt
 from ..per_pixel import DPTHead, UpsampleHead
 from ..pixel_losses import PixelLoss, cross_entropy_loss
 from ..prompts import text_tower_of
-from ..unused import freeze_unused
-from .base import ReadOut, input_divisor
+from .base import BackbonePaths, ReadOut
 from .pixel_segmenter import PixelSegmenter
 
 _LOG_PERIOD = 20  # steps; as often as the trainer writes its scalars
@@ -106,7 +105,6 @@ class SemiDAViL(PixelSegmenter):
         self.feature, self.head, self.guidance = feature, head, guidance
         self.beside, self.captions, self.loss = language, captions, loss
         self.loss_weight, self.unlabeled_weight, self.confidence = loss_weight, unlabeled_weight, confidence
-        freeze_unused(backbone, self.feature_map, input_divisor(backbone))
         self.encoder = None
         if guidance is not None:
             clip = self.language
@@ -185,6 +183,9 @@ class SemiDAViL(PixelSegmenter):
     def feature_map(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) the backbone's map that is classified."""
         return self.backbone.dense(images) if self.feature == "clip_vis_dense" else self.backbone(images)[self.feature]
+
+    def backbone_paths(self) -> BackbonePaths:
+        return [(self.backbone, lambda images: [self.feature_map(images)])]
 
     def logits(self, images: torch.Tensor, samples: Sequence[dict] | None) -> torch.Tensor:
         features = self.feature_map(images)

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from detectron2.layers import NaiveSyncBatchNorm
 from torch import nn
 
+from ..backbone.pyramid import LEVELS
 from ..pixel_decoder import group_count
-
-LEVELS = ("res2", "res3", "res4", "res5")
 
 
 class DPTHead(nn.Module):
