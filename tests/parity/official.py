@@ -71,6 +71,8 @@ def segments(key: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return labels, nearest == torch.arange(count)[:, None, None]
 
 
+STEPS = (0, 1, 2, 3, 4, 500, 998, 999, 1000, 40000)
+TEACHERS = ((0, False), (0, True), (3, False), (3, True))  # burn-in, and whether it has weights of its own
 LABELED = [("labelled a", 6), ("labelled b", 3)]
 UNLABELED = [("pseudo a", 5), ("pseudo b", 2)]
 
@@ -130,6 +132,27 @@ def _instances(key: str, count: int):
     return instances
 
 
+def _momentum(burn_in: int, own_weights: bool) -> list[float]:
+    """Share of itself that their teacher keeps in each of `STEPS`."""
+    from mask2former.vision_language_maskformer_teacher import VisionLanguageMaskFormerTeacher
+
+    kept: list[float] = []
+    teacher = types.SimpleNamespace(
+        burn_in_iters=burn_in,
+        ema_decay=0.999,
+        teacher_weights_path_set=own_weights,
+        init_modules=lambda *_, **__: kept.append(0.0),
+        convert_weights_to_leaf_nodes=lambda: None,
+        ema_update_weights=lambda _, ema_decay: kept.append(ema_decay),
+    )
+    result = []
+    for step in STEPS:
+        kept.clear()
+        VisionLanguageMaskFormerTeacher.post_optim_step(teacher, None, step)
+        result.append(kept[0] if kept else 1.0)
+    return result
+
+
 def compute(checkout: str) -> dict:
     """Logits, semantic scores, losses and gradients of the authors' student."""
     model = _build(checkout)
@@ -140,6 +163,7 @@ def compute(checkout: str) -> dict:
         "names": sorted(n for n in model.state_dict() if not n.endswith("empty_weight")),
         "prompts": VILD_PROMPT,
     }
+    result["momentum"] = {case: _momentum(*case) for case in TEACHERS}
     result["classes"] = list(model.metadata.stuff_classes)  # things too
     with torch.no_grad():
         metadata = types.SimpleNamespace(stuff_classes=[",".join(names) for names in SPOKEN])

@@ -16,6 +16,7 @@ import torch
 
 from dearli_d2 import build_model, get_config
 from dearli_d2.data.taxonomy import Taxonomy
+from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.modeling.text import VILD_TEMPLATES, Vocabulary, build_vocabulary
 from dearli_d2.structures import Targets
 from tests.conftest import REPO
@@ -27,6 +28,9 @@ pytestmark = pytest.mark.skipif(not CHECKOUT, reason="OFFICIAL_DEARLI names no c
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
+    needed = official.CLASS_NAMES, "mask2former/modeling/pixel_decoder/ops/functions/ms_deform_attn_func.py"
+    missing = [name for name in needed if not os.path.isfile(os.path.join(CHECKOUT, name))]
+    assert not missing, f"OFFICIAL_DEARLI {CHECKOUT} has no {missing}"
     out = tmp_path_factory.mktemp("official") / "result.pt"
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", official.__file__, CHECKOUT, str(out)],
@@ -60,6 +64,13 @@ def test_their_list_of_class_names_is_read_as_they_read_it(theirs, model):
     ids = tuple(range(official.CLASSES))  # of the annotation files; the list counts from 1
     taxonomy = Taxonomy(tuple(n[:1] for n in names), model.taxonomy.thing_ids, ids, model.taxonomy.colors)
     assert list(taxonomy.with_names_of(os.path.join(CHECKOUT, official.CLASS_NAMES)).names) == names
+
+
+@pytest.mark.parametrize("case", official.TEACHERS)
+def test_the_teacher_keeps_as_much_of_itself(theirs, case):
+    burn_in, own_weights = case
+    teacher = EMATeacher(torch.nn.Linear(1, 1), 0.999, not own_weights, burn_in)
+    assert [teacher.momentum(step) for step in official.STEPS] == pytest.approx(theirs["momentum"][case])
 
 
 def test_text_embeddings(theirs, model):
