@@ -32,10 +32,11 @@ from .arguments import add_config_file, command_parser
 from .checkpoint import load_state
 from .config import get_config
 from .data.captions import read_captions
+from .data.custom import listed_classes
 from .data.images import find_images
 from .data.mappers import TestMapper, enlarge_read_out, read_image
 from .data.preparation import ids_to_rgb
-from .data.taxonomy import Taxonomy
+from .data.taxonomy import Taxonomy, named, same_classes
 from .errors import ConfigError, DatasetError, DearliError, first_few
 from .files import write_atomically, write_json
 from .modeling import build_model
@@ -89,6 +90,9 @@ class Predictor:
             raise ConfigError("prediction needs weights: --weights or MODEL.WEIGHTS")
         content = read_file(weights)
         taxonomy = Taxonomy.from_json(content["taxonomy"]) if "taxonomy" in content else None
+        listed = listed_classes(config.DATASETS.CUSTOM)
+        if taxonomy is not None and listed is not None and class_names is None:
+            same_classes(taxonomy, named(config, listed), weights, "DATASETS.CUSTOM.CLASSES")
         self.model = build_model(config, taxonomy, load_backbone=False)
         which = "teacher" if config.TEST.WEIGHTS == "teacher" else "student"
         load_state(self.model, state_dict_of(content, weights, which), weights)

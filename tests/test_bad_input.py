@@ -224,6 +224,7 @@ CONFIG_CASES = {
     "unknown data set": (["DATASETS.TRAIN", "('miniwrld',)"], r"there is no data set 'miniwrld'; known: "),
     "no training data": (["DATASETS.TRAIN", "()"], r"DATASETS.TRAIN names no data set"),
     "unknown architecture": (["MODEL.META_ARCHITECTURE", "MaskFromer"], r"META_ARCHITECTURE: there is no 'MaskFromer'"),
+    "unknown backbone": (["MODEL.BACKBONE.NAME", "OpenCLIPResNet"], r"MODEL.BACKBONE.NAME: there is no 'OpenCLIPResNet'; known: .*TimmBackbone"),
     "unknown backbone model": (["MODEL.BACKBONE.ARCH", "convnext-none"], r"open_clip has no model 'convnext-none'"),
     "weights that are not there": (["MODEL.WEIGHTS", "none.pth"], r"no weight file none.pth"),
     "backbone weights that cannot be had": (["MODEL.BACKBONE.WEIGHTS", "laion5b"], r"'laion5b' is no file and no pretrained tag"),

@@ -16,7 +16,7 @@ from dearli_d2.data import mappers
 from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.engine.trainer import DualStreamTrainer
-from dearli_d2.errors import ConfigError, WeightsError
+from dearli_d2.errors import ConfigError, DatasetError, WeightsError
 from tests.conftest import REPO
 
 LANG = str(REPO / "configs/miniworld/m2f_lang.yaml")
@@ -177,3 +177,18 @@ def test_a_model_that_reads_captions_gets_them_from_a_file(mini_config, images, 
     captions.write_text(json.dumps({"file": "scene0.png", "caption": "grass"}) + "\n")
     assert predict.main([*command, "--captions", str(captions)]) == 2
     assert "2 of 3 images have no caption" in capsys.readouterr().err
+
+
+def test_own_classes_in_another_order_than_the_weights_are_an_error(weights, repo):
+    from dearli_d2.data.catalog import taxonomy_of
+
+    known = taxonomy_of("miniworld_train")
+    kinds = ["thing" if c in known.thing_ids else "stuff" for c in range(len(known))]
+    lines = [f"{i} {kind} {', '.join(n)}" for i, kind, n in zip(known.dataset_ids, kinds, known.names, strict=True)]
+    own = ["DATASETS.CUSTOM.ROOT", "mine", "DATASETS.CUSTOM.CLASSES"]
+    dearli_d2.Predictor(dearli_d2.get_config(LANG, [*own, str(lines)]), weights["lang"])
+    words = [line.split(" ", 2) for line in lines]
+    words[0][2], words[3][2] = words[3][2], words[0][2]
+    swapped = dearli_d2.get_config(LANG, [*own, str([" ".join(w) for w in words])])
+    with pytest.raises(DatasetError, match="DATASETS.CUSTOM.CLASSES has other categories .* class 0 was 'striped red'"):
+        dearli_d2.Predictor(swapped, weights["lang"])

@@ -46,6 +46,7 @@ from .index_masks import check_values, read_index_mask
 from .lists import read_list
 from .panoptic_json import read_panoptic_json, without_annotation
 from .preparation import convert_all, ids_to_rgb, save_png, segment_info
+from .taxonomy import Taxonomy
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,11 @@ class CustomClass:
     id: int
     isthing: bool
     names: tuple[str, ...]
+
+    @property
+    def category(self) -> dict:
+        """As a COCO-panoptic JSON file has it."""
+        return {"id": self.id, "name": self.names[0], "synonyms": list(self.names[1:]), "isthing": int(self.isthing)}
 
 
 def parse_classes(lines: Sequence[str], ignore: int = VOID) -> list[CustomClass]:
@@ -153,6 +159,12 @@ def number_of_classes(custom: CfgNode) -> int:
             "DATASETS.CUSTOM.CLASSES and PANOPTIC_JSON exclude each other: the JSON file holds the classes"
         )
     return len(_read_own_json(custom, Path(custom.ROOT).expanduser())["categories"])
+
+
+def listed_classes(custom: CfgNode) -> Taxonomy | None:
+    """The classes of DATASETS.CUSTOM.CLASSES, None where it is empty. Raises `ConfigError`."""
+    classes = parse_classes(custom.CLASSES, custom.IGNORE_VALUE)
+    return Taxonomy.from_categories([c.category for c in classes]) if classes else None
 
 
 # ---------------------------------------------------------------------------------------------- registration
@@ -360,9 +372,7 @@ def _from_masks(custom: CfgNode, root: Path) -> tuple[Path, Path]:
             {"image_id": _key(n), "file_name": f"{_key(n)}.png", "segments_info": r["segments_info"]}
             for n, r in zip(names, records, strict=True)
         ],
-        "categories": [
-            {"id": c.id, "name": c.names[0], "synonyms": list(c.names[1:]), "isthing": int(c.isthing)} for c in classes
-        ],
+        "categories": [c.category for c in classes],
     }
     _write_splits(folder, content, held_back)
     return folder, panoptic

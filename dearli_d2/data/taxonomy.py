@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import ConfigError, first_few
+from detectron2.config import CfgNode
+
+from ..errors import ConfigError, DatasetError, first_few
 from ..files import read_text
 from .class_names import comma_parts, find_class, plain_words
 
@@ -186,6 +188,30 @@ def first_difference(saved: Taxonomy, found: Taxonomy, synonyms: bool = False, k
         if before != now:
             return f"class {index} was {before}, is {now}"
     return None if len(saved) == len(found) else f"{len(saved)} classes, not {len(found)}"
+
+
+def named(cfg: CfgNode, taxonomy: Taxonomy) -> Taxonomy:
+    """Classes of a data set under the names that a model of the config has for them."""
+    return taxonomy.with_names_of(cfg.MODEL.TEXT.CLASS_NAMES) if cfg.MODEL.TEXT.CLASS_NAMES else taxonomy
+
+
+def same_classes(
+    saved: Taxonomy, found: Taxonomy, source: str | Path, here: str, synonyms: bool = False, kinds: bool = True
+) -> None:
+    """Compares the classes that a model was made with with those of a data set.
+
+    Args:
+        source, here: what has them, for the error. synonyms, kinds: see `first_difference`.
+
+    Raises:
+        DatasetError: number, order, names, ids or kinds differ; with the first class that does.
+    """
+    difference = first_difference(saved, found, synonyms, kinds)
+    if difference is not None:
+        raise DatasetError(
+            f"{here} has other categories than {source} was made for: {difference}. Give the classes in the order and with "
+            "the names and ids that the model was trained with"
+        )
 
 
 def spread_colors(count: int) -> list[tuple[int, int, int]]:

@@ -17,13 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.captions import prepared_for
 from ..data.catalog import dataset_dicts, taxonomy_of
 from ..data.mappers import TestMapper, enlarge_read_out, read_image
-from ..data.taxonomy import Taxonomy
+from ..data.taxonomy import Taxonomy, named, same_classes
 from ..evaluation import build_evaluator
 from ..evaluation.report import scalars, tables, write_results
 from ..modeling.semantic import class_segments
 from ..visualization import save_prediction_picture
 from .optimizer import autocast
-from .resume import named, same_classes
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from detectron2.config import CfgNode
 from ..config import all_keys
 from ..config_schema import plain
 from ..data.catalog import dataset_dicts
-from ..data.taxonomy import Taxonomy, first_difference
 from ..errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
@@ -77,30 +76,6 @@ def check_settings(state: dict, cfg: CfgNode, scored_with: dict[str, Any] | None
             saved[_LENGTH],
             here[_LENGTH],
             state["iteration"],
-        )
-
-
-def named(cfg: CfgNode, taxonomy: Taxonomy) -> Taxonomy:
-    """Classes of a data set under the names that a model of the config has for them."""
-    return taxonomy.with_names_of(cfg.MODEL.TEXT.CLASS_NAMES) if cfg.MODEL.TEXT.CLASS_NAMES else taxonomy
-
-
-def same_classes(
-    saved: Taxonomy, found: Taxonomy, source: str | Path, here: str, synonyms: bool = False, kinds: bool = True
-) -> None:
-    """Compares the classes that a model was made with with those of a data set.
-
-    Args:
-        source, here: what has them, for the error. synonyms, kinds: see `first_difference`.
-
-    Raises:
-        DatasetError: number, order, names, ids or kinds differ; with the first class that does.
-    """
-    difference = first_difference(saved, found, synonyms, kinds)
-    if difference is not None:
-        raise DatasetError(
-            f"{here} has other categories than {source} was made for: {difference}. Give the classes in the order and with "
-            "the names and ids that the model was trained with"
         )
 
 

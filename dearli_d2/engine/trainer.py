@@ -20,7 +20,7 @@ from ..checkpoint import load_state, load_weights
 from ..data.build import build_streams, labeled_dicts
 from ..data.catalog import class_source, taxonomy_of
 from ..data.overlap import check_overlap, check_roles
-from ..data.taxonomy import Taxonomy
+from ..data.taxonomy import Taxonomy, named, same_classes
 from ..data.validation import validate_dataset
 from ..errors import ConfigError, DatasetError, TrainingError
 from ..files import write_atomically
@@ -35,7 +35,7 @@ from .hooks import EvaluationHook, PictureHook, PseudoLabelMonitor, SaveHook
 from .metrics import MetricsHook, recent, restore
 from .optimizer import autocast, build_optimizer, build_scaler, build_scheduler
 from .pseudo_labels import PseudoLabeler
-from .resume import check_data, check_settings, describe_data, named, same_classes, scoring_settings
+from .resume import check_data, check_settings, describe_data, scoring_settings
 from .run_folder import FolderLock
 from .teacher import EMATeacher
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from torch import nn
 
 from ..data.catalog import class_source, taxonomy_of
@@ -45,6 +45,10 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
         )
     if taxonomy is not None and cfg.MODEL.TEXT.CLASS_NAMES:
         taxonomy = taxonomy.with_names_of(cfg.MODEL.TEXT.CLASS_NAMES)
+    for key, backbone in (("MODEL.BACKBONE", cfg.MODEL.BACKBONE), ("MODEL.SENIOR.BACKBONE", cfg.MODEL.SENIOR.BACKBONE)):
+        if backbone.NAME not in BACKBONE_REGISTRY:
+            known = ", ".join(sorted(name for name, _ in BACKBONE_REGISTRY))
+            raise ConfigError(f"{key}.NAME: there is no {backbone.NAME!r}; known: {known}")
     if not load_backbone:
         cfg = cfg.clone()
         cfg.defrost()
