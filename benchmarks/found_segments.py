@@ -14,8 +14,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dearli_d2 import Predictor
-from dearli_d2.cli import report_errors
 from dearli_d2.evaluation.label_quality import PanopticLabelQuality
+from dearli_d2.reporting import report_errors
 
 from .diagnosis import begin
 

@@ -19,10 +19,10 @@ from tabulate import tabulate
 from torch import nn
 
 from dearli_d2.checkpoint import load_weights
-from dearli_d2.cli import report_errors
 from dearli_d2.config import get_config
 from dearli_d2.data.build import build_streams
 from dearli_d2.modeling import build_model
+from dearli_d2.reporting import report_errors
 
 # loss, parameters that it is for, keys whose product is its weight
 REGULARISERS = (

@@ -17,11 +17,11 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dearli_d2 import Predictor
-from dearli_d2.cli import report_errors
 from dearli_d2.data.mappers import resize_labels
 from dearli_d2.evaluation.semantic import confusion, mean_iou, read_semantic
 from dearli_d2.modeling.inference import resize_logits, semantic_inference
 from dearli_d2.modeling.textual_queries import presence_of_targets
+from dearli_d2.reporting import report_errors
 
 from .diagnosis import begin
 

@@ -16,13 +16,13 @@ import numpy as np
 from tabulate import tabulate
 
 from dearli_d2.checkpoint import load_weights
-from dearli_d2.cli import report_errors
 from dearli_d2.config import get_config
 from dearli_d2.data.captions import read_captions
 from dearli_d2.data.catalog import register, source_of
 from dearli_d2.engine.evaluation import evaluate
 from dearli_d2.files import write_atomically
 from dearli_d2.modeling import build_model
+from dearli_d2.reporting import report_errors
 
 from .study import CONFIGS
 
