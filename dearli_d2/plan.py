@@ -30,6 +30,7 @@ from .data.custom import register_custom
 from .data.inspection import inspect_custom, size_range, write_contact_sheet
 from .data.taxonomy import Taxonomy, spread_colors
 from .engine.optimizer import autocast
+from .engine.teacher import has_ramp
 from .errors import ConfigError, DearliError
 from .masks.storage import MaskFolder
 from .modeling import build_model
@@ -93,6 +94,8 @@ def _captions(name: str) -> str:
 
 def schedule_rows(cfg: CfgNode) -> list[list[str]]:
     """(what, value) of the schedule."""
+    if not (cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE):
+        return [["training", "none, the config names no data set to train on"], ["output", cfg.OUTPUT_DIR]]
     rows = [
         *([["batch, labelled", str(cfg.SOLVER.IMS_PER_BATCH)]] if cfg.DATASETS.TRAIN else []),
         *([["batch, source", str(cfg.SSL.SOURCE_IMS_PER_BATCH)]] if cfg.DATASETS.SOURCE else []),
@@ -144,9 +147,9 @@ def _enlarged(cfg: CfgNode) -> str:
 
 
 def _teacher(cfg: CfgNode) -> str:
-    return (
-        "junior and senior, of each other" if cfg.MODEL.META_ARCHITECTURE == "SegKC" else f"EMA {cfg.SSL.EMA_DECAY:g}"
-    )
+    if cfg.MODEL.META_ARCHITECTURE == "SegKC":
+        return "junior and senior, of each other"
+    return f"EMA {cfg.SSL.EMA_DECAY:g}{' after a ramp' if has_ramp(cfg) else ''}"
 
 
 def _pseudo_labels(cfg: CfgNode) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dearli_d2.config import get_config
 from dearli_d2.data.custom import write_example
 from dearli_d2.modeling import build_model
 from dearli_d2.plan import data_rows, main, model_rows, schedule_rows
@@ -32,6 +33,15 @@ def test_rows_of_miniworld(mini_config):
     assert schedule["passes over the labelled images"] == "4.0"  # 100 x 2 / 50
     assert schedule["passes over the unlabelled images"] == "0.3"  # 80 x 4 / 950
     assert "alpha 0.6" in schedule["teacher"]
+    assert schedule["teacher"].startswith("EMA 0.95 after a ramp")
+
+
+def test_rows_where_nothing_is_trained():
+    cfg = get_config(REPO / "configs" / "coco_panoptic" / "m2f_r50.yaml", ["MODEL.DEVICE", "cpu"])
+    assert dict(schedule_rows(cfg)) == {
+        "training": "none, the config names no data set to train on",
+        "output": cfg.OUTPUT_DIR,
+    }
 
 
 def test_rows_of_domain_adaptation(mini_config):

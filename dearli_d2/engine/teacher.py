@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpoint import LoadReport, load_state, translate_names
@@ -99,6 +100,12 @@ class EMATeacher:
     def labels(self, inputs: list[dict]) -> dict[str, list[Targets]]:
         """The same as `PseudoLabeler` takes it."""
         return {"targets": self.pseudo_label(inputs)}
+
+
+def has_ramp(cfg: CfgNode) -> bool:
+    """Whether the decay of a config's teacher rises from 0: not where the teacher has weights of its own, which the first update
+    would discard, nor after a burn-in."""
+    return cfg.SSL.EMA_RAMP and not (cfg.SSL.TEACHER_WEIGHTS or cfg.SSL.BURN_IN)
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:

@@ -37,7 +37,7 @@ from .optimizer import autocast, build_optimizer, build_scaler, build_scheduler
 from .pseudo_labels import PseudoLabeler
 from .resume import check_data, check_settings, describe_data, scoring_settings
 from .run_folder import FolderLock
-from .teacher import EMATeacher
+from .teacher import EMATeacher, has_ramp
 
 logger = logging.getLogger(__name__)
 
@@ -136,10 +136,8 @@ class DualStreamTrainer(TrainerBase):
         if state is None:
             self._load_start_weights()
         taught = bool(cfg.DATASETS.UNLABELED) and not self.student.labels_itself
-        self.teacher = None
-        if taught:
-            ramp = cfg.SSL.EMA_RAMP and not cfg.SSL.TEACHER_WEIGHTS  # its first update would discard them
-            self.teacher = EMATeacher(self.student, cfg.SSL.EMA_DECAY, ramp, cfg.SSL.BURN_IN)
+        ssl = cfg.SSL
+        self.teacher = EMATeacher(self.student, ssl.EMA_DECAY, has_ramp(cfg), ssl.BURN_IN) if taught else None
         self.optimizer = build_optimizer(cfg, self.student)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.scaler = build_scaler(cfg)
