@@ -125,6 +125,14 @@ DATA_CASES = {
         other_semantics,
         r"1 of 6 examined semantic labels contradict the panoptic ones: .*000001.png \(100% of the pixels\)",
     ),
+    "grey label PNG": (
+        lambda w: [Image.open(p).getchannel(0).save(p) for p in (w / "panoptic").iterdir()],
+        r"that the JSON file does not list: .* \(a panoptic PNG has 8 bits in each of three channels: segment id = R",
+    ),
+    "label PNG of 16 bits": (
+        lambda w: Image.fromarray(np.ones((128, 128), np.uint16)).save(w / "panoptic/000001.png"),
+        r"000001.png has the mode I;16; a panoptic PNG has 8 bits",
+    ),
     "semantic labels of no class": (strange_semantics, r"000001.png: a semantic label is .* values 0..15, .* holds 77"),
     "segment id 0": (
         lambda w: edit(w, lambda c: c["annotations"][0]["segments_info"][0].update(id=0)),

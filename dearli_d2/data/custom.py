@@ -297,7 +297,8 @@ def _from_json(custom: CfgNode, root: Path) -> tuple[Path, Path]:
     if not content["images"]:
         raise DatasetError(f"DATASETS.CUSTOM.PANOPTIC_JSON: {path} annotates no image")
     names = [i["file_name"] for i in content["images"]]
-    strangers = {relative_name(p, images) for p in files_below(images)} - set(names) - set(unused)
+    listed = {relative_name(images / name, images) for name in (*names, *unused)}
+    strangers = {relative_name(p, images) for p in files_below(images)} - listed
     strangers = [n for n in sorted(strangers) if not n.lower().endswith((".txt", ".json", ".xml"))]
     if strangers:
         _warn_unused(images, f"are not in {path}", strangers, root / custom.UNLABELED)

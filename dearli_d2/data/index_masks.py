@@ -121,10 +121,10 @@ def _what_it_looks_like(total: Mapping[int, int], strangers: list[int], ids: Set
             return text + (f"; if 0 means 'not labelled' set {_IGNORE} 0" if strangers == [0] else "")
     if strangers == [0]:
         return f"if 0 means 'not labelled' set {_IGNORE} 0, else list it as a class"
-    if len(strangers) > max(8, 2 * len(ids)) and sum(total[v] for v in strangers) < 0.3 * sum(total.values()):
+    if len(strangers) > max(8, 2 * len(ids)):
         return (
-            "so many values on few pixels come from JPEG compression or from resizing with interpolation: save masks as PNG and "
-            "resize them by the nearest pixel"
+            "so many values come from JPEG compression or from resizing with interpolation (save masks as PNG, resize them by the "
+            f"nearest pixel), or {_CLASSES} is too short"
         )
     step = gcd(*present)
     if step > 1 and all(value // step in ids for value in present):

@@ -12,15 +12,19 @@ from detectron2.data import transforms as T
 from ..errors import DatasetError
 from ..masks.storage import MaskFolder
 from ..structures import Targets
-from .images import read_image
+from .images import opened, read_image, upright
 from .views import ResizeShortSide, View, WeakGeometry
 
+PANOPTIC_PNG = "a panoptic PNG has 8 bits in each of three channels: segment id = R + 256 G + 65536 B"
 READ_OUT_PIXELS = 2**22  # twice those of a Cityscapes image
 
 
 def read_panoptic(path: str) -> np.ndarray:
     """(H, W, 3) uint8: segment id = R + 256 G + 65536 B. Raises `DatasetError`."""
-    return read_image(path)
+    with opened(path, "a label") as image:
+        if image.mode[0] in "IF":
+            raise DatasetError(f"{path} has the mode {image.mode}; {PANOPTIC_PNG}")
+        return np.asarray(upright(image).convert("RGB"))
 
 
 def segment_ids(rgb: np.ndarray) -> np.ndarray:

@@ -58,16 +58,17 @@ def check_overlap(cfg: CfgNode) -> None:
             )
     own = any(_is_own(name) for key in files for name in cfg.DATASETS[key])
     for key in _TRAINING:
-        asked = sorted(set(cfg.DATASETS.TEST) & set(cfg.DATASETS[key]))
+        asked = [name for name in cfg.DATASETS.TEST if name in cfg.DATASETS[key]]
         if asked:
             logger.warning(
                 "DATASETS.TEST and DATASETS.%s both name %s: scores are those of training images", key, first_few(asked)
             )
-        elif not cfg.DATASETS.ALLOW_OVERLAP:
-            both = _same(files["TEST"], files[key], own)
+        if not cfg.DATASETS.ALLOW_OVERLAP:
+            tested = [d["file_name"] for name in cfg.DATASETS.TEST if name not in asked for d in dataset_dicts(name)]
+            both = _same(tested, files[key], own)
             if both:
                 raise DatasetError(
-                    f"{len(both)} of {len(files['TEST'])} images of DATASETS.TEST {tuple(cfg.DATASETS.TEST)} are also in "
+                    f"{len(both)} of {len(tested)} images of DATASETS.TEST {tuple(cfg.DATASETS.TEST)} are also in "
                     f"DATASETS.{key} {tuple(cfg.DATASETS[key])}: {_pairs(both)}; take them out of one of the two, or set "
                     "DATASETS.ALLOW_OVERLAP True if the evaluation shall see them"
                 )
@@ -107,7 +108,11 @@ def _same_content(some: Sequence[str], others: Sequence[str]) -> list[tuple[str,
     for file in progress(others, "looking for copies", len(others)):
         by_size[_size(file)].append(file)
     digest = lru_cache(maxsize=None)(lambda file: hashlib.sha256(Path(file).read_bytes()).digest())
-    return [(a, b) for a in some for b in by_size.get(_size(a), ()) if _size(a) >= 0 and digest(a) == digest(b)]
+    pairs = []
+    for a in some:
+        same = [b for b in by_size.get(_size(a), ()) if _size(a) >= 0 and digest(a) == digest(b)]
+        pairs += [(a, b) for b in same[:1]]
+    return pairs
 
 
 def _size(file: str) -> int:

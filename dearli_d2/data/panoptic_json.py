@@ -30,7 +30,9 @@ def read_panoptic_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(read_text(path, DatasetError))
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise DatasetError(f"{path} is no COCO-panoptic JSON file: {error}") from error
     if kind := format_of(content):
         raise DatasetError(f"{path} is {kind}, no COCO-panoptic JSON file; {_COCO_PANOPTIC}")
@@ -123,6 +125,11 @@ def _number(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def _with_slashes(path: str) -> str:
+    """A path as it is written here, also if the file comes from Windows."""
+    return path.replace("\\", "/")
+
+
 def _categories(categories: list[dict], checks: _Checks) -> list[dict]:
     for key in ("id", "name"):
         checks.present(categories, key, "categories")
@@ -169,6 +176,7 @@ def _images(images: list[dict], checks: _Checks) -> list[dict]:
         [str(i["id"]) for i in images if not isinstance(i["file_name"], str) or not i["file_name"].strip()],
         "images have no file name",
     )
+    images = [{**i, "file_name": _with_slashes(i["file_name"])} for i in images]
     checks.once([str(i["id"]) for i in images], "an image id stands twice")
     checks.once([i["file_name"] for i in images], "an image is listed twice")
     result, wrong = [], []
@@ -183,7 +191,7 @@ def _images(images: list[dict], checks: _Checks) -> list[dict]:
 def _annotations(annotations: list[dict], images: list[dict], categories: set[int], checks: _Checks) -> list[dict]:
     for key in ("image_id", "file_name", "segments_info"):
         checks.present(annotations, key, "annotations")
-    names = [str(a["file_name"]) for a in annotations]
+    names = [_with_slashes(str(a["file_name"])) for a in annotations]
     by_id = {
         str(i["id"]): i["id"] for i in images
     }  # ids of a kind are compared as text: some tools write one of the two so
@@ -204,7 +212,8 @@ def _annotations(annotations: list[dict], images: list[dict], categories: set[in
         for identifier, count in Counter(s["id"] for s in segments).items():
             if count > 1:
                 problems.setdefault("segment ids stand twice in an image", []).append(f"id {identifier} in {name}")
-        result.append({**annotation, "image_id": by_id[str(annotation["image_id"])], "segments_info": segments})
+        own = {"image_id": by_id[str(annotation["image_id"])], "file_name": name, "segments_info": segments}
+        result.append({**annotation, **own})
     for problem, offenders in problems.items():
         checks.refuse(offenders, problem)
     return result

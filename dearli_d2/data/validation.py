@@ -14,7 +14,7 @@ from ..errors import DatasetError, UnreadableImageError, first_few
 from ..progress import progress
 from .catalog import ImageFolder, dataset_dicts, source_of, taxonomy_of
 from .images import opened, orientation, read_image, reading_problem, seen_size
-from .mappers import read_panoptic, segment_ids
+from .mappers import PANOPTIC_PNG, read_panoptic, segment_ids
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,9 @@ def check_labels(name: str, dicts: list[dict]) -> list[Label]:
             areas.append(f"{file} ({difference})")
         if label.contradicting > _CONTRADICTION * label.compared:
             semantic.append(f"{d['sem_seg_file_name']} ({label.contradicting / label.compared:.0%} of the pixels)")
-    _refuse(name, dicts, strangers, "label files hold segment ids that the JSON file does not list")
+    _refuse(
+        name, dicts, strangers, "label files hold segment ids that the JSON file does not list", f" ({PANOPTIC_PNG})"
+    )
     _refuse(
         name, dicts, areas,
         "label files have other areas than the JSON file says (labels exchanged? if only the areas are wrong, leave 'area' out)",
@@ -190,9 +192,9 @@ def check_labels(name: str, dicts: list[dict]) -> list[Label]:
     return labels
 
 
-def _refuse(name: str, dicts: list[dict], offenders: list[str], problem: str) -> None:
+def _refuse(name: str, dicts: list[dict], offenders: list[str], problem: str, note: str = "") -> None:
     if offenders:
-        raise DatasetError(f"{name}: {len(offenders)} of {len(dicts)} examined {problem}: {first_few(offenders)}")
+        raise DatasetError(f"{name}: {len(offenders)} of {len(dicts)} examined {problem}: {first_few(offenders)}{note}")
 
 
 def _read_label(d: dict, classes: int) -> Label:

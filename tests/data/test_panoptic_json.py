@@ -71,6 +71,16 @@ def test_a_byte_order_mark_and_missing_sizes_are_no_error(tmp_path):
     assert content["images"][0] == {"id": 1, "file_name": "1.jpg", "width": 6}
 
 
+def test_paths_of_windows_are_paths(tmp_path):
+    def change(content):
+        content["images"][0]["file_name"] = "day\\1.jpg"
+        content["annotations"][0]["file_name"] = "day\\1.png"
+
+    content = read(tmp_path, changed(change))
+    assert content["images"][0]["file_name"] == "day/1.jpg"
+    assert content["annotations"][0]["file_name"] == "day/1.png"
+
+
 def first_segments(c):
     return c["annotations"][0]["segments_info"]
 
