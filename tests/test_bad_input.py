@@ -235,7 +235,7 @@ CONFIG_CASES = {
     "unknown backbone": (["MODEL.BACKBONE.NAME", "OpenCLIPResNet"], r"MODEL.BACKBONE.NAME: there is no 'OpenCLIPResNet'; known: .*TimmBackbone"),
     "unknown backbone model": (["MODEL.BACKBONE.ARCH", "convnext-none"], r"open_clip has no model 'convnext-none'"),
     "weights that are not there": (["MODEL.WEIGHTS", "none.pth"], r"no weight file none.pth"),
-    "backbone weights that cannot be had": (["MODEL.BACKBONE.WEIGHTS", "laion5b"], r"'laion5b' is no file and no pretrained tag"),
+    "backbone weights that cannot be had": (["MODEL.BACKBONE.WEIGHTS", "laion5b"], r"'laion5b' is no pretrained tag of miniworld-convnext"),
     "class-name file of another size": (["MODEL.TEXT.CLASS_NAMES", "names.txt"], r"names.txt"),
     "more processes than GPUs": ([], r"--num-gpus 4 but (there is no GPU|this machine has)"),
 }  # fmt: skip

@@ -64,7 +64,14 @@ def test_an_evaluation_of_training_images_can_be_asked_for(mini_config, caplog):
 
 def test_another_evaluation_beside_one_that_was_asked_for_is_still_checked(mini_config):
     with pytest.raises(DatasetError, match=r"50 of 100 images of DATASETS.TEST"):
-        check_overlap(data(mini_config, ["miniworld_val@0.5"], [], ["miniworld_train@0.05", "miniworld_val"]))
+        check_overlap(
+            data(
+                mini_config,
+                ["miniworld_train@0.05", "miniworld_val@0.5"],
+                [],
+                ["miniworld_train@0.05", "miniworld_val"],
+            )
+        )
 
 
 def test_labelled_images_among_the_unlabelled_ones_are_a_warning(mini_config, caplog):
