@@ -196,6 +196,9 @@ def main(argv: list[str] | None = None) -> int:
             )
         if cfg.MODEL.DEVICE == "cuda" and processes > torch.cuda.device_count():
             raise ConfigError(f"--num-gpus {processes} but this machine has {torch.cuda.device_count()}")
+        if cfg.MODEL.DEVICE == "cpu" and processes * args.num_machines > 1:
+            # where it sees a GPU, detectron2 joins processes by NCCL, which takes no tensor on the CPU
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         try:
             launch(_run_rank, processes, args.num_machines, args.machine_rank, args.dist_url, (cfg, args))
         except ProcessExitedException as error:

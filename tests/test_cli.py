@@ -34,6 +34,15 @@ def content(folder: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
+def test_processes_on_the_cpu_see_no_gpu_so_that_nccl_does_not_join_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    seen = []
+    monkeypatch.setattr("dearli_d2.cli.launch", lambda *_: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    for processes in ("1", "2"):
+        assert start(tmp_path, flags=("--num-gpus", processes)) == 0
+    assert seen == ["0,1", ""]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
