@@ -35,6 +35,12 @@ OPTIONS = (
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch):
+    """Where there is one, detectron2's launcher takes NCCL."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 def train(folder, config=CONFIG, options=()):
     """One process of a training that logs every step."""
     with pytest.MonkeyPatch.context() as patch:
