@@ -133,7 +133,23 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True, which:
     Raises:
         WeightsError: unreadable file; or strict and not complete, with the report; or nothing fits at all.
     """
-    return load_state(model, state_dict_of(read_file(path), path, which), path, strict)
+    content = read_file(path)
+    _check_normalization(model, content, path)
+    return load_state(model, state_dict_of(content, path, which), path, strict)
+
+
+def _check_normalization(model: nn.Module, content: dict, source: str | Path) -> None:
+    """A run's checkpoint holds its config: its images must be normalised as then."""
+    if not isinstance(content.get("config"), str) or not hasattr(model, "pixel_mean"):
+        return
+    trained = CfgNode.load_cfg(content["config"]).MODEL
+    for key, tensor in (("PIXEL_MEAN", model.pixel_mean), ("PIXEL_STD", model.pixel_std)):
+        values = [round(v, 4) for v in tensor.flatten().tolist()]
+        if any(abs(a - b) > 0.01 for a, b in zip(trained[key], values, strict=True)):
+            raise WeightsError(
+                f"{source} was trained with MODEL.{key} {list(trained[key])}, this config has {values}. Set MODEL.PIXEL_MEAN and "
+                "PIXEL_STD to those of the run; if the backbone's weights contradict them, MODEL.BACKBONE.TAG own allows it"
+            )
 
 
 def load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path, strict: bool = True) -> LoadReport:

@@ -90,6 +90,8 @@ def clip_facts(arch: str, weights: str, tag: str = "") -> Pretrained | None:
         raise ConfigError(
             "this open_clip does not know the activation of its weights: pip install 'open_clip_torch>=2.30'"
         )
+    if tag == OWN:
+        return None
     if weights == SHIPPED:
         return _facts_of_tag(arch, SHIPPED, {}, _SHIPPED_SIZE)
     known = {} if arch.endswith(".json") else _clip_tags(arch)
@@ -100,11 +102,11 @@ def clip_facts(arch: str, weights: str, tag: str = "") -> Pretrained | None:
                 "it empty"
             )
         return known[weights]
-    if tag and tag != OWN:
+    if tag:
         if tag not in known:
             raise ConfigError(f"MODEL.BACKBONE.TAG: {no_such_tag(arch, tag)}; of weights of your own: {OWN}")
         return known[tag]
-    if tag == OWN or not weights:
+    if not weights:
         return None
     return _agreed(
         known,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
 from dearli_d2.config import get_config
@@ -82,6 +84,25 @@ def test_rows_of_a_pair(mini_config):
     assert "activations of 8 images" in pair  # 2 labelled, 3 unlabelled in two views
     alone = dict(model_rows(mini_config("MODEL.META_ARCHITECTURE", "DPTSegmenter", file="segkc.yaml")))
     assert float(alone["trainable parameters"].split()[0]) < trained / 1e6
+
+
+def test_plan_of_a_patch_that_does_not_divide_the_probes(mini_config, tmp_path):
+    """As EVA02-L/14 has."""
+    content = {
+        "embed_dim": 192,
+        "vision_cfg": {
+            "image_size": 224,
+            "timm_model_name": "eva02_tiny_patch14_224",
+            "timm_pool": "token",
+            "timm_proj": None,
+        },
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }
+    (tmp_path / "plan-eva.json").write_text(json.dumps(content))
+    options = ["NAME", "OpenCLIPEVA", "ARCH", str(tmp_path / "plan-eva.json"), "WEIGHTS", "", "PYRAMID_DIM", "16"]
+    options = [f"MODEL.BACKBONE.{w}" if i % 2 == 0 else w for i, w in enumerate(options)]
+    rows = dict(model_rows(mini_config(*options, file="hvl.yaml")))
+    assert float(rows["activations of 4 images"].split()[0]) > 0
 
 
 def test_memory_grows_with_the_batch_and_equals_what_autograd_keeps(mini_config):

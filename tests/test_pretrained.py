@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import nn
 
+from dearli_d2.checkpoint import load_weights
 from dearli_d2.config import get_config
 from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.modeling import build_model
@@ -261,3 +262,20 @@ def test_the_senior_sees_images_as_its_own_weights_expect_them(mini_config):
     assert torch.allclose(seen["senior"], (pixels - mean) / std, atol=1e-4)
     junior = (pixels - torch.tensor([10.0, 20, 30]).view(3, 1, 1)) / torch.tensor([50.0, 60, 70]).view(3, 1, 1)
     assert torch.allclose(seen["junior"], junior, atol=1e-4)
+
+
+def test_crops_of_regions_have_the_size_that_the_encoder_was_trained_with(mini_config):
+    with pytest.raises(ConfigError, match="CROP_SIZE is 224, .* trained with images of 128 pixels; set it to 128"):
+        build_model(mini_config("MODEL.SPLIT.REGIONS.CROP_SIZE", "224", file="split_matching.yaml"))
+    with pytest.raises(ConfigError, match="IMAGE_SIZE 132 is no multiple of 8"):
+        build_model(mini_config("MODEL.SPLIT.REGIONS.IMAGE_SIZE", "132", file="split_matching.yaml"))
+
+
+def test_a_checkpoint_of_other_normalisation_is_refused(mini_config, tmp_path):
+    own = "MODEL.BACKBONE.TAG", "own", "MODEL.PIXEL_MEAN", "[1, 2, 3]", "MODEL.PIXEL_STD", "[4, 5, 6]"
+    then, now = mini_config(*own, file="m2f.yaml"), mini_config(file="m2f.yaml")
+    model = build_model(now)
+    torch.save({"model": model.state_dict(), "config": then.dump()}, tmp_path / "run.pth")
+    with pytest.raises(WeightsError, match=r"trained with MODEL.PIXEL_MEAN \[1.0, 2.0, 3.0\], this config has \[122"):
+        load_weights(model, tmp_path / "run.pth")
+    load_weights(build_model(then), tmp_path / "run.pth")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 
+from ..errors import ConfigError
 from ..structures import Regions
 from .backbone.open_clip import OpenCLIPBackbone
 from .losses import cosine_kmeans
@@ -37,9 +38,13 @@ class RegionFinder:
 
     Args:
         clip: a frozen CLIP model. mean, std: its normalisation of 0..255 RGB, 3 values each.
+
+    Raises:
+        ConfigError: sizes that CLIP cannot take, or was not trained with.
     """
 
     def __init__(self, clip: OpenCLIPBackbone, mean: torch.Tensor, std: torch.Tensor, settings: RegionSettings) -> None:
+        _check_sizes(clip, settings)
         self.clip, self.settings = clip, settings
         self.mean, self.std = mean.view(3, 1, 1), std.view(3, 1, 1)
 
@@ -94,6 +99,20 @@ class RegionFinder:
             for crop, mask in zip(crops.split(64), shown.split(64), strict=True)
         ]
         return torch.cat(parts) if parts else images.new_zeros(0, self.clip.embedding_dim)
+
+
+def _check_sizes(clip: OpenCLIPBackbone, settings: RegionSettings) -> None:
+    stride = clip.dense_shape.stride
+    if settings.image_size % stride:
+        raise ConfigError(
+            f"MODEL.SPLIT.REGIONS.IMAGE_SIZE {settings.image_size} is no multiple of {stride}, the cells of {clip.arch}; the "
+            f"nearest is {max(round(settings.image_size / stride), 1) * stride}"
+        )
+    if settings.embedding == "cls" and clip.image_size not in (None, settings.crop_size):
+        raise ConfigError(
+            f"MODEL.SPLIT.REGIONS.CROP_SIZE is {settings.crop_size}, but the weights of {clip.arch} were trained with images of "
+            f"{clip.image_size} pixels; set it to {clip.image_size}"
+        )
 
 
 def mean_of_cells(dense: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

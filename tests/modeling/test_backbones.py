@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from copy import deepcopy
 
 import pytest
@@ -67,6 +68,34 @@ def test_dinov2_patch_14_pyramid():
     assert features["res5"].shape == (1, 16, 2, 3)
 
 
+def cubic_weights(new: int, old: int) -> torch.Tensor:
+    """(new, old) weights of bicubic interpolation, a = -0.75, with the scale (new + 0.1) / old and repeated borders."""
+    weights = torch.zeros(new, old, dtype=torch.float64)
+    for row in range(new):
+        source = (row + 0.5) * old / (new + 0.1) - 0.5
+        first = math.floor(source)
+        for cell in range(first - 1, first + 3):
+            t = abs(source - cell)
+            near, far = 1.25 * t**3 - 2.25 * t**2 + 1, -0.75 * (t**3 - 5 * t**2 + 8 * t - 4)
+            weights[row, min(max(cell, 0), old - 1)] += near if t <= 1 else far
+    return weights
+
+
+@pytest.mark.parametrize("layers", [(), (2, 5, 8, 11)])
+def test_dinov2_resizes_its_positions_as_its_authors_do(layers):
+    """With the offset of a tenth of a cell and without antialiasing; at the native size nothing is resized."""
+    vit = deepcopy(
+        TimmBackbone("vit_small_patch14_dinov2", layers=layers, channels=(8,) * 4, pyramid_dim=8).model.model
+    )
+    for height, width in ((57, 40), (20, 37)):
+        native = vit.pos_embed[0, 1:].detach().double().view(37, 37, -1)
+        expected = torch.einsum("ah,bw,hwc->abc", cubic_weights(height, 37), cubic_weights(width, 37), native)
+        found = vit._pos_embed(torch.zeros(1, height, width, 384))[0]
+        assert torch.allclose(found[1:].view(height, width, -1).double(), expected, atol=1e-5)
+        assert torch.allclose(found[0], (vit.cls_token[0, 0] + vit.pos_embed[0, 0]))
+    assert torch.equal(vit._pos_embed(torch.zeros(1, 37, 37, 384))[0, 1:], vit.pos_embed[0, 1:])
+
+
 @pytest.mark.parametrize("arch", ["resnet18", "vit_tiny_patch16_224"])
 def test_frozen_timm_has_no_gradient_and_no_state_change(arch):
     backbone = TimmBackbone(arch, frozen=True).train()
@@ -77,6 +106,27 @@ def test_frozen_timm_has_no_gradient_and_no_state_change(arch):
         assert all(p.grad is not None for p in backbone.pyramid.parameters())
     assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in backbone.model.state_dict().items())
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "tf_efficientnet_lite0"])
+def test_frozen_batch_norms_keep_statistics_and_weights_and_change_no_output(arch):
+    torch.manual_seed(0)
+    plain = TimmBackbone(arch)
+    for module in plain.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.normal_(module.running_mean)
+            torch.nn.init.normal_(module.bias)
+    frozen = TimmBackbone(arch, freeze_norm=True)
+    frozen.load_state_dict({k: v for k, v in plain.state_dict().items() if "num_batches" not in k})
+    images, before = torch.randn(2, 3, 64, 64), {k: v.clone() for k, v in frozen.state_dict().items()}
+    trained, expected = frozen.train()(images), plain.eval()(images)
+    assert all(torch.allclose(trained[k], expected[k], atol=1e-4) for k in expected)
+    trained["res5"].sum().backward()
+    norms = {k for k in before if "running" in k}
+    assert norms
+    assert all(torch.equal(frozen.state_dict()[k], before[k]) for k in norms)
+    assert {n for n, _ in frozen.named_parameters()} == {n for n, p in plain.named_parameters() if p.dim() > 1}
 
 
 def test_frozen_clip_has_no_gradient_and_stays_in_eval_mode():

@@ -105,6 +105,7 @@ class OpenCLIPBackbone(Backbone):
 
     Attributes:
         mean, std: of 0..255 RGB, that its weights expect; OpenAI's where they are random.
+        image_size: side of the images in pretraining, pixels; None where the weights follow no published tag.
     """
 
     def __init__(self, arch: str, weights: str, frozen: bool, trainable_blocks: int = -1, tag: str = "") -> None:
@@ -112,6 +113,7 @@ class OpenCLIPBackbone(Backbone):
         self.arch, self.frozen = Path(arch).stem if arch.endswith(".json") else arch, frozen
         self.clip_model = build_clip(arch, weights, tag)
         facts = clip_facts(arch, weights, tag)
+        self.image_size = None if facts is None else facts.size
         self.mean, self.std = (OPENAI_MEAN, OPENAI_STD) if facts is None else (facts.mean, facts.std)
         self.trainable_blocks = trainable_blocks
         self._choose_trainable()
@@ -351,7 +353,12 @@ class OpenCLIPEVA(OpenCLIPViT):
         visual.trunk = timm.create_model(
             name, num_classes=self.embedding_dim, global_pool="token", dynamic_img_size=True
         )
-        visual.trunk.load_state_dict(trunk.state_dict())
+        try:
+            visual.trunk.load_state_dict(trunk.state_dict())
+        except RuntimeError as error:
+            raise ConfigError(
+                f"MODEL.BACKBONE.ARCH: the tower of {self.arch} does not end as EVA02-CLIP's do (timm_pool token, timm_proj null)"
+            ) from error
         self._choose_trainable()
         return trunk.embed_dim, trunk.patch_embed.patch_size[0]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import MethodType
 
 import timm
 import torch
+import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -20,6 +22,7 @@ from .package_weights import PACKAGES, read_package_weights
 from .pyramid import Reassemble, SimpleFeaturePyramid
 
 _STRIDES = (4, 8, 16, 32)
+_DINOV2_OFFSET = 0.1  # cells
 
 
 @BACKBONE_REGISTRY.register()
@@ -174,9 +177,12 @@ def _build(arch: str, pretrained: bool, layers: Sequence[int]) -> tuple[nn.Modul
                     )
                 )
             whole = timm.create_model(arch, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+            _as_published(whole, arch)
             return FeatureGetterNet(whole, out_indices=list(layers), norm=True), True
         if plain:
-            return timm.create_model(arch, features_only=True, pretrained=pretrained, dynamic_img_size=True), True
+            network = timm.create_model(arch, features_only=True, pretrained=pretrained, dynamic_img_size=True)
+            _as_published(network.model, arch)
+            return network, True
         indices = [reductions.index(stride) for stride in _STRIDES if stride in reductions]
         if len(indices) != len(_STRIDES):
             raise ConfigError(f"MODEL.BACKBONE.ARCH: {arch} has strides {reductions}, not {_STRIDES}")
@@ -190,6 +196,24 @@ def _build(arch: str, pretrained: bool, layers: Sequence[int]) -> tuple[nn.Modul
             f"timm could not download the weights of {arch}: {error}. Without network access put the file on this "
             "machine and set MODEL.BACKBONE.WEIGHTS to its path"
         ) from error
+
+
+def _as_published(vit: nn.Module, arch: str) -> None:
+    """DINOv2 without registers resizes its position embeddings in a way of its own, with which it was trained."""
+    if arch.startswith("vit_") and "_dinov2" in arch and "_reg" not in arch:
+        vit._pos_embed = MethodType(_dinov2_pos_embed, vit)
+
+
+def _dinov2_pos_embed(vit: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """(B, h, w, C) patches to (B, 1 + h * w, C) tokens with positions, in place of timm's: bicubic without antialiasing, the
+    scale is that of a grid a tenth of a cell larger (DINOv2's `interpolate_offset`)."""
+    grid, native, position = tuple(x.shape[1:3]), tuple(vit.patch_embed.grid_size), vit.pos_embed
+    if grid != native:
+        patches = position[:, 1:].transpose(1, 2).unflatten(2, native).float()
+        scale = tuple((side + _DINOV2_OFFSET) / old for side, old in zip(grid, native, strict=True))
+        patches = F.interpolate(patches, scale_factor=scale, mode="bicubic")
+        position = torch.cat([position[:, :1], patches.flatten(2).transpose(1, 2).to(position.dtype)], 1)
+    return vit.pos_drop(torch.cat([vit.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], 1) + position)
 
 
 def _load(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
