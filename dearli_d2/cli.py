@@ -18,6 +18,7 @@ import argparse
 import logging
 import os
 import sys
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -43,7 +44,7 @@ from .env import report as environment_report
 from .errors import ConfigError
 from .files import write_atomically
 from .modeling import build_model
-from .reporting import report_dead_rank, report_errors
+from .reporting import log_thread_error, report_dead_rank, report_errors
 from .weights import read_file, state_dict_of
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ _LOGGERS = "dearli_d2", "detectron2", "fvcore"
 def set_up(cfg: CfgNode) -> None:
     """Output folder and log files."""
     check_writable(cfg.OUTPUT_DIR)
-    logging.raiseExceptions = False  # a full disk would print a stack trace for every line
+    # a full disk would print stack traces, for every line and of TensorBoard's thread
+    logging.raiseExceptions, threading.excepthook = False, log_thread_error
     _forget_logs()
     for name in _LOGGERS:
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)

@@ -8,7 +8,9 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -73,6 +75,7 @@ def describe_os_error(error: OSError) -> str:
     """One line: what failed, on which file; what to do where the disk is full."""
     name = f" {error.filename}" if error.filename else ""
     if error.errno in _FULL:
+        name = name or "".join(f" files of {os.path.dirname(log)}" for log in _log_files()[:1])
         return (
             f"no space is left to write{name}: {error.strerror}. Files that were complete before still are; free some space, "
             "then the same command with --resume, where it has that, goes on"
@@ -80,14 +83,29 @@ def describe_os_error(error: OSError) -> str:
     return f"{error.strerror or error}:{name}" if name else str(error)
 
 
-def _end(error: BaseException, message: str, status: int) -> int:
-    record = logging.LogRecord(
-        "dearli_d2", logging.ERROR, __file__, 0, "%s", (message,), (type(error), error, error.__traceback__)
-    )
+def log_thread_error(found: threading.ExceptHookArgs) -> None:
+    """For `threading.excepthook`: what a helper thread raises goes to the log. TensorBoard's writer passes its error on to the
+    main thread, which ends with it."""
+    record = _record(f"in {found.thread}", (found.exc_type, found.exc_value, found.exc_traceback))
     for handler in _log_handlers():
         handler.handle(record)
+
+
+def _end(error: BaseException, message: str, status: int) -> int:
+    record = _record(message, (type(error), error, error.__traceback__))
+    for handler in _log_handlers():
+        handler.handle(record)
+        try:
+            handler.stream.flush()
+        except OSError:  # its disk is full; at the end of the process it would say so once more
+            with suppress(OSError):
+                handler.stream.close()
     print(f"error: {message}", file=sys.stderr, flush=True)
     return status
+
+
+def _record(message: str, exc_info: tuple) -> logging.LogRecord:
+    return logging.LogRecord("dearli_d2", logging.ERROR, __file__, 0, "%s", (message,), exc_info)
 
 
 def _log_handlers() -> list[logging.StreamHandler]:

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -73,9 +74,15 @@ def _acquire(path: Path) -> TextIO:
         logger.warning(
             "the file system of %s has no locks (%s): start no second run there", path.parent, error.strerror
         )
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    handle.flush()
+    try:
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        handle.flush()
+    except OSError as error:  # of a full disk
+        with suppress(OSError):
+            handle.close()
+        error.filename = str(path)
+        raise
     return handle
 
 
