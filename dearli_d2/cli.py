@@ -35,6 +35,7 @@ from .config import get_config
 from .data.catalog import class_source, taxonomy_of
 from .data.custom import register_custom
 from .data.inspection import inspect_custom, write_contact_sheet
+from .data.overlap import check_roles
 from .data.taxonomy import Taxonomy
 from .data.validation import validate_dataset
 from .engine.evaluation import check_test_classes, evaluate
@@ -116,6 +117,7 @@ def evaluate_weights(cfg: CfgNode) -> None:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS, for example MODEL.WEIGHTS output/.../model_final.pth")
     if not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only needs DATASETS.TEST, for example DATASETS.TEST \"('miniworld_val',)\"")
+    check_roles(cfg)
     for name in cfg.DATASETS.TEST:
         logger.info("checking the files of %s ...", name)
         logger.info("%s", validate_dataset(name, cfg.MODEL.NUM_CLASSES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ class EvaluationHook(HookBase):
 class PictureHook(HookBase):
     """Weak view, its pseudo-label, strong view with CutMix and its targets of the first unlabelled images of a batch,
     and labelled images with their targets: to `OUTPUT_DIR/batches/` and TensorBoard, in the first step, the first with
-    unlabelled images, and then every `period` ones."""
+    unlabelled images, and then every `period` ones. The log counts the pseudo-labels of the batch."""
 
     def __init__(self, period: int, rows: int = 4) -> None:
         self.period, self.rows = period, rows
@@ -80,12 +81,21 @@ class PictureHook(HookBase):
         if trainer.iter % self.period and trainer.iter != trainer.cfg.SSL.START:
             return
         taxonomy = trainer.taxonomy
+        if "unlabeled" in trainer.batch:
+            logger.info("iteration %d: %s", trainer.iter + 1, self._count(trainer.batch["unlabeled"]))
         for name, samples in trainer.batch.items():
             sheet = sample_sheet(samples[: self.rows], taxonomy)
             path = Path(trainer.cfg.OUTPUT_DIR) / "batches" / f"{trainer.iter:07d}_{name}.png"
             write_atomically(path, lambda temporary, picture=sheet: picture.save(temporary))
             pixels = np.asarray(sheet).transpose(2, 0, 1)
             get_event_storage().put_image(f"batches/{name}", pixels)
+
+    def _count(self, samples: list[dict]) -> str:
+        """How many segments the unlabelled images of a batch teach, in all and of the most frequent classes."""
+        counts = Counter(label for sample in samples for label in sample["targets"].labels.tolist())
+        names = self.trainer.taxonomy.main_names
+        shown = ", ".join(f"{names[label]} {count}" for label, count in counts.most_common(8))
+        return f"{counts.total()} segments as pseudo-labels of {len(samples)} images" + (f": {shown}" if shown else "")
 
 
 class PseudoLabelMonitor(HookBase):

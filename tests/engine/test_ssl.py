@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -228,12 +229,14 @@ def test_labels_only_until_the_start_then_the_teacher_begins_as_the_student(ssl_
     assert [x["file_name"] for x in late["unlabeled"]] == [x["file_name"] for x in next(streams[1])["unlabeled"]]
 
 
-def test_pictures_and_scores_of_pseudo_labels_are_written(ssl_config):
+def test_pictures_and_scores_of_pseudo_labels_are_written(ssl_config, caplog):
+    caplog.set_level("INFO")
     cfg = ssl_config(
         "SSL.PICTURE_PERIOD", "2", "SSL.MONITOR_PERIOD", "2", "SSL.MONITOR_IMAGES", "3", "SOLVER.MAX_ITER", "3"
     )  # fmt: skip
     DualStreamTrainer(cfg).train()
     folder = Path(cfg.OUTPUT_DIR)
+    assert re.search(r"iteration 1: \d+ segments as pseudo-labels of 2 images", caplog.text)
     names = sorted(p.name for p in (folder / "batches").iterdir())
     assert names == [f"{i:07d}_{kind}.png" for i in (0, 2) for kind in ("labeled", "unlabeled")]
     entries = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
