@@ -49,4 +49,4 @@ bench: $(STAMP)  ## speed and memory against peers, as ratios of one run
 	$(PY) -m benchmarks.summed_losses
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage build dearli_d2.egg-info

@@ -186,7 +186,8 @@ DOORS = (
     Door(r"python datasets/prepare_(coco|ade20k|pascal_voc|cityscapes|gta5|synthia|coco_stuff)\.py$", "data"),
     Door(r"python datasets/prepare_coco_objects\.py$", "data"),
     Door(r"python datasets/prepare_\w+\.py --", why=SAME),
-    Door(r"python datasets/prepare_captions\.py \S+ --from-labels", "data", replace=(" NAME ", " cityscapes_val ")),
+    Door(r"python datasets/prepare_captions\.py (NAME --from-labels|.*--shard)", why=SAME),
+    Door(r"python datasets/prepare_captions\.py \S+ --from-labels", "data"),
     Door(
         r"python datasets/prepare_captions\.py .*--model", "data", why="the captioner is a download",
         refused="--model /models/blip2-opt-2.7b cannot be loaded as an image-to-text model",
@@ -195,14 +196,16 @@ DOORS = (
     Door(r"python -m dearli_d2\.plan --config-file configs/(pascal_voc|gta5_to_cityscapes)/", "data"),
     Door(r"python -m dearli_d2\.plan --config-file configs/ade20k/", why=SAME),
     Door(
-        r"python -m dearli_d2\.masks generate --dataset (ade20k_panoptic|miniworld)_train .*--weights", "data",
+        r"python -m dearli_d2\.masks generate --dataset ade20k_panoptic_train .*--weights", "data",
         why="SAM's weights are a download", refused=r"no weight file sam_vit_h_4b8939\.pth",
     ),
     Door(r"python -m dearli_d2\.masks generate --dataset miniworld_train --generator classical", "demo"),
+    Door(r"python -m dearli_d2\.masks generate --dataset miniworld_train .*--weights", why=SAME),
     Door(
         r"python -m dearli_d2\.masks view --dataset ade20k_panoptic_train", "data",
         first=("python -m dearli_d2.masks generate --dataset ade20k_panoptic_train --out datasets/masks/ade20k --generator classical",),
     ),
+    Door(TRAIN + r"configs/pascal_voc/\S+ --num-gpus [24]$", why=SAME),
     Door(TRAIN + r"\S+ --num-gpus [24]$", "data", why="it needs the GPUs", refused="--num-gpus [24] but there is no GPU"),
     Door(
         TRAIN + r"configs/gta5_to_cityscapes", "data", why="it needs the 2975 images of Cityscapes",
