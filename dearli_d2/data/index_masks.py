@@ -91,8 +91,8 @@ def check_values(paths: Mapping[str, Path], ids: Set[int], ignore: int) -> None:
         )
     if set(total) <= {ignore}:
         raise DatasetError(f"all {len(paths)} masks hold the value {ignore} only, which means 'ignore' ({_IGNORE})")
-    binary = [key for key, mask in counts.items() if set(mask) == {0, 255}] if ignore == 255 and ids != {0} else []
-    if binary and set(total) == {0, 255}:
+    binary = [key for key, mask in counts.items() if set(mask) == {0, 255}] if ignore == 255 else []
+    if binary and ids != {0} and set(total) == {0, 255}:
         raise DatasetError(
             f"all {len(paths)} masks hold 0 and 255 only, as binary masks do, but 255 means 'ignore': no pixel would show another "
             f"class than 0; if 255 is a class write it so in {_CLASSES}, for example '255 thing NAME', and set {_IGNORE} -1"

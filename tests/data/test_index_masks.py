@@ -112,6 +112,8 @@ def test_some_binary_masks_among_others_are_named(tmp_path, caplog):
     check_values(masks(tmp_path, [[0, 1]], [[0, 255]]), {0, 1}, 255)
     assert "1 of 2 masks hold 0 and 255 only" in caplog.text
     assert "1.png" in caplog.text
+    check_values(masks(tmp_path, [[0, 255]]), {0}, 255)  # one class, the rest ignored: can be meant so
+    assert "1 of 1 masks hold 0 and 255 only" in caplog.text
 
 
 @pytest.mark.parametrize(
