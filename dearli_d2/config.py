@@ -23,7 +23,11 @@ from .pretrained import resolve_normalization
 
 
 def add_dearli_config(cfg: CfgNode) -> None:
-    """Adds the project's keys to a detectron2 config, in place."""
+    """Adds the project's keys to a detectron2 config, in place.
+
+    A new key also needs a line in `config_schema.SCHEMA` that says what it accepts; `tests/test_config_schema.py` names the keys
+    without one. Conditions on several keys go to `config_rules.py`.
+    """
     cfg.SEED = 0  # of everything; detectron2's default -1 (random) would make runs impossible to resume exactly
     cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
     cfg.MODEL.DEVICE = "auto"  # "cuda" where there is one, else "cpu"

@@ -64,7 +64,7 @@ class MetricsHook(HookBase):
     def __init__(self, folder: str | Path, start: int, max_iter: int) -> None:
         self.printer = CommonMetricPrinter(max_iter, WINDOW)
         lines = MetricsFile(Path(folder) / "metrics.json", start)
-        board = TensorboardXWriter(str(folder), WINDOW, **({"purge_step": start} if start else {}))
+        board = TensorboardXWriter(str(folder), WINDOW, purge_step=start)
         board._last_write = lines._last_write  # what was written before the interruption
         self.files = [lines, board]
         self.printed = time.monotonic()

@@ -62,6 +62,12 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
     check_fresh(cfg, resume)
     if cfg.SSL.TEACHER_WEIGHTS and not Path(cfg.SSL.TEACHER_WEIGHTS).is_file():
         raise ConfigError(f"SSL.TEACHER_WEIGHTS: no file {cfg.SSL.TEACHER_WEIGHTS}")
+    if cfg.DATASETS.UNLABELED and cfg.SSL.START >= cfg.SOLVER.MAX_ITER:
+        logger.warning(
+            "SSL.START %d is not below SOLVER.MAX_ITER %d: unlabelled images take no part",
+            cfg.SSL.START,
+            cfg.SOLVER.MAX_ITER,
+        )
     check_datasets(cfg)
 
 

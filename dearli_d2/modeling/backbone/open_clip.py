@@ -23,6 +23,8 @@ from ..prompts import text_tower_of
 from . import tiny_clip  # makes the shipped model known to open_clip
 from .pyramid import SimpleFeaturePyramid
 
+logger = logging.getLogger(__name__)
+
 _OPENAI_CONSTANTS = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's own files
 
 
@@ -50,6 +52,7 @@ def build_clip(arch: str, weights: str, tag: str = "") -> nn.Module:
         weights = str(tiny_clip.ASSETS / f"{arch}.safetensors")
     quick_gelu = facts is not None and facts.quick_gelu
     if weights in open_clip.list_pretrained_tags_by_model(arch):
+        logger.info("weights of %s / %s are downloaded unless the cache has them ...", arch, weights)
         try:
             return open_clip.create_model(arch, pretrained=weights, force_quick_gelu=quick_gelu)
         except Exception as error:  # the hub client raises many types when there is no network
