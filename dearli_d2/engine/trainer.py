@@ -138,7 +138,6 @@ class DualStreamTrainer(TrainerBase):
             self._check_resumed(state)
         logger.info("building the model ...")
         self.student = build_model(cfg, self.taxonomy, load_backbone=state is None)
-        self.student.check_training(cfg)
         if state is None:
             self._load_start_weights()
         taught = bool(cfg.DATASETS.UNLABELED) and not self.student.labels_itself
@@ -155,6 +154,7 @@ class DualStreamTrainer(TrainerBase):
             self._restore(state)
         elif cfg.SSL.TEACHER_WEIGHTS and self.teacher is not None:
             logger.info("the teacher starts from %s", self.teacher.load_weights(cfg.SSL.TEACHER_WEIGHTS))
+        self.student.check_training(cfg)  # some methods check what follows from their weights
         self.pseudo_labeler = self._build_pseudo_labeler()
         devices = [torch.cuda.current_device()] if cfg.MODEL.DEVICE == "cuda" else None
         self.model = create_ddp_model(self.student, broadcast_buffers=False, device_ids=devices)

@@ -14,6 +14,7 @@ from sklearn.cluster import KMeans
 from dearli_d2.data.build import build_labeled_mapper, labeled_dicts
 from dearli_d2.data.streams import seeded
 from dearli_d2.data.zero_shot import square, unannotated_pixels, whole_image
+from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError
 from dearli_d2.masks.clip_regions import fill, main
 from dearli_d2.masks.regions import RegionFolder
@@ -212,6 +213,16 @@ def test_the_cache_gives_what_training_would_compute_and_resumes(zero_shot, tmp_
     assert damaged.name in caplog.text
     assert "1 images done, 19 were there" in fill(cfg, tmp_path / "cache", (0, 1), 7, 0)
     assert folder.read(chosen[0]["file_name"]) is not None
+
+
+def test_a_run_with_a_cache_can_be_resumed(zero_shot, tmp_path):
+    """The cache belongs to CLIP's weights, which a resumed run has from its checkpoint."""
+    cfg = zero_shot("MODEL.SPLIT.REGIONS.CACHE", str(tmp_path / "cache"), "SOLVER.MAX_ITER", "2")
+    fill(cfg, tmp_path / "cache", (0, 1), 7, 0)
+    DualStreamTrainer(cfg).train()
+    longer = zero_shot("MODEL.SPLIT.REGIONS.CACHE", str(tmp_path / "cache"), "SOLVER.MAX_ITER", "3")
+    trainer = DualStreamTrainer(longer, resume=True)
+    assert trainer.start_iter == 2
 
 
 def test_a_cache_of_other_settings_is_refused(zero_shot, tmp_path):

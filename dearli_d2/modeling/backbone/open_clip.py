@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from open_clip.transformer import QuickGELU
 from timm.models.eva import Eva
 from torch import nn
 
@@ -108,14 +109,19 @@ class OpenCLIPBackbone(Backbone):
 
     Attributes:
         mean, std: of 0..255 RGB, that its weights expect; OpenAI's where they are random.
+        quick_gelu: whether it has OpenAI's activation in place of GELU.
+        dense_form: how `clip_vis_dense` is made, for caches of what depends on it.
         image_size: side of the images in pretraining, pixels; None where the weights follow no published tag.
     """
+
+    dense_form = "last stage"
 
     def __init__(self, arch: str, weights: str, frozen: bool, trainable_blocks: int = -1, tag: str = "") -> None:
         super().__init__()
         self.arch, self.frozen = Path(arch).stem if arch.endswith(".json") else arch, frozen
         self.clip_model = build_clip(arch, weights, tag)
         facts = clip_facts(arch, weights, tag)
+        self.quick_gelu = any(isinstance(m, QuickGELU) for m in self.clip_model.modules())
         self.image_size = None if facts is None else facts.size
         self.mean, self.std = (OPENAI_MEAN, OPENAI_STD) if facts is None else (facts.mean, facts.std)
         self.trainable_blocks = trainable_blocks
@@ -260,6 +266,8 @@ class OpenCLIPViT(OpenCLIPBackbone):
     joint space: in the last block no token sees another, attention gives each its own value; residual and feed-forward
     stay, as in MaskCLIP's published code for ViTs (their paper, Sec. 3.1, describes attention pooling, which a ViT has not).
     Any input size: position embeddings are interpolated."""
+
+    dense_form = "MaskCLIP, whole last block"
 
     @configurable
     def __init__(

@@ -222,6 +222,7 @@ class SplitMatching(MaskFormer):
             "generator": "clip_regions",
             "clip": finder.clip.arch,
             "clip_sha256": digest.hexdigest(),
+            "clip_features": [finder.clip.dense_form, "QuickGELU" if finder.clip.quick_gelu else "GELU"],
             "normalization": [[round(float(v), 4) for v in x.flatten()] for x in (finder.mean, finder.std)],
             "settings": finder.settings.to_json(),
             "data": list(cfg.DATASETS.TRAIN),
