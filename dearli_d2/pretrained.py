@@ -146,13 +146,16 @@ def no_such_tag(arch: str, tag: str) -> str:
     return f"{tag!r} is no pretrained tag of {arch}; tags: {', '.join(tags) or 'none'}"
 
 
-def keep_activation(backbone: CfgNode) -> None:
-    """Takes the weights out of a section, in place, for a model whose weights come from a checkpoint: what they were trained
-    with stays in its TAG."""
-    facts = clip_facts(backbone.ARCH, backbone.WEIGHTS, backbone.TAG) if is_clip(backbone) else None
-    if facts is not None and not backbone.TAG and backbone.WEIGHTS != SHIPPED:
-        backbone.TAG = facts.tag
-    backbone.WEIGHTS = ""
+def keep_activation(section: CfgNode) -> None:
+    """Takes the weights out of a section of a backbone or of MODEL.TEXT, in place, for a model whose weights come from a
+    checkpoint: what they were trained with stays in its TAG."""
+    if "ENCODER" in section:
+        facts = text_facts(section) if section.ENCODER else None
+    else:
+        facts = facts_of(section) if is_clip(section) else None
+    if facts is not None and not section.TAG and section.WEIGHTS != SHIPPED:
+        section.TAG = facts.tag
+    section.WEIGHTS = ""
 
 
 # ------------------------------------------------------------------------------------------ timm
@@ -231,8 +234,10 @@ def resolve_normalization(cfg: CfgNode) -> None:
     weights are random.
 
     Raises:
-        ConfigError: a value that contradicts the weights, with the right one.
+        ConfigError: a value that contradicts the weights, with the right one; see `facts_of`.
     """
+    if cfg.MODEL.TEXT.ENCODER:
+        text_facts(cfg.MODEL.TEXT)  # refuses what it must
     backbone, pair = cfg.MODEL.BACKBONE, cfg.MODEL.META_ARCHITECTURE == "SegKC"
     facts, senior = facts_of(backbone), senior_facts(cfg) if pair else None
     if backbone.NAME == "build_resnet_backbone" and cfg.MODEL.WEIGHTS:

@@ -240,6 +240,28 @@ def test_a_model_whose_weights_come_from_a_checkpoint_keeps_the_activation(publi
             assert type(tower.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
 
 
+def test_a_checkpoint_brings_the_encoder_too(published, mini_config):
+    """The file that it was trained from need not be on the machine that predicts."""
+    name, path, _ = published
+    options = (
+        "MODEL.TEXT.ENCODER",
+        name,
+        "MODEL.TEXT.WEIGHTS",
+        str(path),
+        "MODEL.TEXT.TAG",
+        "quick",
+        "MODEL.HVL.VL_WEIGHT",
+        "0.0",
+    )
+    cfg = mini_config(*options, "MODEL.HVL.PROMPT_TOKENS", "2", file="hvl.yaml")
+    trained = build_model(cfg)
+    path.unlink()
+    model = build_model(cfg, load_backbone=False)
+    model.load_state_dict(trained.state_dict())
+    assert type(model.language.clip_model.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+    assert torch.equal(model.fixed_text(), trained.fixed_text())
+
+
 def test_a_file_of_another_image_size_is_refused_in_one_line(published, tmp_path):
     name, path, _ = published
     state = torch.load(path)

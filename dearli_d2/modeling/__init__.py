@@ -27,7 +27,8 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
     Args:
         taxonomy: classes; None = those of the first labelled data set. Where that is not on this machine the model is
             built without; a checkpoint of this project brings its own.
-        load_backbone: False leaves MODEL.BACKBONE.WEIGHTS alone, since a checkpoint follows that holds the backbone.
+        load_backbone: False leaves the WEIGHTS of MODEL.BACKBONE, MODEL.SENIOR.BACKBONE and MODEL.TEXT alone, since a checkpoint
+            follows that holds all of them.
 
     Raises:
         ConfigError: an unknown part, a number of classes other than MODEL.NUM_CLASSES, or names in MODEL.TEXT.CLASS_NAMES
@@ -52,8 +53,8 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
     if not load_backbone:
         cfg = cfg.clone()
         cfg.defrost()
-        keep_activation(cfg.MODEL.BACKBONE)
-        keep_activation(cfg.MODEL.SENIOR.BACKBONE)
+        for section in (cfg.MODEL.BACKBONE, cfg.MODEL.SENIOR.BACKBONE, cfg.MODEL.TEXT):
+            keep_activation(section)
     try:
         architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     except KeyError as error:

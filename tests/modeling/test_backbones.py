@@ -167,10 +167,11 @@ def test_vit_tokens_equal_open_clips(vit):
     with torch.no_grad():
         encoded = vit.encode(images)
         visual = vit.clip_model.visual
-        theirs = visual.forward_intermediates(images, indices=[1], normalize_intermediates=False)[
-            "image_intermediates"
-        ][0]
+        seen = []
+        hook = visual.transformer.resblocks[-1].register_forward_hook(lambda block, inputs, output: seen.append(output))
         whole = F.normalize(visual(images), dim=-1)
+    hook.remove()
+    theirs = seen[0][:, 1:].transpose(1, 2).unflatten(2, (4, 4))
     assert torch.allclose(encoded["tokens"], theirs, atol=1e-5)
     assert encoded["clip_vis_dense"].shape == (2, 32, 4, 4)
     assert torch.allclose(vit.embed_image(encoded), whole, atol=1e-5)
