@@ -25,3 +25,10 @@ def add_config_file(parser: argparse.ArgumentParser, required: bool = True) -> N
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Adds `opts`: all that follows the other options."""
     parser.add_argument("opts", metavar="KEY VALUE", nargs=argparse.REMAINDER, default=[], help=OVERRIDES)
+
+
+def positive(text: str) -> int:
+    """For options that count: a whole number from 1 on."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
+    return int(text)

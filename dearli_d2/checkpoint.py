@@ -30,7 +30,7 @@ from .errors import WeightsError, first_few
 from .files import write_atomically
 from .pretrained import keep_activation
 from .reporting import report_errors
-from .weights import read_file, state_dict_of, write_file
+from .weights import TORCH_SUFFIXES, read_file, state_dict_of, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -213,8 +213,14 @@ def export(weights: str, out: str | Path, which: str) -> int:
         The number of tensors.
 
     Raises:
-        WeightsError: no such weights in the checkpoint.
+        WeightsError: no such weights in the checkpoint; `out` is the checkpoint itself or has another kind's suffix.
     """
+    if Path(out).suffix not in TORCH_SUFFIXES:
+        raise WeightsError(f"--out {out}: a file of torch is written; name it {', '.join(TORCH_SUFFIXES)}")
+    if Path(out).resolve() == Path(weights).resolve():
+        raise WeightsError(
+            f"--out {out} is the checkpoint itself, which would lose what a training needs; choose another"
+        )
     content = read_file(weights)
     small = {key: content[key] for key in ("taxonomy", "config") if key in content}
     small["model"] = state_dict_of(content, weights, "student" if which == "junior" else which)

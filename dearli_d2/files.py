@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
@@ -39,6 +41,30 @@ def read_text(path: Path, error: type[DearliError]) -> str:
         raise error(f"{path} is no text in UTF-8 ({problem}); save it as UTF-8") from problem
 
 
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(1 << 24):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def output_names(file_names: Sequence[str]) -> list[str]:
+    """A name for what is made of each of several different paths: without the suffix, or with it where paths would share a name."""
+    names = {file: file[: len(file) - len(Path(file).suffix)] for file in file_names}
+    while shared := {name for name, count in Counter(names.values()).items() if count > 1}:
+        names = {file: file if name in shared else name for file, name in names.items()}
+    return list(names.values())
+
+
+def picture_names(files: Sequence[str]) -> list[str]:
+    """`output_names` of files anywhere: below the folder that holds all of them."""
+    paths = [Path(os.path.abspath(file)) for file in files]
+    above = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    return output_names([path.relative_to(above).as_posix() for path in paths])
+
+
 def leads_out(name: object) -> bool:
     """Whether a name that a file of others gives must not be joined to a folder: it is no text, or its path ends elsewhere."""
     if not isinstance(name, str) or not name or "\0" in name:
@@ -51,12 +77,12 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> N
     """Calls `write(temporary)` beside `path`, then renames; a killed process leaves the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem[:64]}-{secrets.token_hex(4)}{path.suffix}")
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less the umask, as any new file
+        mode = temporary.stat().st_mode & 0o777
         write(temporary)
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)  # safetensors puts a file of its own in place of this one
         os.replace(temporary, path)
     except OSError as error:  # of a full disk: it names no file, or the temporary one
         error.filename = str(path)

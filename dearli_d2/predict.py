@@ -1,9 +1,17 @@
 """Segments image files with a trained model.
 
-For each image NAME it writes `NAME_panoptic.png` (segment id = R + 256 G + 65536 B), `NAME_semantic.png` (contiguous
-class index) and `NAME_overlay.png` (with a legend), and for all together `predictions.json` in COCO-panoptic form, whose
-categories have the class index as "id" and the id in the training data, such as the pixel value in own masks, as "dataset_id".
-Images that cannot be read are reported and skipped. In Python: `dearli_d2.Predictor`.
+For each image it writes three files, named after the image's path below the folder that was given (`day/b.jpg` becomes
+`day/b_panoptic.png`; of several arguments, below the folder that holds all of them). Where images differ in the suffix only it
+stays: `b.jpg_panoptic.png`, `b.png_panoptic.png`.
+
+    NAME_panoptic.png   segment id = R + 256 G + 65536 B, 0 = no segment
+    NAME_semantic.png   class of each pixel, as its id in the training data; for own masks, the pixel value there
+    NAME_overlay.png    the segments over the image, with a legend
+
+`predictions.json` is a COCO-panoptic file of all of them, in the same ids; "info" says "complete": false while it is written, or
+if that was interrupted. Images that cannot be read are reported, skipped and listed there. The same command may be repeated, also
+with more images. Predictions of another model or of other images are not replaced without --overwrite, and pictures of earlier
+predictions are not taken for images. In Python: `dearli_d2.Predictor`.
 
 Examples:
 
@@ -15,10 +23,11 @@ Examples:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,15 +42,17 @@ from .checkpoint import load_state
 from .config import get_config
 from .data.captions import read_captions
 from .data.custom import listed_classes
-from .data.images import find_images
-from .data.mappers import TestMapper, enlarge_read_out, read_image
-from .data.preparation import ids_to_rgb
+from .data.images import read_image, reading_problem, upright
+from .data.mappers import TestMapper, enlarge_read_out
+from .data.preparation import ids_to_rgb, segment_info
 from .data.taxonomy import Taxonomy, named, same_classes
-from .errors import ConfigError, DatasetError, DearliError, first_few
-from .files import write_atomically, write_json
+from .errors import ConfigError, DatasetError, first_few
+from .files import file_digest, write_atomically
 from .modeling import build_model
 from .modeling.semantic import class_segments
-from .visualization import overlay, with_legend
+from .prediction_folder import PredictionFolder, find_inputs
+from .reporting import OUT_OF_MEMORY, report_errors
+from .visualization import prediction_picture
 from .weights import read_file, state_dict_of
 
 logger = logging.getLogger(__name__)
@@ -103,13 +114,25 @@ class Predictor:
                 f"{weights} does not say its classes; register the data set of DATASETS.TRAIN or give class names"
             )
         self.model.eval()
+        self.config, self.weights = config, Path(weights)
         self.mapper = TestMapper(config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST)
 
     @torch.no_grad()
-    def __call__(self, image: np.ndarray, caption: str | None = None) -> Prediction:
-        """`image`: (H, W, 3) uint8 RGB. `caption`: for a model that reads one (SemiDAViL)."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise DatasetError(f"an image is (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+    def __call__(self, image: np.ndarray | Image.Image | str | Path, caption: str | None = None) -> Prediction:
+        """Predicts one image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB; or the path of an image file, or a PIL image. These two are turned as their EXIF tag
+                says, and brought to RGB.
+            caption: for a model that reads one (SemiDAViL).
+
+        Returns:
+            Maps of the size of the image as it is seen.
+
+        Raises:
+            DatasetError: another kind of image; with what to do.
+        """
+        image = as_pixels(image)
         sample = self.mapper.prepare(image)
         output = self.model([sample if caption is None else {**sample, "caption": caption}])[0]
         # a semantic model has one segment a class
@@ -119,14 +142,47 @@ class Predictor:
         return Prediction(panoptic, segments, semantic, self.model.taxonomy)
 
 
-def output_names(images: Sequence[Path]) -> list[str]:
-    """A name for each image: its stem, with a number where stems repeat."""
-    used: dict[str, int] = {}
-    names = []
-    for path in images:
-        used[path.stem] = used.get(path.stem, 0) + 1
-        names.append(path.stem if used[path.stem] == 1 else f"{path.stem}-{used[path.stem]}")
-    return names
+def as_pixels(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of what `Predictor` takes. Raises `DatasetError` for another kind of image."""
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        if problem := reading_problem(image):
+            raise DatasetError(f"the image {problem}")
+        try:
+            return np.asarray(upright(image).convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes a file only now
+            raise DatasetError(f"the image cannot be decoded: {error}") from error
+    expected = "an image is an (H, W, 3) uint8 array of RGB, a path or a PIL image"
+    if not isinstance(image, np.ndarray):
+        advice = ""
+        if isinstance(image, torch.Tensor):
+            advice = "; for a (3, H, W) uint8 tensor: image.permute(1, 2, 0).cpu().numpy()"
+        elif isinstance(image, (list, tuple)):
+            advice = "; call it once for each image"
+        raise DatasetError(f"{expected}, not a {type(image).__name__}{advice}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise DatasetError(f"{expected}, not {image.shape} {image.dtype}{_advice_on(image)}")
+    return image
+
+
+def _advice_on(image: np.ndarray) -> str:
+    """What makes an array an image."""
+    if image.size == 0:
+        return ""
+    if image.ndim == 2:
+        return "; for a grey image: np.stack([image] * 3, -1)"
+    if image.ndim == 4:
+        return "; call it once for each image"
+    if image.ndim == 3 and image.shape[2] == 4:
+        return "; leave out the fourth channel: image[..., :3]"
+    if image.ndim == 3 and image.shape[2] == 1:
+        return "; for a grey image: np.repeat(image, 3, -1)"
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        return "; the channels come last: image.transpose(1, 2, 0)"
+    if image.ndim == 3 and image.shape[2] == 3:
+        return "; values are 0..255: of an image in 0..1 take (255 * image).round().astype(np.uint8)"
+    return ""
 
 
 def captions_of(images: Sequence[Path], path: Path) -> dict[Path, str]:
@@ -139,75 +195,84 @@ def captions_of(images: Sequence[Path], path: Path) -> dict[Path, str]:
     return found
 
 
+def identity(predictor: Predictor, class_names: str | None, captions: Path | None) -> dict[str, str]:
+    """What decides the prediction of an image, as digests under the names that a user knows."""
+    config = predictor.config.clone()
+    config.defrost()
+    config.MODEL.DEVICE = config.MODEL.WEIGHTS = config.OUTPUT_DIR = ""
+    return {
+        "weights": file_digest(predictor.weights),
+        "settings": hashlib.sha256(config.dump().encode()).hexdigest(),
+        "classes": class_names or "",
+        "captions": file_digest(captions) if captions else "",
+    }
+
+
 def predict_files(
-    predictor: Predictor, images: Sequence[Path], out: Path, captions: Mapping[Path, str] | None = None
+    predictor: Predictor, folder: PredictionFolder, captions: Mapping[Path, str] | None = None
 ) -> list[tuple[Path, str]]:
-    """Predicts and writes all images; damaged ones are reported and skipped.
+    """Predicts and writes all images of a folder; those that cannot be predicted are reported and skipped.
 
     Args:
         captions: of the images, for a model that reads them.
 
     Returns:
         (path, reason) of the skipped images.
+
+    Raises:
+        OSError: a file cannot be written, as on a full disk; `predictions.json` then says that it is not complete.
     """
-    annotations, skipped = [], []
-    for path, name, image in tqdm(_read_all(images, skipped), total=len(images), unit="image"):
-        prediction = predictor(image, None if captions is None else captions[path])
-        save_prediction(out, name, image, prediction)
-        annotations.append(
-            {
-                "file_name": f"{name}_panoptic.png",
-                "image": str(path),
-                "height": image.shape[0],
-                "width": image.shape[1],
-                "segments_info": [
-                    {**s, "category_name": prediction.taxonomy.main_names[s["category_id"]]}
-                    for s in prediction.segments
-                ],
-            }
-        )
-    taxonomy = predictor.model.taxonomy
-    classes = [
-        {
-            "id": i,
-            "name": names[0],
-            "isthing": int(i in taxonomy.thing_ids),
-            "color": list(taxonomy.colors[i]),
-            "dataset_id": taxonomy.dataset_ids[i],
-        }
-        for i, names in enumerate(taxonomy.names)
-    ]
-    failures = [{"image": str(p), "reason": r} for p, r in skipped]
-    write_json(
-        out / "predictions.json", {"annotations": annotations, "categories": classes, "skipped": failures}, indent=1
-    )
+    images, annotations, skipped = [], [], []
+    inputs = folder.inputs
+    _check_ids(predictor.model.taxonomy)
+    entries = zip(inputs.paths, inputs.file_names, inputs.names, strict=True)
+    for number, (path, file_name, name) in enumerate(tqdm(entries, total=len(inputs.paths), unit="image"), start=1):
+        try:
+            image = read_image(path)
+            prediction = predictor(image, None if captions is None else captions[path])
+        except (DatasetError, *OUT_OF_MEMORY) as error:
+            reason = str(error) if isinstance(error, DatasetError) else f"{path} needs more memory than there is"
+            tqdm.write(f"skipped: {reason}", file=sys.stderr)
+            skipped.append((path, reason))
+            continue
+        save_prediction(folder, name, image, prediction)
+        height, width = image.shape[:2]
+        images.append({"id": number, "file_name": file_name, "height": height, "width": width})
+        panoptic = folder.path(name, "panoptic").relative_to(folder.out).as_posix()
+        annotations.append({"image_id": number, "file_name": panoptic, "segments_info": _segments_info(prediction)})
+    folder.finish(images, annotations, predictor.model.taxonomy, skipped)
     return skipped
 
 
-def _read_all(images: Sequence[Path], skipped: list[tuple[Path, str]]) -> Iterator[tuple[Path, str, np.ndarray]]:
-    for path, name in zip(images, output_names(images), strict=True):
-        try:
-            image = read_image(str(path))
-        except DatasetError as error:
-            logger.warning("skipped: %s", error)
-            skipped.append((path, str(error)))
-            continue
-        yield path, name, image
+def _check_ids(taxonomy: Taxonomy) -> None:
+    wrong = [i for i in taxonomy.dataset_ids if not 0 <= i < 2**16]
+    if wrong:
+        raise ConfigError(f"{len(wrong)} class ids do not fit into a PNG of 16 bits, 0 to 65535: {first_few(wrong)}")
 
 
-def save_prediction(out: Path, name: str, image: np.ndarray, prediction: Prediction) -> None:
+def _segments_info(prediction: Prediction) -> list[dict]:
+    """Segments as COCO-panoptic has them, in the ids of the training data."""
+    taxonomy, infos = prediction.taxonomy, []
+    for segment in prediction.segments:
+        mask = prediction.panoptic == segment["id"]
+        if mask.any():
+            category = segment["category_id"]
+            info = segment_info(segment["id"], taxonomy.dataset_ids[category], mask)
+            infos.append({**info, "score": segment["score"], "category_name": taxonomy.main_names[category]})
+    return infos
+
+
+def save_prediction(folder: PredictionFolder, name: str, image: np.ndarray, prediction: Prediction) -> None:
     """Writes the three PNG files of one image."""
-    ids = prediction.panoptic
-    depth = np.uint8 if len(prediction.taxonomy) < 256 else np.uint16
-    drawn = overlay(image, ids, prediction.segments, prediction.taxonomy)
-    shown = sorted({s["category_id"] for s in prediction.segments})
+    ids = np.array(prediction.taxonomy.dataset_ids)
+    semantic = ids[prediction.semantic].astype(np.uint8 if ids.max() < 256 else np.uint16)
     pictures = {
-        "panoptic": Image.fromarray(ids_to_rgb(ids)),
-        "semantic": Image.fromarray(prediction.semantic.astype(depth)),
-        "overlay": with_legend(drawn, shown, prediction.taxonomy),
+        "panoptic": Image.fromarray(ids_to_rgb(prediction.panoptic)),
+        "semantic": Image.fromarray(semantic),
+        "overlay": prediction_picture(image, prediction.panoptic, prediction.segments, prediction.taxonomy),
     }
     for kind, picture in pictures.items():
-        write_atomically(out / f"{name}_{kind}.png", picture.save)
+        write_atomically(folder.path(name, kind), picture.save)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -229,23 +294,25 @@ def main(argv: list[str] | None = None) -> int:
         help='JSON lines {"file", "caption"}, for a model that reads captions (SemiDAViL)',
     )
     parser.add_argument(
+        "--overwrite", action="store_true", help="replace predictions of another model or other images in --out"
+    )
+    parser.add_argument(
         "--opts", nargs="*", default=[], metavar="KEY VALUE", help="new values of config keys, in pairs"
     )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        images = find_images(args.images)
+
+    def command() -> int:
+        inputs = find_inputs(args.images)
         predictor = Predictor(get_config(args.config_file, args.opts), args.weights, args.text)
-        captions = None if args.captions is None else captions_of(images, args.captions)
-        skipped = predict_files(predictor, images, args.out, captions)
-    except OSError as error:
-        print(f"error: {args.out} cannot be written to: {error}", file=sys.stderr)
-        return 2
-    except DearliError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps({"predicted": len(images) - len(skipped), "skipped": len(skipped), "out": str(args.out)}))
-    return 1 if len(skipped) == len(images) else 0
+        captions = None if args.captions is None else captions_of(inputs.paths, args.captions)
+        folder = PredictionFolder(args.out, inputs, identity(predictor, args.text, args.captions), args.overwrite)
+        skipped = predict_files(predictor, folder, captions)
+        done = len(inputs.paths) - len(skipped)
+        print(json.dumps({"predicted": done, "skipped": len(skipped), "out": str(args.out)}))
+        return 0 if done else 1
+
+    return report_errors(command)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from .errors import DearliError
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit statuses
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
+OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
 
 
 def report_errors(command: Callable[[], int]) -> int:
@@ -38,7 +38,7 @@ def report_errors(command: Callable[[], int]) -> int:
         return _end(error, "interrupted", INTERRUPTED)
     except OSError as error:
         return _end(error, describe_os_error(error), USER_ERROR)
-    except _OUT_OF_MEMORY as error:
+    except OUT_OF_MEMORY as error:
         advice = "use smaller batches or crops; python -m dearli_d2.plan estimates what a training needs"
         return _end(
             error,

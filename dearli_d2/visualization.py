@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .data.mappers import read_image, read_panoptic, resize_labels, segment_ids
+from .data.images import read_image
+from .data.mappers import read_panoptic, resize_labels, segment_ids
 from .data.taxonomy import Taxonomy, spread_colors
 from .files import write_atomically
 from .structures import Targets
 
 _ALPHA = 0.6
-_SMALLEST_SIDE = 256  # smaller images are enlarged for the eye
-_ROW = 18  # pixels of a legend row
+_SMALLEST_SIDE = 256  # of an image for the eye: smaller ones are enlarged, as far as _LARGEST_SIDE allows
+_LARGEST_SIDE = 1024
+_ROW = 18  # pixels of a line of text
+_GAP = 4  # between panels
 
 
 def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict], taxonomy: Taxonomy) -> np.ndarray:
@@ -42,44 +45,118 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict], taxon
     return blended.round().astype(np.uint8)
 
 
-def overlay_targets(image: torch.Tensor, targets: Targets, taxonomy: Taxonomy) -> np.ndarray:
-    """Targets over a (3, H, W) uint8 image, pixels without a loss in black: (H, W, 3) uint8. Where masks overlap the later
-    one shows."""
-    picture = overlay(image.cpu().numpy().transpose(1, 2, 0), *targets.panoptic(), taxonomy)
+def shown_size(height: int, width: int, enlarge_only: bool = False) -> tuple[int, int]:
+    """The size at which an image is shown, in its proportions: a small one is enlarged by a whole factor until its short side
+    has 256 pixels, unless its long side would exceed 1024; a larger one is made smaller, unless `enlarge_only`."""
+    factor = min(-(-_SMALLEST_SIDE // min(height, width)), _LARGEST_SIDE // max(height, width))
+    scale = factor if factor >= 1 else 1 if enlarge_only else _LARGEST_SIDE / max(height, width)
+    return max(1, round(scale * height)), max(1, round(scale * width))
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 at (height, width): smoothed where it gets smaller, pixel for pixel where it gets larger."""
+    if image.shape[:2] == size:
+        return image
+    way = Image.Resampling.BOX if size[0] < image.shape[0] else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], way))
+
+
+def overlay_targets(image: np.ndarray, targets: Targets, taxonomy: Taxonomy) -> np.ndarray:
+    """Targets of an image, over it, which may be shown at another size; pixels without a loss in black. Where masks overlap the
+    later one shows.
+
+    Args:
+        image: (H, W, 3) uint8.
+    """
+    ids, segments = targets.panoptic()
+    picture = overlay(image, resize_labels(ids, image.shape[:2]), segments, taxonomy)
     if targets.valid is not None:
-        picture[~targets.valid.cpu().numpy()] = 0
+        picture[~resize_labels(targets.valid.cpu().numpy(), image.shape[:2])] = 0
     return picture
 
 
+def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[str]) -> np.ndarray:
+    """Panels in rows below a text each, as columns with titles; all keep their proportions.
+
+    Args:
+        rows: text and (H, W, 3) uint8 panels, as many as `titles`, or fewer.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    font = ImageFont.load_default()
+    widths = [
+        max([int(font.getlength(title)) + 8, *(panels[i].shape[1] for _, panels in rows if i < len(panels))])
+        for i, title in enumerate(titles)
+    ]
+    lefts = np.cumsum([0, *(w + _GAP for w in widths)])
+    texts = max(int(font.getlength(text)) + 8 for text, _ in rows)
+    heights = [_ROW + max(panel.shape[0] for panel in panels) for _, panels in rows]
+    canvas = Image.new("RGB", (max(int(lefts[-1]), texts), _ROW + sum(heights)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for left, title in zip(lefts, titles, strict=False):
+        draw.text((int(left) + 3, 2), title, fill="black", font=font)
+    top = _ROW
+    for (text, panels), height in zip(rows, heights, strict=True):
+        draw.text((3, top + 2), text, fill="black", font=font)
+        for left, panel in zip(lefts, panels, strict=False):
+            canvas.paste(Image.fromarray(panel), (int(left), top + _ROW))
+        top += height
+    return np.asarray(canvas)
+
+
+def short_name(file_name: str) -> str:
+    """The file's name and its folder's."""
+    return "/".join(Path(file_name).parts[-2:])
+
+
 def sample_sheet(samples: Sequence[dict], taxonomy: Taxonomy) -> Image.Image:
-    """Training samples as the loss sees them, one a row: image and targets; before them, where a teacher made the targets,
-    its weak view and what it saw there."""
-    rows, shown = [], set()
+    """Training samples as the loss sees them, one a row below its file's name: image and targets; before them, where a teacher
+    made the targets, its weak view and what it saw there, with the number of segments."""
+    rows, shown, titles = [], set(), ["image", "targets"]
     for sample in samples:
-        panels = []
+        panels, notes = [], [short_name(sample["file_name"])] if "file_name" in sample else []
+        size = shown_size(*sample["image"].shape[1:])
         if "weak" in sample:
-            weak = sample["weak"]
-            panels += [weak.cpu().numpy().transpose(1, 2, 0), overlay_targets(weak, sample["pseudo_label"], taxonomy)]
-        panels.append(sample["image"].cpu().numpy().transpose(1, 2, 0))
-        panels.append(overlay_targets(sample["image"], sample["targets"], taxonomy))
+            titles = [
+                "weak view",
+                "pseudo-labels of the weak view",
+                "what the student sees",
+                "its targets (black: no loss)",
+            ]
+            weak, found = resized(_channels_last(sample["weak"]), size), sample["pseudo_label"]
+            panels += [weak, overlay_targets(weak, found, taxonomy)]
+            notes += [f"{len(found)} segments in the weak view", f"{len(sample['targets'])} in the targets"]
+        else:
+            notes.append(f"{len(sample['targets'])} segments")
+        image = resized(_channels_last(sample["image"]), size)
+        panels += [image, overlay_targets(image, sample["targets"], taxonomy)]
         shown |= set(sample["targets"].labels.tolist())
-        rows.append(np.concatenate(panels, axis=1))
-    return with_legend(np.concatenate(rows), sorted(shown), taxonomy)
+        rows.append((", ".join(notes), panels))
+    return with_legend(sheet(rows, titles), sorted(shown), taxonomy)
+
+
+def _channels_last(image: torch.Tensor) -> np.ndarray:
+    return image.cpu().numpy().transpose(1, 2, 0)
 
 
 def with_legend(picture: np.ndarray, categories: list[int], taxonomy: Taxonomy) -> Image.Image:
     """The picture with a column of colour and name for each of the categories."""
-    font = ImageFont.load_default()
-    names = [taxonomy.main_names[c] for c in categories]
-    width = max([int(font.getlength(name)) for name in names], default=0) + 30
-    height = max(picture.shape[0], _ROW * len(names) + 8)
+    # as large as the picture, which is looked at as a whole, needs it
+    row = max(_ROW, min(max(picture.shape[:2]) // 50, 3 * _ROW, picture.shape[0] // max(len(categories), 1)))
+    font = ImageFont.load_default(row * 10 / _ROW)
+    names = [taxonomy.main_names[c] for c in categories] or ["no segment"]
+    box = row * 11 // _ROW
+    width = max([int(font.getlength(name)) for name in names], default=0) + box + row
+    height = max(picture.shape[0], row * len(names) + 8)
     canvas = Image.new("RGB", (picture.shape[1] + width, height), "white")
     canvas.paste(Image.fromarray(picture), (0, 0))
     draw = ImageDraw.Draw(canvas)
-    for row, (category, name) in enumerate(zip(categories, names, strict=True)):
-        x, y = picture.shape[1] + 8, 6 + row * _ROW
-        draw.rectangle((x, y, x + 11, y + 11), fill=taxonomy.colors[category])
-        draw.text((x + 17, y), name, fill="black", font=font)
+    for line, (category, name) in enumerate(zip(categories or [None], names, strict=True)):
+        x, y = picture.shape[1] + 8, 6 + line * row
+        if category is not None:
+            draw.rectangle((x, y, x + box, y + box), fill=taxonomy.colors[category])
+        draw.text((x + box + 6, y), name, fill="black", font=font)
     return canvas
 
 
@@ -94,53 +171,55 @@ def annotation_sheet(dicts: Sequence[dict], taxonomy: Taxonomy, side: int = 320)
         image, ids = read_image(d["file_name"]), segment_ids(read_panoptic(d["pan_seg_file_name"]))
         scale = side / max(image.shape[:2])
         height, width = (max(1, round(length * scale)) for length in image.shape[:2])
-        small = np.asarray(Image.fromarray(image).resize((width, height)))
+        small = resized(image, (height, width))
         truth = overlay(small, resize_labels(ids, (height, width)), d["segments_info"], taxonomy)
         shown |= {s["category_id"] for s in d["segments_info"]}
-        row = Image.new("RGB", (2 * side, _ROW + height), "white")
-        name = "/".join(Path(d["file_name"]).parts[-2:])
-        ImageDraw.Draw(row).text((3, 2), name, fill="black", font=ImageFont.load_default())
-        for left, panel in ((0, small), (side, truth)):
-            row.paste(Image.fromarray(panel), (left, _ROW))
-        rows.append(np.asarray(row))
-    return with_legend(np.concatenate(rows), sorted(shown), taxonomy)
+        rows.append((short_name(d["file_name"]), [small, truth]))
+    return with_legend(sheet(rows, ["image", "labels"]), sorted(shown), taxonomy)
 
 
 def save_mask_picture(path: Path, image: np.ndarray, masks: np.ndarray) -> None:
     """Writes image | masks: class-agnostic (N, H, W) bool masks, large ones below, in colours that tell them apart."""
-    order = np.argsort(-masks.sum((1, 2)))
+    order, size = np.argsort(-masks.sum((1, 2))), shown_size(*image.shape[:2])
+    image = resized(image, size)
     canvas = image.astype(np.float32) * (1 - _ALPHA)
     for number, colour in zip(order, spread_colors(len(masks)), strict=True):
-        canvas[masks[number]] = (1 - _ALPHA) * image[masks[number]] + _ALPHA * np.array(colour, np.float32)
-    picture = np.concatenate([image, canvas.round().astype(np.uint8)], axis=1)
-    write_atomically(path, lambda temporary: Image.fromarray(_enlarged(picture, image.shape[:2])).save(temporary))
+        mask = resize_labels(masks[number], size)
+        canvas[mask] = (1 - _ALPHA) * image[mask] + _ALPHA * np.array(colour, np.float32)
+    row = (path.stem, [image, canvas.round().astype(np.uint8)])
+    picture = Image.fromarray(sheet([row], ["image", f"{len(masks)} masks"]))
+    write_atomically(path, lambda temporary: picture.save(temporary))
 
 
-def _enlarged(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """By the whole factor that brings an image of `size` to at least `_SMALLEST_SIDE`."""
-    factor = max(1, -(-_SMALLEST_SIDE // min(size)))
-    return picture.repeat(factor, 0).repeat(factor, 1)
+def prediction_picture(
+    image: np.ndarray, panoptic: np.ndarray, segments: list[dict], taxonomy: Taxonomy
+) -> Image.Image:
+    """Segments over the image at its own size, a small one enlarged, with a legend."""
+    size = shown_size(*image.shape[:2], enlarge_only=True)
+    drawn = overlay(resized(image, size), resize_labels(panoptic, size), segments, taxonomy)
+    return with_legend(drawn, sorted({s["category_id"] for s in segments}), taxonomy)
 
 
-def save_prediction_picture(
+def save_comparison(
     path: Path,
+    file_name: str,
     image: np.ndarray,
-    panoptic: np.ndarray,
-    segments: list[dict],
+    predictions: Mapping[str, tuple[np.ndarray, list[dict]]],
     taxonomy: Taxonomy,
-    truth: dict | None = None,
+    truth: dict,
 ) -> None:
-    """Writes image | prediction (| ground truth), with a legend of the classes shown.
+    """Writes image | predictions | ground truth, with titles and a legend of the classes shown.
 
     Args:
+        predictions: (H, W) segment ids and their segments, by title.
         truth: data-set dict with "pan_seg_file_name" and "segments_info", in the classes of `taxonomy`.
     """
-    panels = [image, overlay(image, panoptic, segments, taxonomy)]
-    shown = {s["category_id"] for s in segments}
-    if truth is not None:
-        ids = segment_ids(read_panoptic(truth["pan_seg_file_name"]))
-        panels.append(overlay(image, ids, truth["segments_info"], taxonomy))
-        shown |= {s["category_id"] for s in truth["segments_info"]}
-    picture = _enlarged(np.concatenate(panels, axis=1), image.shape[:2])
-    canvas = with_legend(picture, sorted(shown), taxonomy)
+    size = shown_size(*image.shape[:2])
+    image = resized(image, size)
+    labels = segment_ids(read_panoptic(truth["pan_seg_file_name"])), truth["segments_info"]
+    maps = {**predictions, "ground truth": labels}
+    panels = [image, *(overlay(image, resize_labels(ids, size), segments, taxonomy) for ids, segments in maps.values())]
+    shown = {s["category_id"] for _, segments in maps.values() for s in segments}
+    titles = ["image", *(title if segments else f"{title}: no segment" for title, (_, segments) in maps.items())]
+    canvas = with_legend(sheet([(short_name(file_name), panels)], titles), sorted(shown), taxonomy)
     write_atomically(path, lambda temporary: canvas.save(temporary))

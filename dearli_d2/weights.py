@@ -16,7 +16,8 @@ from .errors import WeightsError
 from .files import write_atomically
 from .script_archive import is_script_archive, read_script_archive
 
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+_SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".pkl")
 _NUMPY_GLOBALS = {
     (module, name)
     for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "collections")

@@ -13,7 +13,7 @@ from dearli_d2 import checkpoint
 from dearli_d2.engine.checkpoints import RunCheckpoints
 from dearli_d2.errors import WeightsError
 from dearli_d2.modeling import build_model
-from dearli_d2.weights import read_file, read_state_dict
+from dearli_d2.weights import read_file, read_state_dict, write_file
 
 
 def test_official_dearli_names_load_strictly(shared, repo, capsys):
@@ -171,3 +171,26 @@ def test_old_periodic_checkpoints_are_removed_and_others_kept(tmp_path):
     (tmp_path / "model_0000004.pth").unlink()
     with pytest.raises(WeightsError, match="names model_0000004.pth, which is not there"):
         run.last()
+
+
+def test_export_refuses_names_that_could_not_be_read_again(tmp_path):
+    path = tmp_path / "model.pth"
+    write_file(path, {"model": {"a": torch.zeros(2)}, "optimizer": {"b": 1}})
+    for name in ("x.safetensors", "x.pkl", "x"):
+        with pytest.raises(WeightsError, match="name it .pth, .pt, .bin"):
+            checkpoint.export(str(path), tmp_path / name, "student")
+    with pytest.raises(WeightsError, match="is the checkpoint itself"):
+        checkpoint.export(str(path), tmp_path / "." / "model.pth", "student")
+    assert checkpoint.export(str(path), tmp_path / "x.bin", "student") == 1
+    assert list(read_file(tmp_path / "x.bin")) == ["model"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pth", "x.bin"]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many"])
+def test_options_that_count_take_numbers_from_one_on(value, capsys):
+    from dearli_d2.masks.__main__ import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", "--images", ".", "--out", "o", "--generator", "classical", "--batch-size", value])
+    assert caught.value.code == 2
+    assert f"{value} is no whole number from 1 on" in capsys.readouterr().err

@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 import time
 
-from dearli_d2.files import remove_leftovers
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from dearli_d2.files import remove_leftovers, write_atomically
+from dearli_d2.weights import write_file
 
 
 def test_only_old_temporaries_are_removed(tmp_path):
@@ -25,3 +31,40 @@ def test_only_old_temporaries_are_removed(tmp_path):
         "a-abcdefgh.png",
     ]
     remove_leftovers(tmp_path / "none")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_new_files_follow_the_umask(tmp_path, umask):
+    writers = {
+        "a.txt": lambda path: path.write_text("x"),
+        "a.png": lambda path: Image.new("L", (2, 2)).save(path),
+        "a.safetensors": lambda path: save_file({"x": torch.zeros(2)}, path),
+        "n" * 240 + ".txt": lambda path: path.write_text("x"),
+    }
+    before = os.umask(umask)
+    try:
+        for name, write in writers.items():
+            write_atomically(tmp_path / name, write)
+        write_file(tmp_path / "a.pth", {"x": torch.zeros(2)})
+    finally:
+        os.umask(before)
+    assert {p.name: p.stat().st_mode & 0o777 for p in tmp_path.iterdir()} == dict.fromkeys(
+        (*writers, "a.pth"), 438 & ~umask
+    )
+
+
+def test_temporaries_of_killed_writers_are_recognised(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def write(temporary):
+        os.link(temporary, tmp_path / f"{temporary.stem}{temporary.suffix}.kept")
+        raise Killed
+
+    with pytest.raises(Killed):
+        write_atomically(tmp_path / "long name.png", write)
+    (kept,) = tmp_path.iterdir()
+    left = kept.rename(tmp_path / kept.stem)
+    os.utime(left, (time.time() - 7200,) * 2)
+    remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -20,8 +20,8 @@ import colorsys
 import json
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -279,11 +279,11 @@ def root(domain: str = "day", seed: int = 0, splits: dict[str, int] | None = Non
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{domain}-", dir=folder.parent))
+    temporary = folder.parent / f".{domain}-{secrets.token_hex(4)}"
+    temporary.mkdir()
     try:
         for split, count in splits.items():
             _write_split(temporary, seed, split, domain, count)
-        os.chmod(temporary, 0o755)
         os.rename(temporary, folder)
     except OSError:
         if not folder.exists():  # else another process was faster; its files are the same

@@ -20,8 +20,9 @@ from ..data.mappers import TestMapper, enlarge_read_out, read_image
 from ..data.taxonomy import Taxonomy, named, same_classes
 from ..evaluation import build_evaluator
 from ..evaluation.report import scalars, tables, write_results
+from ..files import picture_names
 from ..modeling.semantic import class_segments
-from ..visualization import save_prediction_picture
+from ..visualization import save_comparison
 from .optimizer import autocast
 
 logger = logging.getLogger(__name__)
@@ -77,19 +78,25 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def write_pictures(cfg: CfgNode, model: nn.Module, dicts: list[dict], folder: Path) -> None:
-    """Image, prediction and ground truth side by side for TEST.PICTURES images, evenly spread."""
+    """Image, predictions and ground truth side by side for TEST.PICTURES images, evenly spread: the panoptic and the semantic
+    output, as far as the model gives them."""
     if not (cfg.TEST.PICTURES and (cfg.TEST.PANOPTIC_ON or cfg.TEST.SEMANTIC_ON)):
         return
     model = unwrap(model)
     training, mapper = model.training, TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     model.eval()
-    for index in np.linspace(0, len(dicts) - 1, min(cfg.TEST.PICTURES, len(dicts))).astype(int):
-        d = dicts[index]
+    chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(cfg.TEST.PICTURES, len(dicts))).astype(int)]
+    for d, name in zip(chosen, picture_names([d["file_name"] for d in chosen]), strict=True):
         with autocast(cfg, cfg.TEST.AMP):
             output = model([mapper(d)])[0]
-        panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(output["sem_seg"])
-        path = folder / "pictures" / f"{Path(d['file_name']).stem}.png"
-        image = read_image(d["file_name"])
-        ids = enlarge_read_out(panoptic.cpu().numpy(), image.shape[:2])
-        save_prediction_picture(path, image, ids, segments, model.taxonomy, truth=d)
+        image, found = read_image(d["file_name"]), {}
+        if "panoptic_seg" in output:
+            found["panoptic prediction"] = output["panoptic_seg"]
+        if "sem_seg" in output:
+            found["semantic prediction"] = class_segments(output["sem_seg"])
+        maps = {
+            title: (enlarge_read_out(ids.cpu().numpy(), image.shape[:2]), segments)
+            for title, (ids, segments) in found.items()
+        }
+        save_comparison(folder / "pictures" / f"{name}.png", d["file_name"], image, maps, model.taxonomy, truth=d)
     model.train(training)

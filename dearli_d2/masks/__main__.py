@@ -20,16 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..arguments import command_parser
+from ..arguments import command_parser, positive
 from ..data.catalog import dataset_dicts
 from ..data.images import find_images
 from ..data.mappers import read_image
 from ..errors import ConfigError
+from ..files import file_digest, picture_names
 from ..reporting import report_errors
 from ..visualization import save_mask_picture
 from .classical import ClassicalGenerator
 from .generate import Generator, default_device, folder_of, generate, parse_shard
-from .sam import MODELS, SamGenerator, file_digest, load_sam
+from .sam import MODELS, SamGenerator, load_sam
 from .storage import MaskFolder
 
 
@@ -73,10 +74,11 @@ def _view(args: argparse.Namespace) -> int:
     have = [f for f in files if folder.path(f).is_file()]
     if not have:
         raise ConfigError(f"{args.masks} has masks of none of the {len(files)} images")
-    for index in np.linspace(0, len(have) - 1, min(args.count, len(have))).astype(int):
-        path = Path(args.out) / f"{Path(have[index]).stem}.png"
-        image = read_image(have[index])
-        save_mask_picture(path, image, folder.read(have[index], image.shape[:2]))
+    chosen = [have[i] for i in np.linspace(0, len(have) - 1, min(args.count, len(have))).astype(int)]
+    for file, name in zip(chosen, picture_names(chosen), strict=True):
+        path = Path(args.out) / f"{name}.png"
+        image = read_image(file)
+        save_mask_picture(path, image, folder.read(file, image.shape[:2]))
         print(path)
     return 0
 
@@ -90,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     make.add_argument("--model", choices=MODELS, default="vit_h", help="size of SAM; default: %(default)s")
     make.add_argument("--weights", metavar="FILE", help="SAM's checkpoint, such as sam_vit_h_4b8939.pth")
     make.add_argument(
-        "--points-per-side", type=int, default=32, metavar="N", help="of SAM's grid; default: %(default)s"
+        "--points-per-side", type=positive, default=32, metavar="N", help="of SAM's grid; default: %(default)s"
     )
     make.add_argument(
         "--predicted-iou",
@@ -104,13 +106,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     make.add_argument(
         "--prompts",
-        type=int,
+        type=positive,
         default=256,
         metavar="N",
         help="points decoded at a time, fewer need less memory; default: %(default)s",
     )
     make.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="images encoded at a time; default: %(default)s"
+        "--batch-size", type=positive, default=1, metavar="N", help="images encoded at a time; default: %(default)s"
     )
     make.add_argument("--device", help="default: the GPU of this process, or cpu")
     make.add_argument("--shard", metavar="I/N", help="this process's share of the images; default: as torchrun says")
@@ -118,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     view = commands.add_parser("view", help="write pictures of masks")
     view.add_argument("--masks", required=True, metavar="FOLDER", help="what generate wrote")
     view.add_argument("--out", required=True, metavar="FOLDER", help="of the pictures")
-    view.add_argument("--count", type=int, default=12, metavar="N", help="pictures; default: %(default)s")
+    view.add_argument("--count", type=positive, default=12, metavar="N", help="pictures; default: %(default)s")
     view.set_defaults(run=_view)
     for command in (make, view):
         source = command.add_mutually_exclusive_group(required=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 
-from ..arguments import add_config_file, add_overrides, command_parser
+from ..arguments import add_config_file, add_overrides, command_parser, positive
 from ..config import get_config
 from ..data.build import labeled_dicts
 from ..data.zero_shot import whole_image
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="a later call continues there")
     parser.add_argument("--shard", metavar="I/N", help="this process's share of the images; default: as torchrun says")
     parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="images at a time; default: %(default)s"
+        "--batch-size", type=positive, default=16, metavar="N", help="images at a time; default: %(default)s"
     )
     parser.add_argument("--view", type=int, default=8, metavar="N", help="pictures to write; default: %(default)s")
     parser.add_argument("--device", help="default: the GPU of this process, or cpu")

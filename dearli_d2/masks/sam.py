@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,15 +37,6 @@ def load_sam(model: str, weights: str | Path, device: str | torch.device) -> Sam
     except RuntimeError as error:
         raise WeightsError(f"{weights} does not fit SAM {model}: {str(error).splitlines()[1].strip()}") from error
     return sam.eval().to(device)
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, for the manifest."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while chunk := stream.read(1 << 24):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 class SamGenerator:

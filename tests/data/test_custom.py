@@ -458,12 +458,12 @@ def test_the_sheet_keeps_proportions_and_names_files(root, tmp_path):
     write_contact_sheet(tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     rows = 6
-    assert sheet.shape[0] == rows * (18 + 240)  # 320 x 240 a panel, as 64 x 48, below a line with the name
-    assert (sheet[:18, :100] < 128).any()
+    assert sheet.shape[0] == 18 + rows * (18 + 240)  # titles; 320 x 240 a panel, as 64 x 48, below a line with the name
+    assert all((sheet[top : top + 18, :100] < 128).any() for top in (0, 18))
     thin = [{**dataset_dicts(TRAIN)[0], "segments_info": []}]
     Image.new("RGB", (2, 2000)).save(tmp_path / "thin.png")
     thin[0].update(file_name=str(tmp_path / "thin.png"), pan_seg_file_name=str(tmp_path / "thin.png"))
-    assert annotation_sheet(thin, taxonomy_of(TRAIN)).height == 18 + 320
+    assert annotation_sheet(thin, taxonomy_of(TRAIN)).height == 18 + 18 + 320
 
 
 def test_missing_unlabelled_folder_names_the_key(root):

@@ -1,0 +1,316 @@
+"""What `predict` writes, and what it must not replace; a stand-in for the model where its output does not matter."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dearli_d2 import predict
+from dearli_d2.config import get_config
+from dearli_d2.data.catalog import taxonomy_of
+from dearli_d2.data.custom import TRAIN, register_custom
+from dearli_d2.data.index_masks import read_index_mask
+from dearli_d2.data.inspection import inspect_custom
+from dearli_d2.data.panoptic_json import read_panoptic_json
+from dearli_d2.data.taxonomy import Taxonomy
+from dearli_d2.errors import ConfigError, DatasetError
+from dearli_d2.files import output_names
+from dearli_d2.prediction_folder import PredictionFolder, find_inputs
+from tests.conftest import REPO
+
+# ids as in a user's masks, in an order of their own
+TAXONOMY = Taxonomy((("crate", "box"), ("sky",)), frozenset({0}), (40, 7), ((200, 0, 0), (0, 0, 200)))
+RUN = {"weights": "a", "settings": "b"}
+
+
+def predictor(taxonomy=TAXONOMY):
+    """Left half a crate, right half sky."""
+
+    def call(image, caption=None):
+        ids = np.ones(image.shape[:2], np.int32)
+        ids[:, image.shape[1] // 2 :] = 2
+        segments = [{"id": i + 1, "category_id": i, "isthing": i == 0, "score": 0.9} for i in (0, 1)]
+        return predict.Prediction(ids, segments, ids - 1, taxonomy)
+
+    call.model = SimpleNamespace(taxonomy=taxonomy)
+    return call
+
+
+def write(path: Path, size=(20, 10), **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(path, **options)
+    return path
+
+
+def run(out, *arguments, run=RUN, overwrite=False, of=None):
+    folder = PredictionFolder(out, find_inputs(arguments), run, overwrite)
+    return predict.predict_files(of or predictor(), folder)
+
+
+def listed(out):
+    return json.loads((out / "predictions.json").read_text())
+
+
+def content_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        ["a/1.jpg", "b/1.jpg", "c/1-2.jpg"],
+        ["1.jpg", "1.png", "1.jpg.png", "1.png.jpg"],
+        ["1.jpg", "d/1_panoptic.jpg", "1_panoptic.png", "1_semantic.png", "d/d/1.jpg"],
+        ["a.b.jpg", "a.jpg", "a.b.png", "ü/ö x.jpg"],
+    ],
+)
+def test_every_image_has_files_of_its_own_under_the_same_names_in_every_run(tmp_path, tree):
+    for index, name in enumerate(tree):
+        write(tmp_path / "in" / name, (20 + index, 10))
+    run(tmp_path / "out", tmp_path / "in")
+    first, content = content_of(tmp_path / "out"), listed(tmp_path / "out")
+    assert len(first) == 3 * len(tree) + 1
+    assert {i["file_name"] for i in content["images"]} == set(tree)
+    for entry, annotation in zip(content["images"], content["annotations"], strict=True):
+        width = 20 + tree.index(entry["file_name"])
+        assert entry["width"] == width
+        assert Image.open(tmp_path / "out" / annotation["file_name"]).size == (width, 10)
+    run(tmp_path / "out", tmp_path / "in")
+    assert content_of(tmp_path / "out") == first
+
+
+def test_names_follow_the_folder_that_holds_all_arguments(tmp_path, monkeypatch):
+    for name in ("a/1.jpg", "b/x/1.jpg", "photo.jpg"):
+        write(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert find_inputs(["a/1.jpg"]).names == ["1"]
+    assert find_inputs(["b"]).names == ["x/1"]
+    assert find_inputs(["photo.jpg", "a", tmp_path / "b", "./a/1.jpg"]).names == ["photo", "a/1", "b/x/1"]
+    assert output_names(["1.jpg", "1.png", "1.jpg.png"]) == ["1.jpg", "1.png", "1.jpg.png"]
+
+
+@pytest.mark.parametrize("inside", ["out", "day/out", "."])
+def test_own_pictures_inside_the_input_folder_are_not_predicted(tmp_path, inside):
+    write(tmp_path / "1.jpg")
+    write(tmp_path / "day" / "2.jpg")
+    out = tmp_path / inside
+    for _ in range(2):
+        run(out, tmp_path)
+        assert {i["file_name"] for i in listed(out)["images"]} == {"1.jpg", "day/2.jpg"}
+    run(tmp_path / "other", tmp_path)
+    assert len(listed(tmp_path / "other")["images"]) == 2
+    if inside == "out":
+        with pytest.raises(DatasetError, match="were written by an earlier prediction"):
+            find_inputs([out])
+        assert len(find_inputs([out / "1_overlay.png"]).paths) == 1  # on demand
+
+
+def test_an_image_is_never_overwritten(tmp_path):
+    write(tmp_path / "1.jpg")
+    mine = write(tmp_path / "1_panoptic.png").read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="1 of the images to predict would be overwritten"):
+            run(tmp_path, tmp_path, overwrite=overwrite)
+    assert (tmp_path / "1_panoptic.png").read_bytes() == mine
+    assert not (tmp_path / "predictions.json").exists()
+
+
+OTHERS = {
+    "other weights": ({"run": {**RUN, "weights": "c"}}, "made with other weights"),
+    "other images": ({"images": "other"}, "holds predictions of 1 other images"),
+    "the same names elsewhere": ({"images": "elsewhere"}, "holds predictions of 1 other images"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_predictions_of_others_are_replaced_on_demand_only(tmp_path, case):
+    options, message = OTHERS[case]
+    write(tmp_path / "in" / "1.jpg")
+    write(tmp_path / "other" / "2.jpg")
+    write(tmp_path / "elsewhere" / "1.jpg")
+    out, images = tmp_path / "out", tmp_path / options.get("images", "in")
+    run(out, tmp_path / "in")
+    before = content_of(out)
+    with pytest.raises(ConfigError, match=f"{message}.*--overwrite"):
+        run(out, images, run=options.get("run", RUN))
+    assert content_of(out) == before
+    run(out, images, run=options.get("run", RUN), overwrite=True)
+    assert len(content_of(out)) == 4  # nothing is left of the images before
+
+
+def test_files_of_others_are_replaced_on_demand_only(tmp_path):
+    write(tmp_path / "in" / "1.jpg")
+    write(tmp_path / "out" / "1_panoptic.png")
+    with pytest.raises(ConfigError, match="holds 1 files that would be overwritten: 1_panoptic.png"):
+        run(tmp_path / "out", tmp_path / "in")
+    (tmp_path / "out" / "predictions.json").write_text('{"annotations": []}')
+    with pytest.raises(ConfigError, match="was not written by this version"):
+        run(tmp_path / "out", tmp_path / "in")
+    run(tmp_path / "out", tmp_path / "in", overwrite=True)
+    write(tmp_path / "in" / "2.jpg")
+    run(tmp_path / "out", tmp_path / "in")  # more images of the same run
+    assert len(listed(tmp_path / "out")["images"]) == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("bug"), OSError(errno.ENOSPC, "No space left")])
+def test_what_is_interrupted_says_so_and_may_be_repeated(tmp_path, error):
+    for index in range(3):
+        write(tmp_path / "in" / f"{index}.jpg")
+    run(tmp_path / "out", tmp_path / "in")
+    calls, good = [], predictor()
+
+    def failing(image, caption=None):
+        calls.append(1)
+        if len(calls) == 2:
+            raise error
+        return good(image)
+
+    failing.model = good.model
+    with pytest.raises(type(error)):
+        run(tmp_path / "out", tmp_path / "in", of=failing)
+    content = listed(tmp_path / "out")
+    assert content["info"]["complete"] is False
+    assert content["images"] == content["annotations"] == []
+    assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
+    run(tmp_path / "out", tmp_path / "in")
+    assert listed(tmp_path / "out")["info"]["complete"] is True
+
+
+def bomb(path):
+    Image.new("1", (14000, 14000)).save(path)
+
+
+ODD = {
+    "empty.jpg": lambda path: path.write_bytes(b""),
+    "broken.png": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\xff" * 40),
+    "bomb.png": bomb,
+    "phone.heic": lambda path: path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(20)),
+    "raw.dng": lambda path: path.write_bytes(b"II*\0" + bytes(20)),
+    "deep.png": lambda path: Image.fromarray(np.full((8, 8), 5000, np.uint16)).save(path),
+}
+
+
+def test_odd_images_are_a_line_each_and_the_rest_goes_on(tmp_path, capsys):
+    write(tmp_path / "in" / "a.jpg")
+    write(tmp_path / "in" / "z.jpg")
+    # EXIF orientation of type ASCII
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x02six\0\0\0\0\0"
+    write(tmp_path / "in" / "exif.jpg", exif=exif)
+    for name, make in ODD.items():
+        make(tmp_path / "in" / name)
+    skipped = run(tmp_path / "out", tmp_path / "in")
+    content = listed(tmp_path / "out")
+    assert {i["file_name"] for i in content["images"]} == {"a.jpg", "exif.jpg", "z.jpg"}
+    assert {path.name for path, _ in skipped} == {Path(s["image"]).name for s in content["skipped"]} == set(ODD)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "skipped: " in line]
+    assert len(lines) == len(ODD)
+
+
+def test_an_image_that_needs_too_much_memory_is_a_line(tmp_path):
+    write(tmp_path / "in" / "1.jpg")
+    write(tmp_path / "in" / "2.jpg", (40, 10))
+    good = predictor()
+
+    def greedy(image, caption=None):
+        if image.shape[1] == 20:
+            raise MemoryError
+        return good(image)
+
+    greedy.model = good.model
+    assert [p.name for p, _ in run(tmp_path / "out", tmp_path / "in", of=greedy)] == ["1.jpg"]
+    assert len(listed(tmp_path / "out")["images"]) == 1
+
+
+def test_predictions_are_labels_in_the_users_own_values(tmp_path):
+    """As a COCO-panoptic file and as index masks, by the readers of own data."""
+    for index in range(3):
+        write(tmp_path / "in" / "day" / f"{index}.jpg")
+    out = tmp_path / "out"
+    run(out, tmp_path / "in")
+    assert read_panoptic_json(out / "predictions.json")["categories"][1]["id"] == 7
+    assert np.unique(read_index_mask(out / "day" / "0_semantic.png")).tolist() == [7, 40]
+    keys = {
+        "ROOT": tmp_path / "in",
+        "IMAGES": ".",
+        "MASKS": out,
+        "PANOPTIC_JSON": out / "predictions.json",
+        "UNLABELED": tmp_path / "none",
+    }
+    pairs = [text for key, value in keys.items() for text in (f"DATASETS.CUSTOM.{key}", str(value))]
+    custom = get_config(REPO / "configs/custom/small.yaml", pairs).DATASETS.CUSTOM
+    register_custom(custom)
+    assert "crate" in inspect_custom(custom)
+    taxonomy = taxonomy_of(TRAIN)
+    assert (taxonomy.names, taxonomy.dataset_ids) == (TAXONOMY.names, TAXONOMY.dataset_ids)
+    segments = listed(out)["annotations"][0]["segments_info"]
+    found = [(s["category_id"], s["area"], s["bbox"], s["iscrowd"]) for s in segments]
+    assert found == [(40, 100, [0, 0, 10, 10], 0), (7, 100, [10, 0, 10, 10], 0)]
+
+
+@pytest.mark.parametrize(("ids", "kind"), [((0, 255), np.uint8), ((3, 256), np.uint16), ((3, 65535), np.uint16)])
+def test_ids_beyond_a_byte_are_written_in_two(tmp_path, ids, kind):
+    taxonomy = Taxonomy(TAXONOMY.names, TAXONOMY.thing_ids, ids, TAXONOMY.colors)
+    write(tmp_path / "1.png")
+    run(tmp_path / "out", tmp_path / "1.png", of=predictor(taxonomy))
+    semantic = np.asarray(Image.open(tmp_path / "out" / "1_semantic.png"))
+    assert semantic.dtype == kind
+    assert np.unique(semantic).tolist() == list(ids)
+
+
+PIXELS = np.arange(10 * 20 * 3, dtype=np.uint8).reshape(10, 20, 3)
+WRONG = {
+    "grey": (PIXELS[..., 0], "np.stack"),
+    "one channel": (PIXELS[..., :1], "np.repeat"),
+    "four channels": (np.concatenate([PIXELS, PIXELS[..., :1]], -1), r"\[..., :3\]"),
+    "channels first": (PIXELS.transpose(2, 0, 1), "transpose"),
+    "floats": (PIXELS / 255, "255 \\* image"),
+    "a batch": (PIXELS[None], "once for each image"),
+    "no pixel": (PIXELS[:0], r"not \(0, 20, 3\)"),
+    "a tensor": (torch.from_numpy(PIXELS), "not a Tensor; .*permute"),
+    "a list": ([PIXELS], "not a list; call it once"),
+    "nothing": (None, "not a NoneType"),
+    "16 bits": (Image.fromarray(np.full((8, 8), 5000, np.uint16)), "8 bits a channel"),
+    "no file": ("none.jpg", "none.jpg cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_no_image_is_an_error_with_the_remedy(case):
+    image, message = WRONG[case]
+    with pytest.raises(DatasetError, match=message):
+        predict.as_pixels(image)
+
+
+def test_a_path_and_a_pil_image_are_read_as_files_are(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
+    turned = np.rot90(PIXELS, -1)
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.open(tmp_path / "a.png")):
+        assert np.array_equal(predict.as_pixels(image), turned)
+    for mode in ("L", "RGBA", "CMYK", "P", "1", "LA"):
+        assert predict.as_pixels(Image.fromarray(PIXELS).convert("RGB" if mode in ("LA",) else mode)).shape == (
+            10,
+            20,
+            3,
+        )
+    assert predict.as_pixels(PIXELS) is PIXELS
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:120])
+    with pytest.raises(DatasetError):
+        predict.as_pixels(Image.open(tmp_path / "cut.png"))
+
+
+def test_output_inside_a_linked_folder_does_not_replace_images(tmp_path):
+    write(tmp_path / "in" / "1.jpg")
+    write(tmp_path / "in" / "1_overlay.png")
+    os.symlink(tmp_path / "in", tmp_path / "link")
+    with pytest.raises(ConfigError, match="would be overwritten"):
+        run(tmp_path / "link", tmp_path / "in")
