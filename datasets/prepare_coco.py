@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from dearli_d2.data.catalog import datasets_root
-from dearli_d2.data.preparation import read_panoptic_json
+from dearli_d2.data.preparation import read_official_json
 from dearli_d2.errors import DatasetError, first_few
 from dearli_d2.files import write_atomically
 from dearli_d2.reporting import report_errors
@@ -62,7 +62,7 @@ def prepare(root: Path, splits: list[str]) -> None:
     """Checks and unpacks the splits."""
     for split in splits:
         path = root / "annotations" / f"panoptic_{split}2017.json"
-        content = read_panoptic_json(path, HINT)
+        content = read_official_json(path, HINT)
         names = {a["file_name"] for a in content["annotations"]}
         images = {i["file_name"] for i in content["images"]}
         folder = root / f"{split}2017"

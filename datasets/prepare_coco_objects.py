@@ -36,7 +36,7 @@ from dearli_d2.data.preparation import (
     convert_all,
     ids_to_rgb,
     read_label_ids,
-    read_panoptic_json,
+    read_official_json,
     save_png,
     segment_info,
 )
@@ -90,7 +90,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 def convert(root: Path, split: str, masks: Path | None, index: str) -> dict:
     """Writes the label images of one annotation; returns its new annotation."""
-    content = read_panoptic_json(root / "annotations" / f"panoptic_{split}2017.json", HINT)
+    content = read_official_json(root / "annotations" / f"panoptic_{split}2017.json", HINT)
     annotation = content["annotations"][int(index)]
     name = annotation["file_name"]
     ids = segment_ids(read_panoptic(str(root / f"panoptic_{split}2017" / name)))
@@ -105,7 +105,7 @@ def convert(root: Path, split: str, masks: Path | None, index: str) -> dict:
 def prepare(root: Path, split: str, semantic: str, workers: int) -> None:
     """One split."""
     path = root / "annotations" / f"panoptic_{split}2017.json"
-    content = read_panoptic_json(path, HINT)
+    content = read_official_json(path, HINT)
     things = {c["id"] for c in content["categories"] if c["isthing"]}
     expected = set(CLASS_OF) - {COCO_BACKGROUND}
     if things != expected:

@@ -138,10 +138,7 @@ def _categories(categories: list[dict], checks: _Checks) -> list[dict]:
         "categories without 'isthing' 1 (objects are counted one by one) or 0 (one region)",
     )
     checks.refuse([str(c["id"]) for c in categories if _number(c["id"]) is None], "category ids are no whole numbers")
-    checks.refuse(
-        [str(c["id"]) for c in categories if not isinstance(c["name"], str) or not c["name"].strip()],
-        "categories have no name",
-    )
+    checks.refuse([str(c["id"]) for c in categories if not _is_name(c["name"])], "categories have no name")
     checks.refuse(
         [str(c["name"]) for c in categories if not _is_colour(c.get("color"))],
         "categories have a 'color' that is no list of three numbers from 0 to 255",
@@ -159,6 +156,10 @@ def _categories(categories: list[dict], checks: _Checks) -> list[dict]:
     return categories
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _is_colour(value: Any) -> bool:
     return value is None or (
         isinstance(value, list) and len(value) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in value)
@@ -172,10 +173,7 @@ def _are_texts(value: Any) -> bool:
 def _images(images: list[dict], checks: _Checks) -> list[dict]:
     for key in ("id", "file_name"):
         checks.present(images, key, "images")
-    checks.refuse(
-        [str(i["id"]) for i in images if not isinstance(i["file_name"], str) or not i["file_name"].strip()],
-        "images have no file name",
-    )
+    checks.refuse([str(i["id"]) for i in images if not _is_name(i["file_name"])], "images have no file name")
     images = [{**i, "file_name": _with_slashes(i["file_name"])} for i in images]
     checks.once([str(i["id"]) for i in images], "an image id stands twice")
     checks.once([i["file_name"] for i in images], "an image is listed twice")
@@ -191,7 +189,10 @@ def _images(images: list[dict], checks: _Checks) -> list[dict]:
 def _annotations(annotations: list[dict], images: list[dict], categories: set[int], checks: _Checks) -> list[dict]:
     for key in ("image_id", "file_name", "segments_info"):
         checks.present(annotations, key, "annotations")
-    names = [_with_slashes(str(a["file_name"])) for a in annotations]
+    checks.refuse(
+        [str(a["image_id"]) for a in annotations if not _is_name(a["file_name"])], "annotations have no file name"
+    )
+    names = [_with_slashes(a["file_name"]) for a in annotations]
     by_id = {
         str(i["id"]): i["id"] for i in images
     }  # ids of a kind are compared as text: some tools write one of the two so

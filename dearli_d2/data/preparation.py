@@ -20,6 +20,7 @@ from ..errors import DatasetError, first_few
 from ..files import leads_out, remove_leftovers, write_atomically, write_json
 from .class_names import class_table
 from .images import opened
+from .panoptic_json import read_panoptic_json
 from .taxonomy import spread_colors
 
 
@@ -96,28 +97,22 @@ def check_names(names: Iterable[object], source: Path) -> None:
         )
 
 
-def read_panoptic_json(path: Path, hint: str) -> dict:
-    """Content of an official COCO-panoptic JSON file; kept, so that worker processes that are forked have it already.
+def read_official_json(path: Path, hint: str) -> dict:
+    """Content of an official COCO-panoptic JSON file, see `read_panoptic_json`; kept, so that worker processes that are forked
+    have it already.
 
     Raises:
         DatasetError: a missing or broken file, or file names that lead out of their folder.
     """
     if not path.is_file():
         raise DatasetError(f"no file {path}; {hint}")
-    return _read_panoptic_json(path, path.stat().st_mtime_ns)
+    return _read_official_json(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=1)
-def _read_panoptic_json(path: Path, stamp: int) -> dict:
-    try:
-        content = json.loads(path.read_text())
-        labels = [a["file_name"] for a in content["annotations"]]
-        images = [i["file_name"] for i in content["images"]]
-        _ = [(c["id"], c["isthing"]) for c in content["categories"]]
-        _ = [(s["id"], s["category_id"]) for a in content["annotations"] for s in a["segments_info"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{path} is no COCO-panoptic JSON file: {type(error).__name__} {error}") from error
-    check_names((*labels, *images), path)
+def _read_official_json(path: Path, stamp: int) -> dict:
+    content = read_panoptic_json(path)
+    check_names((entry["file_name"] for key in ("annotations", "images") for entry in content[key]), path)
     return content
 
 

@@ -95,6 +95,7 @@ WRONG = {
     "image without id": (lambda c: c["images"][1].pop("id"), "1 images lack a key: 'id' in entry 1"),
     "image without name": (lambda c: c["images"][1].pop("file_name"), "1 images lack a key: 'file_name' in entry 1"),
     "image with an empty name": (lambda c: c["images"][1].update(file_name=" "), "1 images have no file name: 2"),
+    "label file with a number for a name": (lambda c: c["annotations"][1].update(file_name=7), "1 annotations have no file name: 2"),
     "negative size": (lambda c: c["images"][1].update(height=-4), r"1 images have a size .*: 2.jpg \(height -4\)"),
     "size in words": (lambda c: c["images"][1].update(width="wide"), r"2.jpg \(width 'wide'\)"),
     "no segments_info": (lambda c: c["annotations"][1].pop("segments_info"), "1 annotations lack a key: 'segments_info' in entry 1"),
