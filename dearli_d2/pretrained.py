@@ -33,8 +33,11 @@ _TOLERANCE = 0.01  # of 0..255; configs print few digits
 
 @dataclass(frozen=True)
 class Pretrained:
-    """`source`: the table's entry, for messages; `tag`: its tag. `mean`, `std`: of 0..255 RGB. `size`: side of the images in pretraining, pixels.
-    `quick_gelu`: of CLIP's transformers; timm towers keep their own activation."""
+    """What is known of published weights.
+
+    `source`: the table's entry, for messages; `tag`: its tag. `mean`, `std`: of 0..255 RGB. `size`: side of the images in
+    pretraining, pixels. `quick_gelu`: of CLIP's transformers; timm towers keep their own activation.
+    """
 
     source: str
     tag: str
@@ -79,9 +82,11 @@ def text_keys(message: str) -> str:
 
 
 def clip_facts(arch: str, weights: str, tag: str = "") -> Pretrained | None:
-    """Args:
-    arch: an architecture of open_clip, or the path of a JSON file. weights: tag, file, "shipped" or "".
-    tag: that a file is of, or whose activation a random start has; `OWN` = none.
+    """Facts of open_clip's table about weights; None where they are random or follow no tag.
+
+    Args:
+        arch: an architecture of open_clip, or the path of a JSON file. weights: tag, file, "shipped" or "".
+        tag: that a file is of, or whose activation a random start has; `OWN` = none.
 
     Raises:
         ConfigError: see `facts_of`.
@@ -162,9 +167,11 @@ def keep_activation(section: CfgNode) -> None:
 
 
 def timm_facts(arch: str, weights: str, tag: str = "") -> Pretrained | None:
-    """Args:
-    arch: a model of timm, perhaps with a tag behind a dot. weights: "pretrained", "package:NAME", a file or "".
-    tag: that a file is of; `OWN` = none.
+    """Facts of timm's table about weights; None where they are random or follow no tag.
+
+    Args:
+        arch: a model of timm, perhaps with a tag behind a dot. weights: "pretrained", "package:NAME", a file or "".
+        tag: that a file is of; `OWN` = none.
 
     Raises:
         ConfigError: see `facts_of`.

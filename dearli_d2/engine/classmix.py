@@ -30,8 +30,10 @@ class ClassMixPlan:
 
 
 class ClassMix:
-    """Args:
-    probability: of a paste, per image.
+    """Draws which classes of other images of a batch are pasted (Olsson et al. 2021).
+
+    Args:
+        probability: of a paste, per image.
     """
 
     def __init__(self, probability: float = 0.5) -> None:

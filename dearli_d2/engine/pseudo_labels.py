@@ -14,12 +14,14 @@ from .cutmix import CutMix, mix_images, mix_targets
 
 
 class PseudoLabeler:
-    """Args:
-    label: weak views to pseudo-labels, by the name that they have in a training sample: {"targets": ...} of a teacher, and
-        in cross supervision more, for other networks (see `SegKC.cross_labels`).
-    mix: None leaves it out.
-    thing_ids: classes whose segments it keeps apart.
-    device: of the results.
+    """Unlabelled samples to training samples: labels the weak views, then mixes strong views and labels alike.
+
+    Args:
+        label: weak views to pseudo-labels, by the name that they have in a training sample: {"targets": ...} of a teacher, and
+            in cross supervision more, for other networks (see `SegKC.cross_labels`).
+        mix: None leaves it out.
+        thing_ids: classes whose segments it keeps apart.
+        device: of the results.
     """
 
     def __init__(
@@ -32,7 +34,9 @@ class PseudoLabeler:
         self.label, self.mix, self.thing_ids, self.device = label, mix, thing_ids, device
 
     def __call__(self, samples: list[dict], rng: np.random.Generator) -> list[dict]:
-        """Args:
+        """Labels and mixes one batch.
+
+        Args:
             samples: of `UnlabeledTrainMapper`, all of one size. rng: draws partners and boxes.
 
         Returns:

@@ -26,8 +26,8 @@ class MaskFolder:
     """`FOLDER/manifest.json` and `FOLDER/masks/STEM.json`, by the stem of the image's file name; `FOLDER/failed_I_of_N.jsonl`
     lists the images that shard I of N could not read.
 
-    A mask file holds "image" {"file_name", "height", "width", "digest" (see `image_digest`)} and "annotations": {"segmentation" (compressed RLE), "area",
-    "bbox" (x, y, w, h), "predicted_iou", "stability_score"}.
+    A mask file holds "image" {"file_name", "height", "width", "digest" (see `image_digest`)} and "annotations":
+    {"segmentation" (compressed RLE), "area", "bbox" (x, y, w, h), "predicted_iou", "stability_score"}.
     """
 
     def __init__(self, folder: str | Path) -> None:

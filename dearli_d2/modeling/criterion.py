@@ -20,14 +20,16 @@ _BLOCK = {"cpu": 32, "gpu": 1024}
 
 
 class SetCriterion(nn.Module):
-    """Args:
-    num_classes: K.
-    matcher: finds the pairs.
-    class_weight, mask_weight, dice_weight: loss weights; 0 leaves the term out.
-    no_object_weight: of the no-object class in the cross-entropy.
-    num_points: points per mask (12 544 = 112^2).
-    oversample_ratio: random candidates per importance-sampled point.
-    importance_sample_ratio: share of the points that are the most uncertain candidates (PointRend).
+    """Mask2Former's losses of all predictions at once, on sampled points.
+
+    Args:
+        num_classes: K.
+        matcher: finds the pairs.
+        class_weight, mask_weight, dice_weight: loss weights; 0 leaves the term out.
+        no_object_weight: of the no-object class in the cross-entropy.
+        num_points: points per mask (12 544 = 112^2).
+        oversample_ratio: random candidates per importance-sampled point.
+        importance_sample_ratio: share of the points that are the most uncertain candidates (PointRend).
     """
 
     mask_loss = staticmethod(mask_bce)  # what "loss_mask" is

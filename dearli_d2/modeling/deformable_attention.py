@@ -216,7 +216,9 @@ class MSDeformAttn(nn.Module):
     def forward(
         self, query: torch.Tensor, reference_points: torch.Tensor, tokens: torch.Tensor, spatial_shapes: Shapes
     ) -> torch.Tensor:
-        """Args:
+        """Attends from each query to a few points of each level, around its reference point.
+
+        Args:
             query: (B, M, C), with position. reference_points: (M, 2), x and y in 0..1.
             tokens: (B, N, C) flattened levels. spatial_shapes: (H_l, W_l) per level.
 

@@ -16,10 +16,12 @@ _CACHED = 4096  # captions
 
 
 class DenseLanguageGuidance(nn.Module):
-    """Args:
-    vision_dim: channels C of the dense features. text_dim: of the tokens. dim: d of keys and values.
+    """DLG: pixels and caption tokens attend to each other (SemiDAViL, Sec. 3.2).
 
     The projection back to C starts at zero, so that the module starts as the identity.
+
+    Args:
+        vision_dim: channels C of the dense features. text_dim: of the tokens. dim: d of keys and values.
     """
 
     def __init__(self, vision_dim: int, text_dim: int, dim: int) -> None:
@@ -35,7 +37,9 @@ class DenseLanguageGuidance(nn.Module):
     def attention(
         self, pixels: torch.Tensor, text: torch.Tensor, present: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Args:
+        """How much each pixel and each token attend to each other.
+
+        Args:
             pixels: (B, N, C). text: (B, n, text_dim). present: (B, n) bool, False = padding.
 
         Returns:

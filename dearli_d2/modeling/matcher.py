@@ -38,9 +38,11 @@ class Matches:
 
 
 class HungarianMatcher:
-    """Args:
-    class_weight, mask_weight, dice_weight: of the costs; a class weight of 0 matches by masks alone.
-    num_points: random points per image at which masks are compared, the same for all predictions.
+    """Assigns the segments of each image to its queries, by the least total cost (Mask2Former).
+
+    Args:
+        class_weight, mask_weight, dice_weight: of the costs; a class weight of 0 matches by masks alone.
+        num_points: random points per image at which masks are compared, the same for all predictions.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def __call__(self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets]) -> Matches:
-        """Args:
-        class_logits: (R, B, Q, K + 1). output: the masks. targets: of the B images, all of one size.
+        """Matches all predictions of a batch, with one transfer to the host.
+
+        Args:
+            class_logits: (R, B, Q, K + 1). output: the masks. targets: of the B images, all of one size.
         """
         device, counts = class_logits.device, [len(t) for t in targets]
         if sum(counts):

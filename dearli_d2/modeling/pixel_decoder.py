@@ -86,12 +86,14 @@ def group_count(channels: int) -> int:
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
-    """Args:
-    in_channels: channels of each backbone feature, fine to coarse, e.g. {"res2": 256, ..., "res5": 2048}. The first
-        is joined by the FPN step, the others are the levels of the deformable encoder.
-    dim: channels C of the encoder. mask_dim: channels of the mask features.
-    feedforward_dim, heads, points, layers: of the encoder.
-    implementation: of deformable attention.
+    """Deformable attention over three levels of the backbone, and one FPN step to the mask features (Mask2Former, Sec. 3.2.2).
+
+    Args:
+        in_channels: channels of each backbone feature, fine to coarse, e.g. {"res2": 256, ..., "res5": 2048}. The first
+            is joined by the FPN step, the others are the levels of the deformable encoder.
+        dim: channels C of the encoder. mask_dim: channels of the mask features.
+        feedforward_dim, heads, points, layers: of the encoder.
+        implementation: of deformable attention.
     """
 
     def __init__(
@@ -128,9 +130,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.layer_1 = _ConvNorm(dim, dim, 3)
 
     def forward(self, features: dict[str, torch.Tensor], refine: Refinement | None = None) -> PixelFeatures:
-        """Args:
-        features: name to (B, C_in, H, W) as in `in_channels`.
-        refine: called after each layer of the encoder.
+        """Features of the backbone to mask features and refined levels.
+
+        Args:
+            features: name to (B, C_in, H, W) as in `in_channels`.
+            refine: called after each layer of the encoder.
         """
         maps = [proj(features[name]) for name, proj in zip(self.levels, self.input_proj, strict=True)]
         shapes = [(m.shape[-2], m.shape[-1]) for m in maps]

@@ -50,8 +50,10 @@ class RegionFinder:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, unannotated: torch.Tensor) -> list[Regions]:
-        """Args:
-        images: (B, 3, S, S) 0..255, whole images as squares of `image_size`. unannotated: (B, S, S) bool.
+        """Finds the regions of a batch of images.
+
+        Args:
+            images: (B, 3, S, S) 0..255, whole images as squares of `image_size`. unannotated: (B, S, S) bool.
 
         Returns:
             Per image regions inside the unannotated pixels; perhaps none.

@@ -59,8 +59,8 @@ def confident_targets(
     """The best class of each pixel as one mask a class; pixels below the threshold are not valid.
 
     Args:
-        probability: (B, K, H, W) class probabilities, see `normalized`. threshold: of the best class's probability. valid: per image (H, W)
-            bool, or None = everywhere.
+        probability: (B, K, H, W) class probabilities, see `normalized`. threshold: of the best class's probability.
+        valid: per image (H, W) bool, or None = everywhere.
 
     Returns:
         On the device. The one transfer to the host tells which classes are there.

@@ -101,7 +101,9 @@ class PixelTextRefinement(nn.Module):
     def forward(
         self, pixels: torch.Tensor, queries: torch.Tensor, absent: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Args:
+        """Lets the pixels read from the queries, then the queries from the pixels.
+
+        Args:
             pixels: (B, N, D) of one level. queries: (B, K, D) of that level. absent: (B, K) bool, not all True.
 
         Returns:

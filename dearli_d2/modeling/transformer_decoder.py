@@ -148,12 +148,14 @@ class FFNLayer(nn.Module):
 
 
 class MultiScaleMaskedTransformerDecoder(nn.Module):
-    """Args:
-    in_dim: channels of the multi-scale features. dim: channels C of the queries. mask_dim: of the mask features.
-    num_queries, heads, feedforward_dim, layers, levels: as published (layers = 9, levels = 3).
-    class_head: maps (..., C) to class logits or to embeddings in the text space; it is named `class_embed`, as
-        published. None in a class-agnostic decoder.
-    logit_scale: True adds the learnable scale of a cosine classifier, ln(1 / 0.07) at the start.
+    """Masked cross-attention to the levels in turn, self-attention of the queries and a feed-forward part (Mask2Former, Sec. 3.2.1).
+
+    Args:
+        in_dim: channels of the multi-scale features. dim: channels C of the queries. mask_dim: of the mask features.
+        num_queries, heads, feedforward_dim, layers, levels: as published (layers = 9, levels = 3).
+        class_head: maps (..., C) to class logits or to embeddings in the text space; it is named `class_embed`, as
+            published. None in a class-agnostic decoder.
+        logit_scale: True adds the learnable scale of a cosine classifier, ln(1 / 0.07) at the start.
     """
 
     def __init__(

@@ -46,7 +46,8 @@ def region_losses(
     text: torch.Tensor,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Alignment with the text and consistency with the reference, mean over the cells of all ranks that are mostly inside a region.
+    """Alignment with the text and consistency with the reference: means over the cells of all ranks that are mostly inside a
+    region.
 
     Args:
         features, reference: (B, E, h, w) unit-norm embeddings of the image with the region hidden, and of the whole one.

@@ -60,11 +60,13 @@ class ReadOut:
 
 
 class Segmenter(nn.Module):
-    """Args:
-    backbone: with `size_divisibility`.
-    taxonomy: classes; None only in a model that is never asked for panoptic output or text.
-    pixel_mean, pixel_std: of 0..255 RGB.
-    read_out: what inference returns.
+    """What all models share: normalising, padding, windows, and what `forward` takes and gives.
+
+    Args:
+        backbone: with `size_divisibility`.
+        taxonomy: classes; None only in a model that is never asked for panoptic output or text.
+        pixel_mean, pixel_std: of 0..255 RGB.
+        read_out: what inference returns.
     """
 
     labels_itself = False  # unlabelled images, by its `cross_labels`; else an EMA teacher does
@@ -106,7 +108,9 @@ class Segmenter(nn.Module):
         return ImageList.from_tensors(images, input_divisor(self.backbone))
 
     def forward(self, batch: list[dict] | dict[str, list[dict]]) -> dict[str, torch.Tensor] | list[dict]:
-        """Args:
+        """Losses of a batch in training, predictions in evaluation.
+
+        Args:
             batch: one dict an image: "image" (3, H, W) RGB 0..255; for training "targets" (`Targets`, H x W) and, for
                 losses per pixel of all of an image, "inside" (H, W) bool, False = padding; for
                 inference optionally "height", "width": size of the output. In training also several streams by name,

@@ -229,8 +229,10 @@ class HVL(MaskFormer):
     def decode(
         self, features: dict[str, torch.Tensor], presence: torch.Tensor | None, queries: torch.Tensor | None
     ) -> DecoderOutput:
-        """Args:
-        features: of the backbone. presence: (B, K). queries: (L, K, D) of `generator`; None without textual ones.
+        """Pixel decoder and transformer decoder with textual and free queries.
+
+        Args:
+            features: of the backbone. presence: (B, K). queries: (L, K, D) of `generator`; None without textual ones.
         """
         if queries is None:
             return self.sem_seg_head(features)
@@ -239,8 +241,10 @@ class HVL(MaskFormer):
     def decode_present(
         self, features: dict[str, torch.Tensor], content: torch.Tensor, absent: torch.Tensor
     ) -> DecoderOutput:
-        """Args:
-        features: of the backbone. content: (B, L, K, D) queries. absent: (B, K) bool, classes that take no part.
+        """As `decode`, for textual queries that are scaled by their presence already.
+
+        Args:
+            features: of the backbone. content: (B, L, K, D) queries. absent: (B, K) bool, classes that take no part.
         """
         head, position = self.sem_seg_head, content
         if self.exchange is None:

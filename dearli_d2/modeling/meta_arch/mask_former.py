@@ -45,17 +45,19 @@ class PseudoLabeling:
 
 @META_ARCH_REGISTRY.register()
 class MaskFormer(Segmenter):
-    """Args:
-    backbone: gives `res2`..`res5`; for M2F-Lang also `clip_vis_dense`, `embed_pooled`, `logit_scale`, `clip_model`.
-    sem_seg_head: see `MaskFormerHead`.
-    criterion: for training.
-    taxonomy: classes; None only in a model that is never asked for panoptic output or text.
-    pixel_mean, pixel_std: of 0..255 RGB.
-    templates: prompt templates; None makes a linear classifier (Mask2Former).
-    ensemble_alpha: weight of the learned posterior at inference (eq. 6); 1 switches the ensemble off.
-    uniform_if_empty: see `zero_shot_logits`.
-    read_out: what inference returns.
-    pseudo_labeling: what `pseudo_label` does.
+    """Mask2Former; with templates M2F-Lang, the model of DEARLi too.
+
+    Args:
+        backbone: gives `res2`..`res5`; for M2F-Lang also `clip_vis_dense`, `embed_pooled`, `logit_scale`, `clip_model`.
+        sem_seg_head: see `MaskFormerHead`.
+        criterion: for training.
+        taxonomy: classes; None only in a model that is never asked for panoptic output or text.
+        pixel_mean, pixel_std: of 0..255 RGB.
+        templates: prompt templates; None makes a linear classifier (Mask2Former).
+        ensemble_alpha: weight of the learned posterior at inference (eq. 6); 1 switches the ensemble off.
+        uniform_if_empty: see `zero_shot_logits`.
+        read_out: what inference returns.
+        pseudo_labeling: what `pseudo_label` does.
     """
 
     @configurable

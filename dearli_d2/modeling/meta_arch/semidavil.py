@@ -75,11 +75,14 @@ def build_pixel_head(cfg: CfgNode, shape: ShapeSpec) -> nn.Module:
 
 @META_ARCH_REGISTRY.register()
 class SemiDAViL(PixelSegmenter):
-    """Args:
-    feature: name of the backbone's map. head: (B, C, h, w) to logits. guidance: None = no language. language: CLIP beside a
-    backbone without text. captions: where "file", samples bring theirs, else all have that of the class names. loss: of
-    annotated pixels. loss_weight, unlabeled_weight, confidence: keys MODEL.SEMIDAVIL.LOSS_WEIGHT, SSL.LOSS_WEIGHT,
-    SSL.CONFIDENCE.
+    """Per-pixel segmentation of CLIP features that captions guide.
+
+    Args:
+        feature: name of the backbone's map. head: (B, C, h, w) to logits.
+        guidance: None = no language. language: CLIP beside a backbone without text.
+        captions: where "file", samples bring theirs, else all have that of the class names.
+        loss: of annotated pixels.
+        loss_weight, unlabeled_weight, confidence: keys MODEL.SEMIDAVIL.LOSS_WEIGHT, SSL.LOSS_WEIGHT, SSL.CONFIDENCE.
     """
 
     @configurable
