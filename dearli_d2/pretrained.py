@@ -78,6 +78,11 @@ def text_keys(message: str) -> str:
     return message.replace("MODEL.BACKBONE.ARCH", "MODEL.TEXT.ENCODER").replace("MODEL.BACKBONE.", "MODEL.TEXT.")
 
 
+def senior_keys(message: str) -> str:
+    """A message about MODEL.BACKBONE with the keys of MODEL.SENIOR.BACKBONE."""
+    return message.replace("MODEL.BACKBONE.", "MODEL.SENIOR.BACKBONE.")
+
+
 # ------------------------------------------------------------------------------------------ open_clip
 
 
@@ -278,4 +283,4 @@ def senior_facts(cfg: CfgNode) -> Pretrained | None:
     try:
         return facts_of(cfg.MODEL.SENIOR.BACKBONE)
     except ConfigError as error:
-        raise ConfigError(str(error).replace("MODEL.BACKBONE.", "MODEL.SENIOR.BACKBONE.")) from error
+        raise ConfigError(senior_keys(str(error))) from error

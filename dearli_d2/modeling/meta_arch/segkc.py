@@ -15,6 +15,7 @@ from torch import nn
 
 from ...data.taxonomy import Taxonomy
 from ...errors import ConfigError, WeightsError
+from ...pretrained import senior_keys
 from ...structures import Targets
 from ..inference import resize_logits
 from ..per_pixel import DPTHead
@@ -126,7 +127,7 @@ class SegKC(DPTSegmenter):
         try:
             backbone, head = build_network(senior_config(cfg))
         except (ConfigError, WeightsError) as error:
-            raise type(error)(str(error).replace("MODEL.BACKBONE.", "MODEL.SENIOR.BACKBONE.")) from error
+            raise type(error)(senior_keys(str(error))) from error
         before, after = ((part.PIXEL_MEAN, part.PIXEL_STD) for part in (cfg.MODEL, cfg.MODEL.SENIOR))
         renormalization = None if after == before else Renormalization(before, after)
         consultation = Consultation(arguments["head"].dim, head.dim) if options.CONSULT else None
