@@ -226,8 +226,12 @@ def export(weights: str, out: str | Path, which: str) -> int:
     small["model"] = state_dict_of(content, weights, "student" if which == "junior" else which)
     if which == "junior":
         _keep_junior(small, weights)
-        text = small["config"]
-        write_atomically(Path(out).with_suffix(".yaml"), lambda temporary: temporary.write_text(text))
+        path, text = Path(out).with_suffix(".yaml"), small["config"]
+        if path.exists() and path.read_text() != text:
+            raise WeightsError(
+                f"{path} is there and has another content; choose another --out, whose config will be written there"
+            )
+        write_atomically(path, lambda temporary: temporary.write_text(text))
     write_file(out, small)
     return len(small["model"])
 

@@ -46,7 +46,7 @@ from .data.images import read_image, reading_problem, upright
 from .data.mappers import TestMapper, enlarge_read_out
 from .data.preparation import ids_to_rgb, segment_info
 from .data.taxonomy import Taxonomy, named, same_classes
-from .errors import ConfigError, DatasetError, first_few
+from .errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from .files import file_digest, write_atomically
 from .modeling import build_model
 from .modeling.semantic import class_segments
@@ -230,10 +230,13 @@ def predict_files(
         try:
             image = read_image(path)
             prediction = predictor(image, None if captions is None else captions[path])
-        except (DatasetError, *OUT_OF_MEMORY) as error:
-            reason = str(error) if isinstance(error, DatasetError) else f"{path} needs more memory than there is"
+        except (UnreadableImageError, *OUT_OF_MEMORY) as error:
+            reason = (
+                str(error) if isinstance(error, UnreadableImageError) else f"{path} needs more memory than there is"
+            )
             tqdm.write(f"skipped: {reason}", file=sys.stderr)
             skipped.append((path, reason))
+            folder.remove(name)
             continue
         save_prediction(folder, name, image, prediction)
         height, width = image.shape[:2]

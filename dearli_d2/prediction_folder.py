@@ -116,9 +116,8 @@ class PredictionFolder:
         if not overwrite:
             self._check_free(before, targets)
         for name in set((before or {}).get("outputs", {})) - set(inputs.names):
-            for kind in KINDS:
-                if not leads_out(name):
-                    (self.out / f"{name}_{kind}.png").unlink(missing_ok=True)
+            if not leads_out(name):
+                self.remove(name)
         self._write(False, [], [], [], [])
         for folder in {(self.out / name).parent for name in inputs.names}:
             remove_leftovers(folder)
@@ -151,6 +150,11 @@ class PredictionFolder:
     def path(self, name: str, kind: str) -> Path:
         """Where one of the files of an image belongs."""
         return self.out / f"{name}_{kind}.png"
+
+    def remove(self, name: str) -> None:
+        """Deletes what an earlier run has written of an image."""
+        for kind in KINDS:
+            self.path(name, kind).unlink(missing_ok=True)
 
     def finish(
         self, images: list[dict], annotations: list[dict], taxonomy: Taxonomy, skipped: Sequence[tuple[Path, str]]

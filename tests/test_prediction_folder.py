@@ -214,6 +214,17 @@ def test_odd_images_are_a_line_each_and_the_rest_goes_on(tmp_path, capsys):
     assert len(lines) == len(ODD)
 
 
+def test_nothing_is_left_of_an_image_that_was_damaged_since(tmp_path):
+    write(tmp_path / "in" / "1.jpg")
+    write(tmp_path / "in" / "2.jpg")
+    run(tmp_path / "out", tmp_path / "in")
+    (tmp_path / "in" / "2.jpg").write_bytes(b"")
+    run(tmp_path / "out", tmp_path / "in")
+    assert {p.name for p in (tmp_path / "out").glob("*.png")} == {
+        f"1_{k}.png" for k in ("panoptic", "semantic", "overlay")
+    }
+
+
 def test_an_image_that_needs_too_much_memory_is_a_line(tmp_path):
     write(tmp_path / "in" / "1.jpg")
     write(tmp_path / "in" / "2.jpg", (40, 10))

@@ -24,7 +24,7 @@ from ..arguments import command_parser, positive
 from ..data.catalog import dataset_dicts
 from ..data.images import find_images
 from ..data.mappers import read_image
-from ..errors import ConfigError
+from ..errors import ConfigError, first_few
 from ..files import file_digest, picture_names
 from ..reporting import report_errors
 from ..visualization import save_mask_picture
@@ -75,8 +75,13 @@ def _view(args: argparse.Namespace) -> int:
     if not have:
         raise ConfigError(f"{args.masks} has masks of none of the {len(files)} images")
     chosen = [have[i] for i in np.linspace(0, len(have) - 1, min(args.count, len(have))).astype(int)]
-    for file, name in zip(chosen, picture_names(chosen), strict=True):
-        path = Path(args.out) / f"{name}.png"
+    targets = [Path(args.out) / f"{name}.png" for name in picture_names(chosen)]
+    images = {Path(file).resolve() for file in files}
+    if replaced := [path for path in targets if path.resolve() in images]:
+        raise ConfigError(
+            f"--out {args.out}: pictures would replace images: {first_few(replaced)}; choose another folder"
+        )
+    for file, path in zip(chosen, targets, strict=True):
         image = read_image(file)
         save_mask_picture(path, image, folder.read(file, image.shape[:2]))
         print(path)

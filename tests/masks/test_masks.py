@@ -323,7 +323,14 @@ def test_command_line_generates_and_shows(images, tmp_path, capsys):
     assert main(["view", "--images", source, "--masks", out, "--out", str(tmp_path / "view"), "--count", "3"]) == 0
     pictures = list((tmp_path / "view").glob("*.png"))
     assert len(pictures) == 3
-    assert Image.open(pictures[0]).size == (512, 256)
+    mine = tmp_path / "images" / "0.png"
+    (tmp_path / "images" / "0.jpg").rename(mine)
+    content = mine.read_bytes()
+    command = ["view", "--images", source, "--masks", out, "--out", source]
+    assert main(command) == 2
+    assert "pictures would replace images" in capsys.readouterr().err
+    assert mine.read_bytes() == content
+    assert Image.open(pictures[0]).size == (256 + 4 + 256 + 4, 18 + 18 + 256)
     assert main(["generate", "--images", source, "--out", out]) == 2
     assert "needs --weights" in capsys.readouterr().err
     assert main(["generate", "--images", source, "--out", out, "--generator", "classical", "--shard", "a"]) == 2
