@@ -5,7 +5,8 @@ For each image it writes three files, named after the image's path below the fol
 stays: `b.jpg_panoptic.png`, `b.png_panoptic.png`.
 
     NAME_panoptic.png   segment id = R + 256 G + 65536 B, 0 = no segment
-    NAME_semantic.png   class of each pixel, as its id in the training data; for own masks, the pixel value there
+    NAME_semantic.png   class of each pixel, as its id in the training data; for own masks, the pixel value there;
+                        with --text its place in that list, from 0
     NAME_overlay.png    the segments over the image, with a legend
 
 `predictions.json` is a COCO-panoptic file of all of them, in the same ids; "info" says "complete": false while it is written, or
@@ -27,7 +28,8 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +52,7 @@ from .errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from .files import file_digest, write_atomically
 from .modeling import build_model
 from .modeling.semantic import class_segments
-from .prediction_folder import PredictionFolder, find_inputs
+from .prediction_folder import Inputs, PredictionFolder, find_inputs
 from .reporting import OUT_OF_MEMORY, report_errors
 from .visualization import prediction_picture
 from .weights import read_file, state_dict_of
@@ -185,10 +187,14 @@ def _advice_on(image: np.ndarray) -> str:
     return ""
 
 
-def captions_of(images: Sequence[Path], path: Path) -> dict[Path, str]:
-    """The caption of each image from a caption file, by its path as given or else its file name. Raises `DatasetError`."""
-    captions = read_captions(path)
-    found = {image: captions.get(str(image), captions.get(image.name)) for image in images}
+def captions_of(inputs: Inputs, path: Path) -> dict[Path, str]:
+    """The caption of each image from a caption file: by its path as given, else by that below the folder of all, else by its file's
+    name, if no other image has it. Raises `DatasetError`."""
+    captions, shared = read_captions(path), Counter(image.name for image in inputs.paths)
+    found = {}
+    for image, file_name in zip(inputs.paths, inputs.file_names, strict=True):
+        keys = [str(image), file_name, *([image.name] if shared[image.name] == 1 else [])]
+        found[image] = next((captions[key] for key in keys if key in captions), None)
     missing = [str(image) for image, caption in found.items() if caption is None]
     if missing:
         raise DatasetError(f"{path}: {len(missing)} of {len(found)} images have no caption: {first_few(missing)}")
@@ -308,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
     def command() -> int:
         inputs = find_inputs(args.images)
         predictor = Predictor(get_config(args.config_file, args.opts), args.weights, args.text)
-        captions = None if args.captions is None else captions_of(inputs.paths, args.captions)
+        captions = None if args.captions is None else captions_of(inputs, args.captions)
         folder = PredictionFolder(args.out, inputs, identity(predictor, args.text, args.captions), args.overwrite)
         skipped = predict_files(predictor, folder, captions)
         done = len(inputs.paths) - len(skipped)

@@ -180,6 +180,8 @@ def test_what_is_interrupted_says_so_and_may_be_repeated(tmp_path, error):
     assert content["info"]["complete"] is False
     assert content["images"] == content["annotations"] == []
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
+    with pytest.raises(DatasetError, match="was interrupted"):
+        read_panoptic_json(tmp_path / "out" / "predictions.json")
     run(tmp_path / "out", tmp_path / "in")
     assert listed(tmp_path / "out")["info"]["complete"] is True
 
@@ -212,6 +214,23 @@ def test_odd_images_are_a_line_each_and_the_rest_goes_on(tmp_path, capsys):
     assert {path.name for path, _ in skipped} == {Path(s["image"]).name for s in content["skipped"]} == set(ODD)
     lines = [line for line in capsys.readouterr().err.splitlines() if "skipped: " in line]
     assert len(lines) == len(ODD)
+
+
+def test_a_caption_belongs_to_one_image(tmp_path):
+    for name in ("a/1.jpg", "b/1.jpg", "2.jpg"):
+        write(tmp_path / "in" / name)
+    file = tmp_path / "captions.jsonl"
+
+    def captions(*entries):
+        file.write_text("".join(json.dumps({"file": f, "caption": c}) + "\n" for f, c in entries))
+        os.utime(file, (len(entries), len(entries)))
+        found = predict.captions_of(find_inputs([tmp_path / "in"]), file)
+        return {path.relative_to(tmp_path / "in").as_posix(): caption for path, caption in found.items()}
+
+    given = {"a/1.jpg": "grass", "b/1.jpg": "sky", "2.jpg": "sea"}
+    assert captions(*given.items()) == given
+    with pytest.raises(DatasetError, match="2 of 3 images have no caption"):
+        captions(("1.jpg", "whose?"), ("2.jpg", "sea"))
 
 
 def test_nothing_is_left_of_an_image_that_was_damaged_since(tmp_path):

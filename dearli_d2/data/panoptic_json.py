@@ -39,6 +39,9 @@ def read_panoptic_json(path: Path) -> dict[str, Any]:
     checks = _Checks(path)
     if not isinstance(content, dict):
         checks.stop(f"it holds a {type(content).__name__}, not images, annotations and categories")
+    info = content.get("info")
+    if isinstance(info, dict) and info.get("complete") is False:
+        raise DatasetError(f"{path}: the prediction that writes it was interrupted or is going on; repeat it")
     for key in _LISTS:
         if not isinstance(content.get(key), list):
             checks.stop(f"KeyError '{key}'" if key not in content else f"'{key}' is no list")
