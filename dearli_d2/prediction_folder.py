@@ -115,10 +115,10 @@ class PredictionFolder:
         before = _own_list(self.out / _LIST)
         if not overwrite:
             self._check_free(before, targets)
+        self._write(False, [], [], [], [])
         for name in set((before or {}).get("outputs", {})) - set(inputs.names):
             if not leads_out(name):
                 self.remove(name)
-        self._write(False, [], [], [], [])
         for folder in {(self.out / name).parent for name in inputs.names}:
             remove_leftovers(folder)
         _outputs.cache_clear()
@@ -133,8 +133,8 @@ class PredictionFolder:
             other = [key for key in {**known, **self.run} if known.get(key) != self.run.get(key)]
             if other:
                 raise ConfigError(f"{self.out} holds predictions made with other {' and '.join(other)}; {_ADVICE}")
-            own = dict(zip(self.inputs.names, self.inputs.file_names, strict=True))
-            strange = [file for name, file in outputs.items() if own.get(name) != file]
+            own = set(self.inputs.file_names)
+            strange = [file for file in outputs.values() if file not in own]
             if strange or info.get("image_folder") != str(self.inputs.folder):
                 raise ConfigError(
                     f"{self.out} holds predictions of {len(strange) or len(outputs)} other images, of "

@@ -89,6 +89,18 @@ def test_folder_with_a_damaged_image(weights, images, tmp_path, capsys):
         assert Image.open(out / annotation["file_name"].replace("panoptic", "overlay")).size[0] > ids.shape[1]
 
 
+def test_the_same_command_may_be_repeated_and_another_may_not_replace_it(weights, images, tmp_path, capsys):
+    command = [str(images), "--config-file", LANG, "--weights", weights["lang"], "--out", str(tmp_path / "out")]
+    assert predict.main(command) == predict.main([*command, "--opts", "MODEL.DEVICE", "cpu"]) == 0
+    before = (tmp_path / "out" / "predictions.json").read_bytes()
+    for more, other in ((["--text", "cat"], "classes"), (["--opts", "INPUT.MIN_SIZE_TEST", "64"], "settings")):
+        assert predict.main([*command, *more]) == 2
+        assert f"holds predictions made with other {other}; choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "out" / "predictions.json").read_bytes() == before
+    assert predict.main([*command, "--text", "cat", "--overwrite"]) == 0
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())["categories"][0]["name"] == "cat"
+
+
 def test_text_swaps_the_vocabulary(weights, images):
     whole = dearli_d2.Predictor(LANG, weights["lang"])
     few = dearli_d2.Predictor(LANG, weights["lang"], class_names="grass, sky|blue sky, striped red")

@@ -156,8 +156,10 @@ def test_files_of_others_are_replaced_on_demand_only(tmp_path):
         run(tmp_path / "out", tmp_path / "in")
     run(tmp_path / "out", tmp_path / "in", overwrite=True)
     write(tmp_path / "in" / "2.jpg")
+    write(tmp_path / "in" / "1.png")
     run(tmp_path / "out", tmp_path / "in")  # more images of the same run
-    assert len(listed(tmp_path / "out")["images"]) == 2
+    assert sorted(listed(tmp_path / "out")["outputs"]) == ["1.jpg", "1.png", "2"]
+    assert len(content_of(tmp_path / "out")) == 3 * 3 + 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("bug"), OSError(errno.ENOSPC, "No space left")])
