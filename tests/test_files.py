@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dearli_d2.files import remove_leftovers, write_atomically
+from dearli_d2.files import picture_names, remove_leftovers, write_atomically
 from dearli_d2.weights import write_file
 
 
@@ -68,3 +68,10 @@ def test_temporaries_of_killed_writers_are_recognised(tmp_path):
     os.utime(left, (time.time() - 7200,) * 2)
     remove_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_pictures_of_files_of_one_name_have_names_of_their_own():
+    assert picture_names([]) == []
+    assert picture_names(["/x/a.jpg", "/x/b.jpg"]) == ["a", "b"]
+    assert picture_names(["/x/day/1.jpg", "/x/night/1.jpg"]) == ["day/1", "night/1"]
+    assert picture_names(["/x/1.jpg", "/x/1.png"]) == ["1.jpg", "1.png"]
