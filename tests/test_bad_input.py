@@ -231,7 +231,10 @@ CONFIG_CASES = {
     "wrong class count": (["MODEL.NUM_CLASSES", "15"], r"miniworld_train@0.1 has 16 classes but MODEL.NUM_CLASSES is 15; set MODEL.NUM_CLASSES 16"),
     "unknown data set": (["DATASETS.TRAIN", "('miniwrld',)"], r"there is no data set 'miniwrld'; known: "),
     "no training data": (["DATASETS.TRAIN", "()"], r"DATASETS.TRAIN names no data set"),
-    "unknown architecture": (["MODEL.META_ARCHITECTURE", "MaskFromer"], r"META_ARCHITECTURE: there is no 'MaskFromer'"),
+    "unknown architecture": (["MODEL.META_ARCHITECTURE", "MaskFromer"], r"META_ARCHITECTURE: there is no 'MaskFromer'; known: .*MaskFormer"),
+    "an architecture of detectron2": (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], r"there is no 'GeneralizedRCNN'; known: DPTSegmenter, HVL,"),
+    "a backbone of detectron2 without these maps": (["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.CLASSIFIER", "linear"], r"there is no 'build_resnet_fpn_backbone'; known: .*build_resnet_backbone"),
+    "detectron2's ResNet with some maps": (["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.CLASSIFIER", "linear", "MODEL.BACKBONE.WEIGHTS", ""], r"gives res4; the head needs res2, res3, res5 too; set MODEL.RESNETS.OUT_FEATURES"),
     "unknown backbone": (["MODEL.BACKBONE.NAME", "OpenCLIPResNet"], r"MODEL.BACKBONE.NAME: there is no 'OpenCLIPResNet'; known: .*TimmBackbone"),
     "unknown backbone model": (["MODEL.BACKBONE.ARCH", "convnext-none"], r"open_clip has no model 'convnext-none'"),
     "weights that are not there": (["MODEL.WEIGHTS", "none.pth"], r"no weight file none.pth"),
@@ -358,7 +361,7 @@ ADAPTATION_CASES = {
     "captions of other files": (other_captions, "", r"is of other files: it has 1 captions such as that of x.jpg"),
     "images without a caption": (missing_captions, "", r"5 of 6 images have no caption in .*captions.jsonl: 000000.jpg"),
     "caption longer than the text tower reads": (long_captions, "", r"000004.jpg: its caption: 32 tokens, the text tower reads 24"),
-    "classes of source and target differ": (renamed_class, "", r"DATASETS.SOURCE: broken_train and miniworld_night_train@0.05 have different classes"),
+    "classes of source and target differ": (renamed_class, "", r"DATASETS.SOURCE: broken_train and miniworld_night_train@0.05 have different classes: class 3 was 'striped blue' .id 4., is 'blue stripes'"),
     "source without an image": (empty_source, "@{list}", r"list.txt lists no image"),
 }  # fmt: skip
 

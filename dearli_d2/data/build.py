@@ -21,6 +21,7 @@ from .mappers import (
     semantic_targets,
 )
 from .streams import RareClassOrder, build_stream
+from .taxonomy import first_difference
 from .views import ColorAugmentation, StrongPhotometry, WeakGeometry, scale_steps
 from .zero_shot import ZeroShotTrainMapper, unseen_classes, without_classes
 
@@ -31,7 +32,8 @@ def labeled_dicts(cfg: CfgNode, key: str = "TRAIN") -> list[dict]:
         first = class_source(cfg)
         for name in cfg.DATASETS[key]:
             if taxonomy_of(name).names != taxonomy_of(first).names:
-                raise DatasetError(f"DATASETS.{key}: {name} and {first} have different classes")
+                what = first_difference(taxonomy_of(first), taxonomy_of(name), synonyms=True, kinds=False)
+                raise DatasetError(f"DATASETS.{key}: {name} and {first} have different classes: {what}")
     dicts = [d for name in cfg.DATASETS[key] for d in prepared_for(cfg, name, dataset_dicts(name))]
     if cfg.DATASETS.UNSEEN_CLASSES:
         dicts = without_classes(dicts, unseen_classes(cfg.DATASETS.UNSEEN_CLASSES, taxonomy_of(cfg.DATASETS.TRAIN[0])))

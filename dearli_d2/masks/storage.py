@@ -217,7 +217,8 @@ def check_stems(files: list[str]) -> None:
     double = [f for f in files if seen.setdefault(Path(f).stem, f) != f]
     if double:
         raise DatasetError(
-            f"{len(double)} images share their file stem with another, so masks cannot be told apart: {first_few(double)}"
+            f"{len(double)} images share their name with another, but for folder and suffix, so their masks cannot be told apart: "
+            f"{first_few(double)}; rename them, or give each folder masks of its own"
         )
 
 

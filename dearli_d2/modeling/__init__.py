@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from torch import nn
@@ -18,7 +20,10 @@ from .meta_arch import mask_former as _mask_former  # noqa: F401  registration
 from .meta_arch import segkc as _segkc  # noqa: F401  registration
 from .meta_arch import semidavil as _semidavil  # noqa: F401  registration
 from .meta_arch import split_matching as _split_matching  # noqa: F401  registration
+from .meta_arch.base import Segmenter
 from .unused import freeze_unused
+
+_RESNET = "build_resnet_backbone"  # the one of detectron2's backbones whose maps are res2..res5
 
 
 def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: bool = True) -> nn.Module:
@@ -46,19 +51,23 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
         )
     if taxonomy is not None and cfg.MODEL.TEXT.CLASS_NAMES:
         taxonomy = taxonomy.with_names_of(cfg.MODEL.TEXT.CLASS_NAMES)
+    architectures = {
+        n: kind for n, kind in META_ARCH_REGISTRY if isinstance(kind, type) and issubclass(kind, Segmenter)
+    }
+    _check_known("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, architectures)
+    backbones = [n for n, build in BACKBONE_REGISTRY if n == _RESNET or not build.__module__.startswith("detectron2.")]
     for key, backbone in (("MODEL.BACKBONE", cfg.MODEL.BACKBONE), ("MODEL.SENIOR.BACKBONE", cfg.MODEL.SENIOR.BACKBONE)):
-        if backbone.NAME not in BACKBONE_REGISTRY:
-            known = ", ".join(sorted(name for name, _ in BACKBONE_REGISTRY))
-            raise ConfigError(f"{key}.NAME: there is no {backbone.NAME!r}; known: {known}")
+        _check_known(f"{key}.NAME", backbone.NAME, backbones)
     if not load_backbone:
         cfg = cfg.clone()
         cfg.defrost()
         for section in (cfg.MODEL.BACKBONE, cfg.MODEL.SENIOR.BACKBONE, cfg.MODEL.TEXT):
             keep_activation(section)
-    try:
-        architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    except KeyError as error:
-        raise ConfigError(f"MODEL.META_ARCHITECTURE: there is no {cfg.MODEL.META_ARCHITECTURE!r}") from error
-    model = architecture(cfg, taxonomy=taxonomy)
+    model = architectures[cfg.MODEL.META_ARCHITECTURE](cfg, taxonomy=taxonomy)
     freeze_unused(model)
     return model.to(cfg.MODEL.DEVICE)
+
+
+def _check_known(key: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ConfigError(f"{key}: there is no {name!r}; known: {', '.join(sorted(known))}")

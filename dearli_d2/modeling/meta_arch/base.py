@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import Backbone
 from detectron2.structures import ImageList
 from torch import nn
 
 from ...data.taxonomy import Taxonomy
+from ...errors import ConfigError
 from ..backbone.pyramid import LEVELS
 from ..inference import resize_logits
 from ..semantic import sliding_window
@@ -24,6 +26,25 @@ BackbonePaths = list[tuple[nn.Module, Callable[[torch.Tensor], Sequence[torch.Te
 def input_divisor(backbone: nn.Module) -> int:
     """What the sides of a backbone's input are multiples of."""
     return backbone.size_divisibility or _PAD_TO
+
+
+def level_channels(backbone: Backbone, name: str) -> dict[str, int]:
+    """Channels of each map of a backbone, `LEVELS` among them.
+
+    Args:
+        name: MODEL.BACKBONE.NAME, for the error.
+
+    Raises:
+        ConfigError: one of `LEVELS` is missing.
+    """
+    channels = {level: shape.channels for level, shape in backbone.output_shape().items()}
+    missing = [level for level in LEVELS if level not in channels]
+    if missing:
+        advice = f"; set MODEL.RESNETS.OUT_FEATURES {list(LEVELS)}" if name == "build_resnet_backbone" else ""
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME {name} gives {', '.join(channels)}; the head needs {', '.join(missing)} too{advice}"
+        )
+    return channels
 
 
 def levels_of(features: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ from ..inference import resize_logits
 from ..per_pixel import DPTHead
 from ..per_pixel.dpt import norm_on
 from ..pixel_losses import consistency_loss, supervised_loss
-from .base import ReadOut, input_divisor
+from .base import ReadOut, input_divisor, level_channels
 from .pixel_segmenter import PixelSegmenter
 
 
@@ -141,12 +141,7 @@ def build_network(cfg: CfgNode) -> tuple[Backbone, DPTHead]:
         ConfigError: a backbone without the four levels.
     """
     backbone = build_backbone(cfg)
-    channels = {name: shape.channels for name, shape in backbone.output_shape().items()}
-    missing = [name for name in LEVELS if name not in channels]
-    if missing:
-        raise ConfigError(
-            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} gives {', '.join(channels)}; the DPT head needs {', '.join(missing)} too"
-        )
+    channels = level_channels(backbone, cfg.MODEL.BACKBONE.NAME)
     norm = norm_on(cfg.MODEL.DEVICE, cfg.MODEL.DPT.NORM)
     return backbone, DPTHead(channels, cfg.MODEL.DPT.DIM, cfg.MODEL.NUM_CLASSES, norm)
 

@@ -28,7 +28,7 @@ from ..inference import (
 from ..matcher import HungarianMatcher
 from ..text import Vocabulary, build_vocabulary, cosine_similarity, read_templates
 from ..transformer_decoder import DecoderOutput
-from .base import ReadOut, Segmenter
+from .base import ReadOut, Segmenter, level_channels
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class MaskFormer(Segmenter):
             "backbone": backbone,
             "sem_seg_head": build_head(
                 cfg,
-                {name: shape.channels for name, shape in backbone.output_shape().items()},
+                level_channels(backbone, cfg.MODEL.BACKBONE.NAME),
                 backbone.embedding_dim if text else None,
             ),
             "criterion": SetCriterion(

@@ -37,6 +37,7 @@ from ..split_matching import (
 )
 from ..text import Vocabulary, build_vocabulary, read_templates
 from ..transformer_decoder import MLP, DecoderOutput, GivenQueries
+from .base import level_channels
 from .mask_former import MaskFormer
 
 _START_PROBABILITY = 0.01  # of a class, as focal losses want it
@@ -130,7 +131,7 @@ class SplitMatching(MaskFormer):
             )
         plain.MODEL.CLASSIFIER = "text"
         plain.MODEL.MASK_FORMER.NUM_QUERIES = former.NUM_QUERIES + split.CANDIDATE_QUERIES
-        channels = {name: shape.channels for name, shape in backbone.output_shape().items()}
+        channels = level_channels(backbone, cfg.MODEL.BACKBONE.NAME)
         weights = {
             "class_weight": former.CLASS_WEIGHT,
             "mask_weight": former.MASK_WEIGHT,
