@@ -335,7 +335,7 @@ def _merge(cfg: CfgNode, content: dict, where: str, prefix: str = "") -> None:
 def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
     """Puts a value into the config. Raises `ConfigError` for an unknown key or a value that it does not accept."""
     section, _, name = key.rpartition(".")
-    node, original = _section(cfg, section), _section(_DETECTRON2, section)
+    node = _section(cfg, section)
     if node is None or name not in node:
         similar = difflib.get_close_matches(key, list(all_keys(cfg)), 1)
         raise ConfigError(f"{where}there is no key {key}" + (f"; did you mean {similar[0]}?" if similar else ""))
@@ -345,7 +345,7 @@ def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
         raise ConfigError(f"{where}{key} is {value!r}; it is a section, give its keys, such as {example}")
     try:
         decoded = _decode(value, reads_text(key, default))
-        node[name] = read_value(key, decoded, default, original is not None and name in original)
+        node[name] = read_value(key, decoded, default)
     except ValueError as error:
         raise ConfigError(f"{where}{error}") from error
 
@@ -379,6 +379,3 @@ def all_keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
         yield prefix + key
         if isinstance(value, CfgNode):
             yield from all_keys(value, f"{prefix}{key}.")
-
-
-_DETECTRON2 = _detectron2_defaults()

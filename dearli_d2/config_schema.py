@@ -374,23 +374,21 @@ _INSTEAD = {
 }
 
 
-def read_value(key: str, value: Any, default: Any, of_detectron2: bool) -> Any:
+def read_value(key: str, value: Any, default: Any) -> Any:
     """A value for a key, in the key's own type.
 
     Args:
-        default: of the key. of_detectron2: whether it is detectron2's own key, with detectron2's default.
+        default: of the key.
 
     Raises:
         ValueError: with the key, the value and what is allowed.
     """
     rule = SCHEMA.get(key)
-    if rule is None and of_detectron2:
+    if rule is None:  # of detectron2; all of our own have one
         if plain(value) == plain(default):
             return default
         instead = f"; see {_INSTEAD[key]}" if key in _INSTEAD else ""
         raise ValueError(f"{key} is {value!r}; this key of detectron2 has no effect here, leave it out{instead}")
-    if rule is None:
-        rule = _like(default)
     try:
         read = rule.read(value)
     except ValueError:
@@ -402,17 +400,6 @@ def reads_text(key: str, default: Any) -> bool:
     """Whether a key's value is a text, which is taken as it was written."""
     rule = SCHEMA.get(key)
     return isinstance(rule, Text) or (isinstance(rule, Choice) and isinstance(default, str))
-
-
-def _like(default: Any) -> Rule:
-    """For a key without a rule: the type of its default."""
-    if isinstance(default, bool):
-        return SWITCH
-    if isinstance(default, int | float):
-        return Number(whole=isinstance(default, int))
-    if isinstance(default, list | tuple):
-        return Items(_like(default[0]) if default else TEXT)
-    return TEXT
 
 
 def plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .deformable_attention import MSDeformAttn, Shapes
+from .norms import group_norm
 from .position import sine_position
 
 # (index of the layer, (B, N, C) tokens, shapes of the levels that make up the N) to (B, N, C) tokens
@@ -73,16 +74,11 @@ class _ConvNorm(nn.Conv2d):
 
     def __init__(self, in_channels: int, channels: int, kernel: int) -> None:
         super().__init__(in_channels, channels, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.GroupNorm(group_count(channels), channels)
+        self.norm = group_norm(channels)
         nn.init.kaiming_uniform_(self.weight, a=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm(super().forward(x))
-
-
-def group_count(channels: int) -> int:
-    """32 groups as published; fewer where the channels do not divide (tiny models)."""
-    return next(groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0)
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
@@ -112,8 +108,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.levels = levels[::-1]  # coarse to fine
         self.dim = dim
         self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(in_channels[name], dim, 1), nn.GroupNorm(group_count(dim), dim))
-            for name in self.levels
+            nn.Sequential(nn.Conv2d(in_channels[name], dim, 1), group_norm(dim)) for name in self.levels
         )
         for projection in self.input_proj:
             nn.init.xavier_uniform_(projection[0].weight)

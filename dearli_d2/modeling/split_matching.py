@@ -13,7 +13,7 @@ from ..structures import Targets
 from .criterion import SetCriterion
 from .losses import image_of_target, mask_iou, sigmoid_focal
 from .matcher import HungarianMatcher, Matches, assign
-from .per_pixel.dpt import NORMS
+from .norms import normalised_convolution
 from .pixel_decoder import PixelFeatures
 from .ranks import over_ranks
 from .transformer_decoder import DecoderOutput
@@ -187,20 +187,12 @@ class MultiScaleEnhancement(nn.Module):
     """MFE: a top-down sum of the pixel decoder's levels, classified per pixel; an auxiliary head, dropped at inference.
 
     Args:
-        dim: channels of the levels. embedding_dim: E. levels. norm: of the convolutions, a key of `per_pixel.dpt.NORMS`.
+        dim: channels of the levels. embedding_dim: E. levels. norm: of the convolutions, see `normalised_convolution`.
     """
 
     def __init__(self, dim: int, embedding_dim: int, levels: int = 3, norm: str = "GN") -> None:
         super().__init__()
-        normalise = NORMS[norm]  # which would take away a bias
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(dim, dim, 3, padding=1, bias=normalise is None),
-                *([] if normalise is None else [normalise(dim)]),
-                nn.ReLU(),
-            )
-            for _ in range(levels)
-        )
+        self.blocks = nn.ModuleList(nn.Sequential(*normalised_convolution(dim, norm), nn.ReLU()) for _ in range(levels))
         self.embed = nn.Conv2d(dim, embedding_dim, 1)
 
     def forward(self, pixels: PixelFeatures) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from torch import nn
 
-from ..pixel_decoder import group_count
+from ..norms import group_norm
 
 LEVELS = ("res2", "res3", "res4", "res5")  # names of a backbone's maps, from fine to coarse
 
@@ -33,9 +33,7 @@ class SimpleFeaturePyramid(nn.Module):
         }
         self.stages = nn.ModuleDict(
             {
-                name: nn.Sequential(
-                    resize, nn.Conv2d(channels, dim, 1, bias=False), nn.GroupNorm(group_count(dim), dim)
-                )
+                name: nn.Sequential(resize, nn.Conv2d(channels, dim, 1, bias=False), group_norm(dim))
                 for name, (resize, channels) in stages.items()
             }
         )

@@ -16,8 +16,8 @@ from ...errors import ConfigError
 from ..backbone.pyramid import LEVELS
 from ..backbone.timm import TimmBackbone
 from ..inference import resize_logits
+from ..norms import norm_on
 from ..per_pixel import DPTHead
-from ..per_pixel.dpt import norm_on
 from ..pixel_losses import consistency_loss, supervised_loss
 from .base import ReadOut, input_divisor, level_channels
 from .pixel_segmenter import PixelSegmenter

@@ -22,7 +22,7 @@ from ..backbone.open_clip import OpenCLIPBackbone
 from ..ensembling import mask_pool
 from ..head import build_head
 from ..language import clip_normalization, language_beside
-from ..per_pixel.dpt import norm_on
+from ..norms import norm_on
 from ..regions import RegionFinder, RegionSettings, candidate_masks
 from ..split_matching import (
     FocalIoUMatcher,

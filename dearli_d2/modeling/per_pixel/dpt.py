@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import NaiveSyncBatchNorm
 from torch import nn
 
 from ..backbone.pyramid import LEVELS
-from ..pixel_decoder import group_count
+from ..norms import normalised_convolution
 
 
 class DPTHead(nn.Module):
@@ -63,31 +62,12 @@ class DPTHead(nn.Module):
         return self.classify(self.features(pyramid))
 
 
-# torch's SyncBatchNorm is for GPUs alone; detectron2's has no fp32 statistics under bf16 autocast
-NORMS: dict[str, Callable[[int], nn.Module] | None] = {
-    "NONE": None,
-    "GN": lambda dim: nn.GroupNorm(group_count(dim), dim),
-    "BN": nn.SyncBatchNorm,
-    "BN_CPU": NaiveSyncBatchNorm,
-}
-
-
-def norm_on(device: str, norm: str) -> str:
-    """The key of `NORMS` for a norm that a config names, on a device of the kind that the config names."""
-    return "BN_CPU" if norm == "BN" and not device.startswith("cuda") else norm
-
-
 class _Residual(nn.Module):
     """Two pre-activated 3x3 convolutions beside the identity."""
 
     def __init__(self, dim: int, norm: str) -> None:
         super().__init__()
-        normalise = NORMS[norm]  # which would take away a bias
-        layers: list[nn.Module] = []
-        for _ in range(2):
-            layers += [nn.ReLU(), nn.Conv2d(dim, dim, 3, padding=1, bias=normalise is None)]
-            if normalise is not None:
-                layers.append(normalise(dim))
+        layers = [part for _ in range(2) for part in (nn.ReLU(), *normalised_convolution(dim, norm))]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..pixel_decoder import group_count
+from ..norms import group_norm
 
 
 class UpsampleHead(nn.Module):
@@ -24,6 +24,6 @@ def _block(in_dim: int, dim: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
         nn.Conv2d(in_dim, dim, 3, padding=1, bias=False),
-        nn.GroupNorm(group_count(dim), dim),
+        group_norm(dim),
         nn.ReLU(),
     )
