@@ -362,6 +362,7 @@ def main() -> int:
         if left < 10:
             results[stage] = {"not started": "the budget is used up"}
             continue
+        (args.out / f"{stage}.json").unlink(missing_ok=True)  # of an earlier check
         limit = min(STAGES[stage][1] * (4 if DRY else 1), left)
         command = [sys.executable, __file__, str(args.out), "--in-process", stage, *(["--dry-run"] if DRY else [])]
         start = time.monotonic()

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from tqdm import tqdm
 
 from ..errors import ConfigError
 from ..files import cache_dir, read_text, write_atomically
+from ..progress import progress
 from .prompts import text_embedding, text_tower_of
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def build_vocabulary(clip_model: nn.Module, model_name: str, names: Names, templ
         logger.info("text embeddings of %d names x %d templates are made, once", len(synonyms), len(templates))
         # the text tower alone runs in fp32 whatever the caller's autocast: embeddings must not depend on it
         with torch.autocast(device.type, enabled=False):
-            for prompts in tqdm(tokens, desc="text embeddings", unit="name", leave=False, delay=5):
+            for prompts in progress(tokens, "text embeddings", len(tokens), "name"):
                 embedding = F.normalize(_encode(clip_model, prompts.to(device)), dim=-1).mean(0)
                 rows.append(F.normalize(embedding, dim=-1))
         embeddings = torch.stack(rows).cpu().contiguous()

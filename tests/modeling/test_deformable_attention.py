@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dearli_d2.config_schema import SCHEMA
 from dearli_d2.modeling import deformable_attention
 from dearli_d2.modeling.deformable_attention import IMPLEMENTATIONS, MSDeformAttn, multi_scale_deformable_attention
 
@@ -24,6 +25,10 @@ def inputs(dtype=torch.float32):
     locations = torch.rand(2, 6, 3, 3, 2, 2, dtype=dtype) * 1.4 - 0.2
     weights = torch.rand(2, 6, 3, 6, dtype=dtype).softmax(-1).view(2, 6, 3, 3, 2)
     return value, locations, weights
+
+
+def test_the_config_accepts_every_implementation():
+    assert SCHEMA["MODEL.DEFORM_ATTN_IMPL"].options == ("auto", *IMPLEMENTATIONS)
 
 
 def brute_force(value, locations, weights):
