@@ -73,7 +73,7 @@ class CaptionEncoder:
     """
 
     def __init__(self, model_name: str, context: int) -> None:
-        self.model_name, self.context = model_name, context
+        self.context = context
         self.tokenizer = open_clip.get_tokenizer(model_name)
         self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
 
