@@ -131,15 +131,22 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True, which:
         strict: every name and shape must fit. Otherwise what fits is loaded and the rest is in the report.
 
     Raises:
-        WeightsError: unreadable file; or strict and not complete, with the report; or nothing fits at all.
+        WeightsError: unreadable file; or strict and not complete, with the report; or nothing fits at all; or a run's checkpoint,
+            whose images were normalised otherwise.
     """
-    content = read_file(path)
-    _check_normalization(model, content, path)
-    return load_state(model, state_dict_of(content, path, which), path, strict)
+    return load_content(model, read_file(path), path, strict, which)
 
 
-def _check_normalization(model: nn.Module, content: dict, source: str | Path) -> None:
-    """A run's checkpoint holds its config: its images must be normalised as then."""
+def load_content(
+    model: nn.Module, content: dict, source: str | Path, strict: bool = True, which: str = "student"
+) -> LoadReport:
+    """As `load_weights`, from the content of a file that is read already."""
+    check_normalization(model, content, source)
+    return load_state(model, state_dict_of(content, source, which), source, strict)
+
+
+def check_normalization(model: nn.Module, content: dict, source: str | Path) -> None:
+    """A run's checkpoint holds its config: images must be normalised as then. Raises `WeightsError`."""
     if not isinstance(content.get("config"), str) or not hasattr(model, "pixel_mean"):
         return
     trained = CfgNode.load_cfg(content["config"]).MODEL

@@ -30,7 +30,7 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
 from .arguments import add_config_file, add_overrides, command_parser
-from .checkpoint import load_state
+from .checkpoint import load_content
 from .config import get_config
 from .data.catalog import class_source, taxonomy_of
 from .data.custom import register_custom
@@ -46,7 +46,7 @@ from .errors import ConfigError
 from .files import write_atomically
 from .modeling import build_model
 from .reporting import log_thread_error, report_dead_rank, report_errors
-from .weights import read_file, state_dict_of
+from .weights import read_file
 
 logger = logging.getLogger(__name__)
 
@@ -133,10 +133,10 @@ def evaluate_weights(cfg: CfgNode) -> None:
     logger.info("building the model ...")
     model = build_model(cfg, taxonomy, load_backbone=False)
     first, *rest = ("student", "teacher") if cfg.TEST.WEIGHTS == "both" else (cfg.TEST.WEIGHTS,)
-    load_state(model, state_dict_of(content, path, first), path)
+    load_content(model, content, path, which=first)
     evaluate(cfg, model)
     for which in rest:
-        load_state(model, state_dict_of(content, path, which), path)
+        load_content(model, content, path, which=which)
         evaluate(cfg, model, label=which)
 
 

@@ -40,7 +40,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .arguments import add_config_file, command_parser
-from .checkpoint import load_state
+from .checkpoint import load_content
 from .config import get_config
 from .data.captions import read_captions
 from .data.custom import listed_classes
@@ -55,7 +55,7 @@ from .modeling.semantic import class_segments
 from .prediction_folder import Inputs, PredictionFolder, find_inputs
 from .reporting import OUT_OF_MEMORY, report_errors
 from .visualization import prediction_picture
-from .weights import read_file, state_dict_of
+from .weights import read_file
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Predictor:
             same_classes(taxonomy, named(config, listed), weights, "DATASETS.CUSTOM.CLASSES")
         self.model = build_model(config, taxonomy, load_backbone=False)
         which = "teacher" if config.TEST.WEIGHTS == "teacher" else "student"
-        load_state(self.model, state_dict_of(content, weights, which), weights)
+        load_content(self.model, content, weights, which=which)
         if class_names is not None:
             self.model.set_taxonomy(Taxonomy.from_text(class_names))
         elif self.model.taxonomy is None:

@@ -11,8 +11,11 @@ import timm
 import torch
 from torch import nn
 
+from dearli_d2 import Predictor
 from dearli_d2.checkpoint import load_weights
+from dearli_d2.cli import evaluate_weights
 from dearli_d2.config import get_config
+from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.modeling import build_model
 from dearli_d2.modeling.backbone.open_clip import OpenCLIPViT, build_clip, build_frozen_clip
@@ -294,10 +297,23 @@ def test_crops_of_regions_have_the_size_that_the_encoder_was_trained_with(mini_c
 
 
 def test_a_checkpoint_of_other_normalisation_is_refused(mini_config, tmp_path):
+    """As start weights, the teacher's too, in evaluation and in prediction."""
+    path = tmp_path / "run.pth"
+    here = "DATASETS.TEST", "('miniworld_val@n1',)", "MODEL.WEIGHTS", str(path), "OUTPUT_DIR", str(tmp_path)
     own = "MODEL.BACKBONE.TAG", "own", "MODEL.PIXEL_MEAN", "[1, 2, 3]", "MODEL.PIXEL_STD", "[4, 5, 6]"
-    then, now = mini_config(*own, file="m2f.yaml"), mini_config(file="m2f.yaml")
+    then, now = mini_config(*own, *here, file="m2f.yaml"), mini_config(*here, file="m2f.yaml")
     model = build_model(now)
-    torch.save({"model": model.state_dict(), "config": then.dump()}, tmp_path / "run.pth")
-    with pytest.raises(WeightsError, match=r"trained with MODEL.PIXEL_MEAN \[1.0, 2.0, 3.0\], this config has \[122"):
-        load_weights(model, tmp_path / "run.pth")
-    load_weights(build_model(then), tmp_path / "run.pth")
+    taxonomy = model.taxonomy.to_json()
+    torch.save({"model": model.state_dict(), "config": then.dump(), "taxonomy": taxonomy}, path)
+    for read in (
+        lambda: load_weights(model, path),
+        lambda: EMATeacher(model).load_weights(path),
+        lambda: evaluate_weights(now),
+        lambda: Predictor(now, path),
+    ):
+        with pytest.raises(
+            WeightsError, match=r"trained with MODEL.PIXEL_MEAN \[1.0, 2.0, 3.0\], this config has \[122"
+        ):
+            read()
+    load_weights(build_model(then), path)
+    Predictor(then, path)

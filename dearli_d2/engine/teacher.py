@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..checkpoint import LoadReport, load_state, translate_names
+from ..checkpoint import LoadReport, check_normalization, load_state, translate_names
 from ..structures import Targets
 from ..weights import read_file, state_dict_of
 
@@ -57,8 +57,9 @@ class EMATeacher:
 
     def load_weights(self, path: str | Path) -> LoadReport:
         """Start weights from a file; what is shared with the student stays the student's."""
-        own = self.own_state()
-        state = {n: t for n, t in translate_names(state_dict_of(read_file(path), path)).items() if n in own}
+        own, content = self.own_state(), read_file(path)
+        check_normalization(self.model, content, path)
+        state = {n: t for n, t in translate_names(state_dict_of(content, path)).items() if n in own}
         return load_state(self.model, state, path, strict=False)
 
     def copy(self, student: nn.Module) -> None:
