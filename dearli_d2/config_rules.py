@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode
 
+from .data.custom import output_among_images
 from .errors import ConfigError
 
 
@@ -131,6 +132,11 @@ def validate(cfg: CfgNode) -> None:
             cfg.MODEL.NUM_CLASSES >= 1,
             "MODEL.NUM_CLASSES must be set to the number of classes of the data set"
             + ("; own data: DATASETS.CUSTOM.ROOT is missing" if cfg.DATASETS.CUSTOM.CLASSES else ""),
+        ),
+        (
+            not output_among_images(cfg),
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} lies in the folder of {output_among_images(cfg)}: the pictures that a run writes would be "
+            "taken for images there; choose a folder outside of it",
         ),
         *_backbone_rules("MODEL.BACKBONE", cfg.MODEL.BACKBONE),
         *_backbone_rules("MODEL.SENIOR.BACKBONE", cfg.MODEL.SENIOR.BACKBONE),

@@ -204,6 +204,19 @@ def _no_validation() -> PanopticSource:
     )
 
 
+def output_among_images(cfg: CfgNode) -> str:
+    """The key of the folder of own images or masks that OUTPUT_DIR lies in; "" where it lies apart.
+
+    A later run would take its pictures for images or masks.
+    """
+    output = Path(os.path.realpath(Path(cfg.OUTPUT_DIR).expanduser()))
+    for key in ("IMAGES", "MASKS", "UNLABELED"):
+        folder = os.path.realpath(Path(cfg.DATASETS.CUSTOM.ROOT).expanduser() / cfg.DATASETS.CUSTOM[key])
+        if cfg.DATASETS.CUSTOM.ROOT and output.is_relative_to(folder):
+            return f"DATASETS.CUSTOM.{key}"
+    return ""
+
+
 def _check_folders(custom: CfgNode, root: Path) -> None:
     """Unlabelled images lie apart from the labelled ones and the masks; so do masks from images."""
     folders = {key: Path(os.path.realpath(root / custom[key])) for key in ("IMAGES", "MASKS", "UNLABELED")}
@@ -342,8 +355,14 @@ def _pairs(custom: CfgNode, root: Path) -> dict[str, tuple[Path, Path]]:
             f"{layout_hint(root, masks, without_mask)}"
         )
     if without_image:
+        others = [p for p in files_below(images) if _key(relative_name(p, images)) in without_image]
         raise DatasetError(
             f"{len(without_image)} masks in {masks} have no image in {images}: {first_few(without_image)}"
+            + (
+                f"; {others[0]} is there, but files of this suffix are not read: convert it to JPEG or PNG"
+                if others
+                else ""
+            )
         )
     return {by_key[key]: (files[by_key[key]], pngs[key]) for key in sorted(by_key)}
 

@@ -223,6 +223,7 @@ def in_subfolder(root):
 BROKEN = {
     "mask missing": (lambda r: (r / "masks/im3.png").unlink(), r"1 of 10 images in .*images have no mask .*im3; move images without masks to .*unlabeled"),
     "image missing": (lambda r: (r / "images/im3.jpg").unlink(), r"1 masks in .*masks have no image"),
+    "image of another kind": (lambda r: (r / "images/im3.jpg").rename(r / "images/im3.gif"), r"no image in .*im3; .*im3.gif is there, but files of this suffix are not read"),
     "stranger": (stranger, r"im3.png holds the value 99, which is no id in DATASETS.CUSTOM.CLASSES"),
     "colour": (lambda r: save(r, "im3", np.zeros((48, 64, 3), np.uint8)), r"im3.png is a colour image \(RGB\)"),
     "size": (lambda r: save(r, "im3", index_mask()[:, :40]), r"1 of 10 masks have another size .*im3.png is 40 x 48, its image is 64 x 48 pixels"),
@@ -364,6 +365,15 @@ def test_classes_come_from_a_file_too(root, tmp_path):
     (root / "classes.txt").write_bytes("0 stuff Größe".encode("latin-1"))
     with pytest.raises(ConfigError, match="is no text in UTF-8"):
         config(root, classes=[])
+
+
+@pytest.mark.parametrize(
+    ("folder", "key"), [("images/run", "IMAGES"), ("unlabeled", "UNLABELED"), ("masks/../masks/a", "MASKS")]
+)
+def test_a_run_may_not_write_its_pictures_among_the_images(root, folder, key):
+    with pytest.raises(ConfigError, match=rf"OUTPUT_DIR .* lies in the folder of DATASETS.CUSTOM.{key}"):
+        config(root, "OUTPUT_DIR", str(root / folder))
+    config(root, "OUTPUT_DIR", str(root / "output"))
 
 
 @pytest.mark.parametrize("other", ["images", ".", "masks", "images/../images", "link"])
