@@ -55,7 +55,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own error types for damage
-        raise WeightsError(f"{path} cannot be read as weights (damaged or not a weight file): {error}") from error
+        raise WeightsError(
+            f"{path} cannot be read as weights (damaged or not a weight file): {str(error) or type(error).__name__}"
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise WeightsError(f"{path} holds a {type(content).__name__}; weights are a dictionary of names and tensors")
     return content

@@ -183,7 +183,7 @@ DATA_CASES = {
     "0-byte JSON": (lambda w: (w / "train.json").write_text(""), r"is no COCO-panoptic JSON file"),
     "JSON of another kind": (
         lambda w: (w / "train.json").write_text('{"a": 1}'),
-        r"is no COCO-panoptic JSON file: KeyError 'categories'",
+        r"is no COCO-panoptic JSON file: 'categories' is missing",
     ),
     "missing JSON": (
         lambda w: (w / "train.json").unlink(),

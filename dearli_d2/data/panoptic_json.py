@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def read_panoptic_json(path: Path) -> dict[str, Any]:
         raise DatasetError(f"{path}: the prediction that writes it was interrupted or is going on; repeat it")
     for key in _LISTS:
         if not isinstance(content.get(key), list):
-            checks.stop(f"KeyError '{key}'" if key not in content else f"'{key}' is no list")
+            checks.stop(f"'{key}' is missing" if key not in content else f"'{key}' is no list")
         checks.refuse(
             [f"entry {i} of '{key}'" for i, entry in enumerate(content[key]) if not isinstance(entry, dict)],
             "are no objects",
@@ -128,6 +129,11 @@ def _number(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def _as_text(identifier: Any) -> str:
+    """An image's id as it is compared: some tools write one of the two places as text, or as 1.0."""
+    return str(_number(identifier) if isinstance(identifier, float) and identifier.is_integer() else identifier)
+
+
 def _with_slashes(path: str) -> str:
     """A path as it is written here, also if the file comes from Windows."""
     return path.replace("\\", "/")
@@ -178,7 +184,7 @@ def _images(images: list[dict], checks: _Checks) -> list[dict]:
         checks.present(images, key, "images")
     checks.refuse([str(i["id"]) for i in images if not _is_name(i["file_name"])], "images have no file name")
     images = [{**i, "file_name": _with_slashes(i["file_name"])} for i in images]
-    checks.once([str(i["id"]) for i in images], "an image id stands twice")
+    checks.once([_as_text(i["id"]) for i in images], "an image id stands twice")
     checks.once([i["file_name"] for i in images], "an image is listed twice")
     result, wrong = [], []
     for image in images:
@@ -196,14 +202,12 @@ def _annotations(annotations: list[dict], images: list[dict], categories: set[in
         [str(a["image_id"]) for a in annotations if not _is_name(a["file_name"])], "annotations have no file name"
     )
     names = [_with_slashes(a["file_name"]) for a in annotations]
-    by_id = {
-        str(i["id"]): i["id"] for i in images
-    }  # ids of a kind are compared as text: some tools write one of the two so
+    by_id = {_as_text(i["id"]): i["id"] for i in images}
     checks.refuse(
-        [n for n, a in zip(names, annotations, strict=True) if str(a["image_id"]) not in by_id],
+        [n for n, a in zip(names, annotations, strict=True) if _as_text(a["image_id"]) not in by_id],
         "annotations without an image entry",
     )
-    checks.once([str(a["image_id"]) for a in annotations], "an image has two annotations, its id is")
+    checks.once([_as_text(a["image_id"]) for a in annotations], "an image has two annotations, its id is")
     checks.once(names, "a label file belongs to two images")
     result = []
     problems: dict[str, list[str]] = {}
@@ -216,7 +220,7 @@ def _annotations(annotations: list[dict], images: list[dict], categories: set[in
         for identifier, count in Counter(s["id"] for s in segments).items():
             if count > 1:
                 problems.setdefault("segment ids stand twice in an image", []).append(f"id {identifier} in {name}")
-        own = {"image_id": by_id[str(annotation["image_id"])], "file_name": name, "segments_info": segments}
+        own = {"image_id": by_id[_as_text(annotation["image_id"])], "file_name": name, "segments_info": segments}
         result.append({**annotation, **own})
     for problem, offenders in problems.items():
         checks.refuse(offenders, problem)
@@ -235,6 +239,6 @@ def _segment(segment: dict, name: str, categories: set[int], problems: dict[str,
     if crowd not in (0, 1):
         problems.setdefault("segments whose 'iscrowd' is not 0 or 1", []).append(f"{segment['iscrowd']!r} in {name}")
     area = segment.get("area")
-    if area is not None and (isinstance(area, bool) or not isinstance(area, (int, float)) or area < 0):
+    if area is not None and (isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 <= area < math.inf):
         problems.setdefault("segments whose 'area' is no number", []).append(f"{area!r} in {name}")
     return {**segment, "id": identifier, "category_id": category, "iscrowd": crowd}

@@ -56,6 +56,12 @@ def as_text(c):
         category.update(id=str(category["id"]), isthing=str(category["isthing"]))
 
 
+def test_ids_of_images_may_be_written_as_fractions(tmp_path):
+    content = read(tmp_path, changed(lambda c: [i.update(id=float(i["id"])) for i in c["images"]]))
+    assert [a["image_id"] for a in content["annotations"]] == [1, 2]
+    assert without_annotation(content) == ["3.jpg"]
+
+
 def test_numbers_that_stand_as_text_are_numbers(tmp_path):
     expected = read(tmp_path, CONTENT)
     found = read(tmp_path, changed(as_text))
@@ -108,6 +114,7 @@ WRONG = {
     "segment without category": (lambda c: first_segments(c)[1].pop("category_id"), "1 segments of categories that are not in 'categories': category None"),
     "unknown category": (lambda c: first_segments(c)[1].update(category_id=99), "category 99 in 1.png"),
     "crowd 2": (lambda c: first_segments(c)[1].update(iscrowd=2), "'iscrowd' is not 0 or 1: 2 in 1.png"),
+    "area not a number": (lambda c: first_segments(c)[1].update(area=float("nan")), "'area' is no number: nan in 1.png"),
     "area in words": (lambda c: first_segments(c)[1].update(area="big"), "'area' is no number: 'big' in 1.png"),
     "category id twice": (lambda c: c["categories"][1].update(id=7), "a category id stands twice: 7"),
     "category name twice": (lambda c: c["categories"][1].update(name="cat "), "a category name stands twice: cat"),
