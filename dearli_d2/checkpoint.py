@@ -13,7 +13,6 @@ Examples:
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections import Counter
@@ -27,7 +26,7 @@ from torch import nn
 
 from .arguments import add_config_file, add_overrides, command_parser
 from .errors import WeightsError, first_few
-from .files import write_atomically
+from .files import parse_json, write_atomically
 from .pretrained import keep_activation
 from .reporting import report_errors
 from .weights import TORCH_SUFFIXES, read_file, state_dict_of, write_file
@@ -147,14 +146,18 @@ def load_content(
 
 def check_normalization(model: nn.Module, content: dict, source: str | Path) -> None:
     """A run's checkpoint holds its config: images must be normalised as then. Raises `WeightsError`."""
-    if not isinstance(content.get("config"), str) or not hasattr(model, "pixel_mean"):
+    if not hasattr(model, "pixel_mean"):
         return
-    trained = CfgNode.load_cfg(content["config"]).MODEL
+    try:
+        trained = CfgNode.load_cfg(content["config"]).MODEL
+        saved = {key: [float(value) for value in trained[key]] for key in ("PIXEL_MEAN", "PIXEL_STD")}
+    except Exception:  # no config, or what another program calls so
+        return
     for key, tensor in (("PIXEL_MEAN", model.pixel_mean), ("PIXEL_STD", model.pixel_std)):
         values = [round(v, 4) for v in tensor.flatten().tolist()]
-        if any(abs(a - b) > 0.01 for a, b in zip(trained[key], values, strict=True)):
+        if len(values) != len(saved[key]) or any(abs(a - b) > 0.01 for a, b in zip(saved[key], values, strict=True)):
             raise WeightsError(
-                f"{source} was trained with MODEL.{key} {list(trained[key])}, this config has {values}. Set MODEL.PIXEL_MEAN and "
+                f"{source} was trained with MODEL.{key} {saved[key]}, this config has {values}. Set MODEL.PIXEL_MEAN and "
                 "PIXEL_STD to those of the run; if the backbone's weights contradict them, MODEL.BACKBONE.TAG own allows it"
             )
 
@@ -198,7 +201,7 @@ def verify(config_file: str, weights: str | None, names: str | None, overrides: 
         state = state_dict_of(read_file(weights), weights)
     else:
         try:
-            shapes = json.loads(Path(names).read_text())
+            shapes = parse_json(Path(names).read_text())
             state = {name: torch.zeros(shape) for name, shape in shapes.items()}
         except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise WeightsError(f"{names} is no JSON file of names and shapes: {error}") from error

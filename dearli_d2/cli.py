@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import threading
 from contextlib import nullcontext
@@ -60,7 +61,8 @@ def set_up(cfg: CfgNode) -> None:
     logging.raiseExceptions, threading.excepthook = False, log_thread_error
     _forget_logs()
     for name in _LOGGERS:
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+        # the file itself: detectron2 would take a folder "run.txt" for it
+        setup_logger(os.path.join(cfg.OUTPUT_DIR, "log.txt"), distributed_rank=comm.get_rank(), name=name)
     if comm.is_main_process():
         logger.info("environment:\n%s", environment_report())
 
@@ -122,9 +124,8 @@ def evaluate_weights(cfg: CfgNode) -> None:
         logger.info("checking the files of %s ...", name)
         logger.info("%s", validate_dataset(name, cfg.MODEL.NUM_CLASSES))
     content = read_file(path)
-    if "taxonomy" in content:
-        taxonomy, source = Taxonomy.from_json(content["taxonomy"]), path
-    else:
+    taxonomy, source = Taxonomy.of_checkpoint(content, path), path
+    if taxonomy is None:
         taxonomy, source = taxonomy_of(class_source(cfg)), class_source(cfg)
     check_test_classes(cfg, taxonomy, source)
     if comm.is_main_process():
@@ -186,13 +187,16 @@ def main(argv: list[str] | None = None) -> int:
         processes = args.num_gpus
         if processes < 1:
             raise ConfigError(f"--num-gpus {processes} must be 1 or more; without a GPU, MODEL.DEVICE cpu")
+        if args.num_machines < 1:
+            raise ConfigError(f"--num-machines {args.num_machines} must be 1 or more")
         if not 0 <= args.machine_rank < args.num_machines:
             raise ConfigError(
                 f"--machine-rank {args.machine_rank} must be in 0..{args.num_machines - 1} for --num-machines {args.num_machines}"
             )
-        if args.num_machines > 1 and args.dist_url == "auto":
+        if args.num_machines > 1 and not re.fullmatch(r"tcp://.+:\d+|file:///.+", args.dist_url):
             raise ConfigError(
-                f"--num-machines {args.num_machines} needs --dist-url, for example --dist-url tcp://10.0.0.1:29500"
+                f"--num-machines {args.num_machines} needs --dist-url, for example tcp://10.0.0.1:29500, not "
+                f"{args.dist_url}"
             )
         if processes > 1 and cfg.MODEL.DEVICE == "cpu" and "MODEL.DEVICE" not in args.opts:
             raise ConfigError(

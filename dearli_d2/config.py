@@ -288,14 +288,17 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
     add_dearli_config(cfg)
     if config_file is not None:
         for path, content in read_config_files(find_config(config_file)):
-            _merge(cfg, content, f"{path}: ")
-    overrides = list(overrides)
+            _merge(cfg, content, f"{path}: ", set())
+    overrides = list(map(str, overrides))
+    option = next((key for key in overrides[::2] if key.startswith("-")), None)
+    if option is not None:
+        raise ConfigError(f"{option} stands behind keys of the config; options come before KEY VALUE pairs")
     if len(overrides) % 2:
         raise ConfigError(f"overrides are KEY VALUE pairs; the last, {overrides[-1]!r}, has no value")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-        if key == "DATASETS.CUSTOM.CLASSES" and re.fullmatch(r"[^\[(].*\.txt", str(value)):
+        if key == "DATASETS.CUSTOM.CLASSES" and re.fullmatch(r"[^\[(].*\.txt", value):
             value = [value]  # a class file without a list around it
-        _set(cfg, str(key), value, "command line: ")
+        _set(cfg, key, value, "command line: ")
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     if cfg.DATASETS.CUSTOM.ROOT:
@@ -324,20 +327,26 @@ def find_config(path: str | Path) -> Path:
     return own
 
 
-def _merge(cfg: CfgNode, content: dict, where: str, prefix: str = "") -> None:
+def _merge(cfg: CfgNode, content: dict, where: str, given: set[str], prefix: str = "") -> None:
+    """Takes over what a file says. `given`: its keys so far, of which "TEST.AMP: True" and "TEST: {AMP: True}" are two ways to
+    write one."""
     for name, value in content.items():
-        if isinstance(value, dict) and not _is_leaf(cfg, f"{prefix}{name}"):
-            _merge(cfg, value, where, f"{prefix}{name}.")
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and _section(cfg, key.split(".")) is not None:
+            _merge(cfg, value, where, given, f"{key}.")
+        elif key in given:
+            raise ConfigError(f"{where}{key} stands twice")
         else:
-            _set(cfg, f"{prefix}{name}", value, where)
+            given.add(key)
+            _set(cfg, key, value, where)
 
 
 def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
     """Puts a value into the config. Raises `ConfigError` for an unknown key or a value that it does not accept."""
-    section, _, name = key.rpartition(".")
-    node = _section(cfg, section)
+    *path, name = key.split(".")
+    node = _section(cfg, path)
     if node is None or name not in node:
-        similar = difflib.get_close_matches(key, list(all_keys(cfg)), 1)
+        similar = difflib.get_close_matches(key.upper(), list(all_keys(cfg)), 1)
         raise ConfigError(f"{where}there is no key {key}" + (f"; did you mean {similar[0]}?" if similar else ""))
     default = node[name]
     if isinstance(default, CfgNode):
@@ -350,13 +359,8 @@ def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
         raise ConfigError(f"{where}{error}") from error
 
 
-def _is_leaf(cfg: CfgNode, key: str) -> bool:
-    section, _, name = key.rpartition(".")
-    return not isinstance((_section(cfg, section) or {}).get(name, cfg), CfgNode)
-
-
-def _section(cfg: CfgNode, key: str) -> CfgNode | None:
-    for name in filter(None, key.split(".")):
+def _section(cfg: CfgNode, path: Sequence[str]) -> CfgNode | None:
+    for name in path:
         cfg = cfg.get(name) if isinstance(cfg, CfgNode) else None
     return cfg if isinstance(cfg, CfgNode) else None
 
@@ -367,7 +371,7 @@ def _decode(value: Any, text: bool) -> Any:
         return value
     try:
         decoded = ast.literal_eval(value)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         lowered = value.strip().lower()
         return float(lowered) if not text and lowered.lstrip("+-") in ("nan", "inf", "infinity") else value
     return value if text and not isinstance(decoded, str) else decoded

@@ -25,6 +25,15 @@ class _StrictLoader(yaml.SafeLoader):
             lines[key] = line
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except yaml.YAMLError:
+            raise
+        except Exception as error:  # PyYAML's readers of dates and tagged values raise errors of many types
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(problem=f"{node.value!r} is no {kind}", problem_mark=node.start_mark) from error
+
 
 def read_config_files(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """(file, content) of a config file and all that it inherits from, bases first.

@@ -7,10 +7,16 @@ every default keeps its own rule, and tries wrong values on every key. Condition
 from __future__ import annotations
 
 import math
+import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from .files import is_text
+
+_LARGEST = sys.float_info.max  # nan is not below it, nor are integers that no float can hold
 
 
 class Rule(Protocol):
@@ -38,11 +44,11 @@ class Number:
         if self.low > -math.inf:
             bounds.append(f"above {self.low:g}" if self.above else f"at least {self.low:g}")
         if self.high < math.inf:
-            bounds.append(f"below {self.high:g}" if self.below else f"at most {self.high:g}")
+            bounds.append(f"below {self.high:.10g}" if self.below else f"at most {self.high:.10g}")
         return " and ".join([f"a {'whole' if self.whole else 'finite'} number", *bounds]).replace(" and ", ", ", 1)
 
     def read(self, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
             raise ValueError
         if self.whole and value != int(value):
             raise ValueError
@@ -84,9 +90,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Text:
-    """A string. `filled`: not empty. `pattern`: a regular expression it must match, `like` in words."""
+    """A string in UTF-8. `filled`: not empty. `pattern`: a regular expression it must match, `like` in words. `path`: "~" at the
+    start is the home folder, which a shell reads so at the start of a word only."""
 
     filled: bool = False
+    path: bool = False
     pattern: str = ""
     like: str = ""
 
@@ -95,11 +103,11 @@ class Text:
         return self.like or ("a text that is not empty" if self.filled else "a text")
 
     def read(self, value: Any) -> str:
-        if not isinstance(value, str) or "\0" in value or (self.filled and not value.strip()):
+        if not isinstance(value, str) or "\0" in value or not is_text(value) or (self.filled and not value.strip()):
             raise ValueError
         if self.pattern and re.fullmatch(self.pattern, value) is None:
             raise ValueError
-        return value
+        return os.path.expanduser(value) if self.path else value
 
 
 @dataclass(frozen=True)
@@ -136,11 +144,12 @@ def one_of(*options: Any) -> Choice:
 
 COUNT = Number(0, whole=True)  # also of iterations, pixels, workers
 POSITIVE_COUNT = Number(1, whole=True)
+SEED = Number(0, 2**32 - 1, whole=True)  # what every generator takes
 WEIGHT = Number(0)  # of a loss, a decay
 POSITIVE = Number(0, above=True)
 SHARE = Number(0, 1)  # also a probability, a threshold
 PART = Number(0, 1, below=True)
-SWITCH, TEXT, NAME = Switch(), Text(), Text(filled=True)
+SWITCH, TEXT, NAME, PATH = Switch(), Text(), Text(filled=True), Text(path=True)
 NAMES = Items(NAME)
 RANGE = Items(POSITIVE, (2,), rising=True)
 SIDE = Number(32, whole=True)  # pixels; the deepest features have one cell for 32 of them
@@ -151,7 +160,7 @@ _SCORE = r"|(.+/)?(panoptic/(PQ|SQ|RQ)(_th|_st)?|semantic/(mIoU|pixel_accuracy|h
 _BACKBONE = {
     "NAME": NAME,
     "ARCH": NAME,
-    "WEIGHTS": TEXT,
+    "WEIGHTS": PATH,
     "TAG": TEXT,
     "FREEZE": SWITCH,
     "FREEZE_NORM": SWITCH,
@@ -165,11 +174,11 @@ _BACKBONE = {
 
 SCHEMA: dict[str, Rule] = {
     "VERSION": one_of(2),
-    "SEED": COUNT,
-    "OUTPUT_DIR": NAME,
+    "SEED": SEED,
+    "OUTPUT_DIR": Text(filled=True, path=True),
     "MODEL.META_ARCHITECTURE": NAME,
     "MODEL.DEVICE": Text(pattern=r"auto|cpu|cuda(:\d+)?", like="'auto', 'cpu', 'cuda' or 'cuda:NUMBER'"),
-    "MODEL.WEIGHTS": TEXT,
+    "MODEL.WEIGHTS": PATH,
     "MODEL.NUM_CLASSES": COUNT,
     "MODEL.CLASSIFIER": one_of("linear", "text", "none"),
     "MODEL.DEFORM_ATTN_IMPL": one_of("auto", "grid_sample", "gather", "triton"),
@@ -204,10 +213,10 @@ SCHEMA: dict[str, Rule] = {
     "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": POSITIVE_COUNT,
     "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": Number(1),
     "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": SHARE,
-    "MODEL.TEXT.CLASS_NAMES": TEXT,
-    "MODEL.TEXT.TEMPLATES": NAME,
+    "MODEL.TEXT.CLASS_NAMES": PATH,
+    "MODEL.TEXT.TEMPLATES": Text(filled=True, path=True),
     "MODEL.TEXT.ENCODER": TEXT,
-    "MODEL.TEXT.WEIGHTS": TEXT,
+    "MODEL.TEXT.WEIGHTS": PATH,
     "MODEL.TEXT.TAG": TEXT,
     "MODEL.ENSEMBLE.ALPHA": SHARE,
     "MODEL.ENSEMBLE.AT_INFERENCE": SWITCH,
@@ -231,14 +240,14 @@ SCHEMA: dict[str, Rule] = {
     "MODEL.HVL.ENTROPY_WEIGHT": WEIGHT,
     "MODEL.SPLIT.CANDIDATE_QUERIES": COUNT,
     "MODEL.SPLIT.RANDOM_QUERIES": COUNT,
-    "MODEL.SPLIT.RANDOM_SEED": COUNT,
+    "MODEL.SPLIT.RANDOM_SEED": SEED,
     "MODEL.SPLIT.COSINE_WEIGHT": WEIGHT,
     "MODEL.SPLIT.MFE_WEIGHT": WEIGHT,
     "MODEL.SPLIT.MFE_TEMPERATURE": POSITIVE,
     "MODEL.SPLIT.MFE_NORM": one_of("GN", "BN", "NONE"),
     "MODEL.SPLIT.CANDIDATE_EMBEDDING": one_of("cls", "dense", "dense_mlp"),
     "MODEL.SPLIT.SEEN_PENALTY": WEIGHT,
-    "MODEL.SPLIT.REGIONS.CACHE": TEXT,
+    "MODEL.SPLIT.REGIONS.CACHE": PATH,
     "MODEL.SPLIT.REGIONS.IMAGE_SIZE": SIDE,
     "MODEL.SPLIT.REGIONS.WINDOWS": Items(POSITIVE_COUNT, least=1),
     "MODEL.SPLIT.REGIONS.ITERATIONS": POSITIVE_COUNT,
@@ -271,9 +280,9 @@ SCHEMA: dict[str, Rule] = {
     "DATASETS.UNSEEN_CLASSES": NAMES,
     "DATASETS.UNLABELED": NAMES,
     "DATASETS.SOURCE": NAMES,
-    "DATASETS.MASKS": TEXT,
+    "DATASETS.MASKS": PATH,
     "DATASETS.ALLOW_OVERLAP": SWITCH,
-    "DATASETS.CUSTOM.ROOT": TEXT,
+    "DATASETS.CUSTOM.ROOT": PATH,
     "DATASETS.CUSTOM.IMAGES": NAME,
     "DATASETS.CUSTOM.MASKS": NAME,
     "DATASETS.CUSTOM.PANOPTIC_JSON": TEXT,
@@ -281,7 +290,7 @@ SCHEMA: dict[str, Rule] = {
     "DATASETS.CUSTOM.CLASSES": NAMES,
     "DATASETS.CUSTOM.IGNORE_VALUE": Number(-1, 2**16 - 1, whole=True),
     "DATASETS.CUSTOM.VAL_FRACTION": PART,
-    "DATASETS.CUSTOM.VAL": TEXT,
+    "DATASETS.CUSTOM.VAL": PATH,
     "DATASETS.CUSTOM.ALLOW_ABSENT_CLASSES": SWITCH,
     "DATASETS.CUSTOM.MIN_LABELED": SHARE,
     "DATASETS.CUSTOM.MIN_THING_AREA": COUNT,
@@ -292,7 +301,7 @@ SCHEMA: dict[str, Rule] = {
     "SSL.EMA_RAMP": SWITCH,
     "SSL.START": COUNT,
     "SSL.BURN_IN": COUNT,
-    "SSL.TEACHER_WEIGHTS": TEXT,
+    "SSL.TEACHER_WEIGHTS": PATH,
     "SSL.OBJECT_THRESHOLD": SHARE,
     "SSL.OVERLAP_THRESHOLD": SHARE,
     "SSL.MIN_AREA": COUNT,

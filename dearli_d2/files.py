@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -39,6 +40,28 @@ def read_text(path: Path, error: type[DearliError]) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as problem:
         raise error(f"{path} is no text in UTF-8 ({problem}); save it as UTF-8") from problem
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text holds. Whatever is wrong with it raises `ValueError`."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deep") from error
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written in UTF-8, as all text files are; Python keeps names in other codings as they are."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def same_writing(name: str) -> str:
+    """A name in one way of writing: macOS writes an accented letter as two characters, other systems as one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def file_digest(path: str | Path) -> str:

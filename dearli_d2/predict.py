@@ -53,7 +53,7 @@ from .files import file_digest, write_atomically
 from .modeling import build_model
 from .modeling.semantic import class_segments
 from .prediction_folder import Inputs, PredictionFolder, find_inputs
-from .reporting import OUT_OF_MEMORY, report_errors
+from .reporting import is_out_of_memory, report_errors
 from .visualization import prediction_picture
 from .weights import read_file
 
@@ -102,7 +102,7 @@ class Predictor:
         if not weights:
             raise ConfigError("prediction needs weights: --weights or MODEL.WEIGHTS")
         content = read_file(weights)
-        taxonomy = Taxonomy.from_json(content["taxonomy"]) if "taxonomy" in content else None
+        taxonomy = Taxonomy.of_checkpoint(content, weights)
         listed = listed_classes(config.DATASETS.CUSTOM)
         if taxonomy is not None and listed is not None and class_names is None:
             same_classes(taxonomy, named(config, listed), weights, "DATASETS.CUSTOM.CLASSES")
@@ -236,7 +236,9 @@ def predict_files(
         try:
             image = read_image(path)
             prediction = predictor(image, None if captions is None else captions[path])
-        except (UnreadableImageError, *OUT_OF_MEMORY) as error:
+        except Exception as error:
+            if not isinstance(error, UnreadableImageError) and not is_out_of_memory(error):
+                raise
             reason = (
                 str(error) if isinstance(error, UnreadableImageError) else f"{path} needs more memory than there is"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Any
 from .data.images import find_images
 from .data.taxonomy import Taxonomy
 from .errors import ConfigError, DatasetError, first_few
-from .files import leads_out, output_names, remove_leftovers, write_json
+from .files import leads_out, output_names, parse_json, remove_leftovers, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def _outputs(folder: Path) -> frozenset[str]:
 def _own_list(path: Path) -> dict[str, Any] | None:
     """The content of a `predictions.json` of this program; None for any other file, or none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         own = content["info"]["generator"] == _GENERATOR and isinstance(content["outputs"], dict)
     except (OSError, ValueError, KeyError, TypeError):
         return None

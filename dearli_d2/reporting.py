@@ -20,7 +20,14 @@ from .errors import DearliError
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit statuses
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
+_TRACE = "Traceback (most recent call last)"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was asked for that is not there: of a GPU, of Python, or of torch on the CPU, which has no type for it."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 def report_errors(command: Callable[[], int]) -> int:
@@ -38,14 +45,14 @@ def report_errors(command: Callable[[], int]) -> int:
         return _end(error, "interrupted", INTERRUPTED)
     except OSError as error:
         return _end(error, describe_os_error(error), USER_ERROR)
-    except OUT_OF_MEMORY as error:
-        advice = "use smaller batches or crops; python -m dearli_d2.plan estimates what a training needs"
-        return _end(
-            error,
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'of this machine'}; {advice}",
-            USER_ERROR,
-        )
     except Exception as error:
+        if is_out_of_memory(error):
+            advice = "use smaller batches or crops; python -m dearli_d2.plan estimates what a training needs"
+            return _end(
+                error,
+                f"out of memory: {str(error).splitlines()[0] if str(error) else 'of this machine'}; {advice}",
+                USER_ERROR,
+            )
         if not _log_files():
             raise
         where = ", ".join(_log_files())
@@ -123,7 +130,7 @@ def _log_files() -> list[str]:
 
 
 def _last_line(message: str) -> str:
-    """The message itself, also of an error that a worker process of a loader passes on with its stack trace."""
-    if "Original Traceback (most recent call last)" not in message:
+    """The message itself, also of an error that a worker process passes on with its stack trace."""
+    if _TRACE not in message:
         return message
     return re.sub(r"^[\w.]*(Error|Exception): ", "", message.rstrip().splitlines()[-1])

@@ -18,6 +18,7 @@ from .script_archive import is_script_archive, read_script_archive
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 _SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".pkl")
+_LFS = b"version https://git-lfs"
 _NUMPY_GLOBALS = {
     (module, name)
     for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "collections")
@@ -56,11 +57,20 @@ def read_file(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own error types for damage
         raise WeightsError(
-            f"{path} cannot be read as weights (damaged or not a weight file): {str(error) or type(error).__name__}"
+            f"{path} cannot be read as weights (damaged or not a weight file): {_reason(path, error)}"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise WeightsError(f"{path} holds a {type(content).__name__}; weights are a dictionary of names and tensors")
     return content
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """One line, without torch's advice to trust the file."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            return "it is a pointer of Git LFS; `git lfs pull` fetches the file itself"
+    message = str(error).rpartition("WeightsUnpickler error:")[2]
+    return next(filter(None, map(str.strip, message.splitlines())), type(error).__name__)
 
 
 def write_file(path: str | Path, content: dict[str, Any]) -> None:
@@ -100,7 +110,7 @@ def state_dict_of(content: dict[str, Any], path: str | Path, which: str = "stude
             break
     tensors = {}
     for name, value in content.items():
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
             value = torch.from_numpy(np.asarray(value))
         if isinstance(value, torch.Tensor):
             tensors[name.removeprefix("module.")] = value

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from dearli_d2 import checkpoint
+from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.checkpoints import RunCheckpoints
 from dearli_d2.errors import WeightsError
 from dearli_d2.modeling import build_model
-from dearli_d2.weights import read_file, read_state_dict, write_file
+from dearli_d2.weights import read_file, read_state_dict, state_dict_of, write_file
 
 
 def test_official_dearli_names_load_strictly(shared, repo, capsys):
@@ -120,6 +121,33 @@ def test_damaged_files_are_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"not weights at all")
     with pytest.raises(WeightsError, match=f"{name} cannot be read as weights"):
         read_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "it is a pointer of Git LFS"),
+        (b"<html>404</html>", r"\w+"),
+        (b"", r"\w+"),
+    ],
+)
+def test_the_reason_is_one_line_without_advice_to_trust_the_file(tmp_path, content, words):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"not a weight file\): ({words})") as caught:
+        read_file(tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_what_another_program_calls_config_or_taxonomy_is_no_end(mini_config, tmp_path):
+    model = build_model(mini_config(), load_backbone=False)
+    for config in ("hello", "a: 1", "a: [1", 3, "MODEL: {PIXEL_MEAN: x, PIXEL_STD: []}"):
+        assert checkpoint.load_content(model, {"model": model.state_dict(), "config": config}, "w.pth").complete
+    for taxonomy in ("x", None, {}, {"names": 5}, {"names": [["a"]], "thing_ids": [], "dataset_ids": [], "colors": []}):
+        with pytest.raises(WeightsError, match="w.pth: its entry 'taxonomy' is no list of classes"):
+            Taxonomy.of_checkpoint({"taxonomy": taxonomy}, "w.pth")
+    with pytest.raises(WeightsError, match="holds no tensor"):
+        state_dict_of({"model": {"a": np.array(["text"])}}, "w.pth")
 
 
 def test_unknown_kind_and_missing_file(tmp_path):

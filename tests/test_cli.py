@@ -53,6 +53,12 @@ def finished(tmp_path_factory) -> Path:
 # ---------------------------------------------------------------------------------------------- output folder
 
 
+def test_a_folder_may_be_called_as_a_text_file(tmp_path, capsys):
+    assert start(tmp_path / "run.txt", "DATASETS.TRAIN", "('nothing',)") == 2
+    assert "there is no data set 'nothing'" in capsys.readouterr().err
+    assert "there is no data set 'nothing'" in (tmp_path / "run.txt" / "log.txt").read_text()
+
+
 def test_a_refused_start_touches_no_file_of_the_run(finished, capsys):
     before = content(finished)
     assert start(finished, "SOLVER.BASE_LR", "0.5") == 2
@@ -192,6 +198,11 @@ def test_a_file_beyond_what_the_system_grants_is_an_error_of_the_system(tmp_path
             2,
             "error: out of memory: CUDA out of memory",
         ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes"),
+            2,
+            "error: out of memory: [enforce fail] DefaultCPUAllocator",
+        ),
         (KeyboardInterrupt(), 130, "error: interrupted"),
     ],
 )
@@ -242,6 +253,8 @@ def test_a_rank_that_a_signal_ends_is_named_with_it(tmp_path, capsys, code, stat
     [
         (("--num-machines", "2", "--machine-rank", "5", "--dist-url", "tcp://127.0.0.1:1"), "--machine-rank 5 must be in 0..1"),
         (("--machine-rank", "1"), "--machine-rank 1 must be in 0..0"),
+        (("--num-machines", "0"), "--num-machines 0 must be 1 or more"),
+        (("--num-machines", "2", "--dist-url", "host"), "needs --dist-url, for example tcp://10.0.0.1:29500, not host"),
         (("--num-gpus", "0"), "--num-gpus 0 must be 1 or more"),
     ],
 )  # fmt: skip

@@ -214,7 +214,7 @@ def test_wrong_files_are_explained(tmp_path):
         get_config(path)
     path.write_text("VERSION: 2\nMODEL:\n  MASK_FROMER:\n    LAYERS: 3\n")
     with pytest.raises(
-        ConfigError, match=r"c.yaml: there is no key MODEL.MASK_FROMER.LAYERS; did you mean MODEL.MASK_FORMER.LAYERS"
+        ConfigError, match=r"c.yaml: there is no key MODEL.MASK_FROMER; did you mean MODEL.MASK_FORMER\?"
     ):
         get_config(path)
 
@@ -233,6 +233,12 @@ def test_wrong_files_are_explained(tmp_path):
         ("SOLVER: [1\n", "no safe YAML"),
         ("SOLVER:\n  STEPS: [1]\n", "SOLVER.STEPS is .*no effect here, leave it out; see SOLVER.SCHEDULE"),
         ("TEST:\n  AUG:\n    ENABLED: True\n", "TEST.AUG.ENABLED is True; this key of detectron2 has no effect"),
+        ("SEED: 2026-13-45\n", "no safe YAML: '2026-13-45' is no timestamp"),
+        ("SEED: !!int many\n", "no safe YAML: 'many' is no int"),
+        ("SEED: !!bool maybe\n", "no safe YAML: 'maybe' is no bool"),
+        ("NOTHING: {}\n", "there is no key NOTHING"),
+        ("SOLVER: &a {SOLVER: *a}\n", "there is no key SOLVER.SOLVER"),
+        ("SOLVER.MAX_ITER: 2\nSOLVER: {MAX_ITER: 3}\n", "SOLVER.MAX_ITER stands twice"),
         ("DATASETS:\n  CUSTOM:\n    CLASSES: {0: road}\n", "CLASSES is {0: 'road'}; it must be a list"),
         ("DATASETS:\n  TRAIN: miniworld_train\n", r"TRAIN is 'miniworld_train'; it must be a list .*such as \('name',\)"),
     ],

@@ -59,13 +59,22 @@ def wrong_values(rule) -> list:
         options = rule.options
         return [*always, [options[0]], "no such option", -7, *(1.0 * o for o in options if isinstance(o, int))]
     if isinstance(rule, Text):
-        return [*always, 1, True, ["a"], "a\0b", *(["", " "] if rule.filled else []), *(["%"] if rule.pattern else [])]
+        return [
+            *always,
+            1,
+            True,
+            ["a"],
+            "a\0b",
+            "caf\udce9",
+            *(["", " "] if rule.filled else []),
+            *(["%"] if rule.pattern else []),
+        ]
     if isinstance(rule, Number):
         out = [] if rule.low == -math.inf else [rule.low - 1, rule.low] if rule.above else [rule.low - 1]
         out += [] if rule.high == math.inf else [rule.high + 1, rule.high] if rule.below else [rule.high + 1]
         middle = rule.low + 0.5 if rule.low > -math.inf else 0.5
         out += [middle] if rule.whole else []
-        return [*always, True, "many", "", [1], (), math.nan, math.inf, -math.inf, *out]
+        return [*always, True, "many", "", [1], (), math.nan, math.inf, -math.inf, 10**400, *out]
     assert isinstance(rule, Items)
     good = right_values(rule.item)[0]
     count = rule.lengths[-1] if rule.lengths else max(rule.least, 1)
@@ -130,11 +139,25 @@ def test_keys_of_detectron2_without_effect_are_refused_unless_they_keep_their_de
         (["SOLVER.STEPS", "(1,)"], "no effect here, leave it out; see SOLVER.SCHEDULE"),
         (["SOLVER", "3"], "SOLVER is '3'; it is a section"),
         (["SOLVER.BASE_LR.X", "3"], "there is no key SOLVER.BASE_LR.X"),
+        (["SOLVER..BASE_LR", "3"], "there is no key SOLVER..BASE_LR; did you mean SOLVER.BASE_LR"),
+        (["solver.base_lr", "3"], "there is no key solver.base_lr; did you mean SOLVER.BASE_LR"),
+        (["SOLVER.MAX_ITER", "{[]: 1}"], "MAX_ITER is '{..: 1}'; it must be a whole number"),
+        (["SEED", str(2**32)], "SEED is 4294967296; it must be a whole number, at least 0 and at most 4294967295"),
+        (["SOLVER.MAX_ITER", "2", "--resume"], "--resume stands behind keys of the config; options come before"),
+        (["SOLVER.MAX_ITER", "2", "--eval-only", "MODEL.WEIGHTS", "a.pth"], "--eval-only stands behind keys of the config"),
     ],
 )  # fmt: skip
 def test_the_command_line_is_checked_as_files_are(overrides, words):
     with pytest.raises(ConfigError, match=words):
         get_config(REPO / "configs/miniworld/m2f_lang.yaml", overrides)
+
+
+def test_the_home_folder_is_found_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    overrides = ["OUTPUT_DIR", "~/run", "MODEL.WEIGHTS", "~/a.pth", "DATASETS.CUSTOM.ROOT", "~/data", "DATASETS.CUSTOM.CLASSES", "['0 thing a']"]  # fmt: skip
+    cfg = get_config(REPO / "configs/custom/small.yaml", overrides)
+    assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS) == ("/home/ann/run", "/home/ann/a.pth")
+    assert cfg.DATASETS.CUSTOM.ROOT == "/home/ann/data"
 
 
 def test_a_written_config_is_read_again(tmp_path):

@@ -246,14 +246,15 @@ def test_nothing_is_left_of_an_image_that_was_damaged_since(tmp_path):
     }
 
 
-def test_an_image_that_needs_too_much_memory_is_a_line(tmp_path):
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_an_image_that_needs_too_much_memory_is_a_line(tmp_path, error):
     write(tmp_path / "in" / "1.jpg")
     write(tmp_path / "in" / "2.jpg", (40, 10))
     good = predictor()
 
     def greedy(image, caption=None):
         if image.shape[1] == 20:
-            raise MemoryError
+            raise error
         return good(image)
 
     greedy.model = good.model

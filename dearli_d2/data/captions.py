@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from ..errors import DatasetError, first_few
-from ..files import read_text
+from ..files import parse_json, read_text
 from .catalog import datasets_root, source_of, split_name
 from .images import relative_name
 
@@ -43,7 +42,7 @@ def _read(path: Path, stamp: float) -> dict[str, str]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             file, caption = entry["file"], entry["caption"]
             if not (isinstance(file, str) and isinstance(caption, str) and caption.strip()):
                 raise ValueError("empty")

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from ..arguments import command_parser
 from ..errors import ConfigError, DatasetError, first_few
-from ..files import cache_dir, read_text, remove_leftovers, write_json
+from ..files import cache_dir, read_text, remove_leftovers, same_writing, write_json
 from ..progress import progress
 from . import miniworld
 from .catalog import ImageFolder, PanopticSource, register
@@ -93,10 +93,13 @@ def parse_classes(lines: Sequence[str], ignore: int = VOID) -> list[CustomClass]
                 "for example '1 thing car, automobile'"
             )
         classes.append(CustomClass(int(found[1]), found[2] == "thing", names))
-    for what, values in (("id", [c.id for c in classes]), ("name", [c.names[0] for c in classes])):
+    for what, values in (("id", [c.id for c in classes]), ("name", [c.names[0].lower() for c in classes])):
         double = sorted({str(v) for v in values if values.count(v) > 1})
         if double:
             raise ConfigError(f"DATASETS.CUSTOM.CLASSES: {what} {', '.join(double)} stands twice")
+    wide = [str(c.id) for c in classes if c.id >= 2**16]
+    if wide:
+        raise ConfigError(f"DATASETS.CUSTOM.CLASSES: id {', '.join(wide)} is beyond a PNG's 16 bits, 0 to 65535")
     if len(classes) > VOID:
         raise ConfigError(f"DATASETS.CUSTOM.CLASSES: {len(classes)} classes; index masks can have {VOID}")
     if any(c.id == ignore for c in classes):
@@ -125,7 +128,7 @@ def settle(datasets: CfgNode) -> None:
 
 
 def _class_lines(custom: CfgNode) -> list:
-    root, given = Path(custom.ROOT).expanduser(), list(custom.CLASSES)
+    root, given = Path(custom.ROOT), list(custom.CLASSES)
     if not given:
         path = root / "classes.txt"
         if not path.is_file():
@@ -158,7 +161,7 @@ def number_of_classes(custom: CfgNode) -> int:
         raise ConfigError(
             "DATASETS.CUSTOM.CLASSES and PANOPTIC_JSON exclude each other: the JSON file holds the classes"
         )
-    return len(_read_own_json(custom, Path(custom.ROOT).expanduser())["categories"])
+    return len(_read_own_json(custom, Path(custom.ROOT))["categories"])
 
 
 def listed_classes(custom: CfgNode) -> Taxonomy | None:
@@ -176,7 +179,7 @@ def register_custom(custom: CfgNode) -> None:
     Raises:
         ConfigError, DatasetError: with the file, the key and what to do.
     """
-    root = Path(custom.ROOT).expanduser()
+    root = Path(custom.ROOT)
     if not root.is_dir():
         raise DatasetError(f"DATASETS.CUSTOM.ROOT: no folder {root}")
     images = root / custom.IMAGES
@@ -209,9 +212,9 @@ def output_among_images(cfg: CfgNode) -> str:
 
     A later run would take its pictures for images or masks.
     """
-    output = Path(os.path.realpath(Path(cfg.OUTPUT_DIR).expanduser()))
+    output = Path(os.path.realpath(cfg.OUTPUT_DIR))
     for key in ("IMAGES", "MASKS", "UNLABELED"):
-        folder = os.path.realpath(Path(cfg.DATASETS.CUSTOM.ROOT).expanduser() / cfg.DATASETS.CUSTOM[key])
+        folder = os.path.realpath(Path(cfg.DATASETS.CUSTOM.ROOT) / cfg.DATASETS.CUSTOM[key])
         if cfg.DATASETS.CUSTOM.ROOT and output.is_relative_to(folder):
             return f"DATASETS.CUSTOM.{key}"
     return ""
@@ -234,7 +237,7 @@ def _check_folders(custom: CfgNode, root: Path) -> None:
 
 def _key(name: str) -> str:
     """An image's path below its folder without the suffix; its mask has the same."""
-    return name[: len(name) - len(Path(name).suffix)]
+    return same_writing(name[: len(name) - len(Path(name).suffix)])
 
 
 def _held_back(custom: CfgNode, root: Path, names: Sequence[str]) -> set[str]:
@@ -242,7 +245,7 @@ def _held_back(custom: CfgNode, root: Path, names: Sequence[str]) -> set[str]:
     if not custom.VAL:
         return _split(names, custom.VAL_FRACTION) if custom.VAL_FRACTION > 0 else set()
     if custom.VAL.endswith(".txt"):
-        path = next((p for p in (root / custom.VAL, Path(custom.VAL).expanduser()) if p.is_file()), None)
+        path = next((p for p in (root / custom.VAL, Path(custom.VAL)) if p.is_file()), None)
         if path is None:
             raise DatasetError(f"DATASETS.CUSTOM.VAL: no list file {root / custom.VAL}")
         chosen = {names[i] for i in read_list(path, names, "DATASETS.CUSTOM.VAL")}
@@ -346,7 +349,11 @@ def _pairs(custom: CfgNode, root: Path) -> dict[str, tuple[Path, Path]]:
         raise DatasetError(
             f"{images}: {len(double)} images share a name with another and differ in the suffix only: {first_few(double)}"
         )
-    pngs = {_key(relative_name(p, masks)): p for p in files_below(masks) if p.suffix.lower() == ".png"}
+    found = [p for p in files_below(masks) if p.suffix.lower() == ".png"]
+    pngs = {_key(relative_name(p, masks)): p for p in found}
+    if len(pngs) != len(found):
+        double = [relative_name(p, masks) for p in found if pngs[_key(relative_name(p, masks))] != p]
+        raise DatasetError(f"{masks}: {len(double)} masks share a name with another: {first_few(double)}")
     without_mask, without_image = sorted(set(by_key) - set(pngs)), sorted(set(pngs) - set(by_key))
     if without_mask:
         raise DatasetError(
@@ -370,8 +377,8 @@ def _pairs(custom: CfgNode, root: Path) -> dict[str, tuple[Path, Path]]:
 def _from_masks(custom: CfgNode, root: Path) -> tuple[Path, Path]:
     classes, pairs = parse_classes(custom.CLASSES, custom.IGNORE_VALUE), _pairs(custom, root)
     names = list(pairs)
-    held_back = _held_back(custom, root, names)
     sizes = dict(zip(names, image_sizes([image for image, _ in pairs.values()]), strict=True))
+    held_back = _held_back(custom, root, names)
     masks = {name: mask for name, (_, mask) in pairs.items()}
     folder = _cache_folder(
         list(custom.CLASSES), custom.MIN_THING_AREA, custom.IGNORE_VALUE, sorted(held_back),

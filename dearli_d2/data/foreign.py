@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from ..files import parse_json
 from .images import SUFFIXES, files_below, relative_name
 from .panoptic_json import format_of
 
@@ -57,7 +57,7 @@ def _other_names(masks: Path, without: Sequence[str]) -> str:
 
 def _json_kind(path: Path) -> str:
     try:
-        return format_of(json.loads(path.read_text(encoding="utf-8-sig")))
+        return format_of(parse_json(path.read_text(encoding="utf-8-sig")))
     except (ValueError, OSError):
         return ""
 

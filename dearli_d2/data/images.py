@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DatasetError, DearliError, UnreadableImageError, first_few
+from ..files import is_text
 from ..progress import progress
 
 try:
@@ -61,6 +63,8 @@ def opened(path: str | Path, what: str = "an image") -> Iterator[Image.Image]:
     if path.suffix.lower() in RAW_SUFFIXES:
         raise UnreadableImageError(f"{path} is a raw photograph; convert it to JPEG or PNG")
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # opening it would wait for ever
+            raise UnreadableImageError(f"{path} is a pipe, no file")
         with Image.open(path) as image:
             yield image
     except DearliError:
@@ -205,7 +209,7 @@ def image_sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
     """(height, width) of each file as it is seen, turned as its EXIF tag says; only headers are read.
 
     Raises:
-        DatasetError: files that are no image, or not one of 8 bits a channel, with the first ones.
+        DatasetError: files that are no image, or not one of 8 bits a channel, or whose name is no UTF-8, with the first ones.
     """
     sizes = _measure(files)
     broken = [s for s in sizes if isinstance(s, str)]
@@ -236,6 +240,8 @@ def _measure(files: Sequence[Path]) -> list[tuple[int, int] | str]:
     """The size of each file, or what is wrong with it."""
 
     def size(path: Path) -> tuple[int, int] | str:
+        if not is_text(str(path)):
+            return f"{os.fsencode(path)} has a name that is no UTF-8; rename it"
         try:
             return image_size(path)
         except UnreadableImageError as error:

@@ -31,6 +31,10 @@ def read_index_mask(path: str | Path) -> np.ndarray:
     with opened(path, "an index mask") as image:
         if image.format == "JPEG":
             raise DatasetError(f"{path} is a JPEG file, whose compression changes values; save masks as PNG")
+        if image.mode == "F":
+            raise DatasetError(
+                f"{path} has fractions as values (mode F); write the class ids as a greyscale PNG of 8 bits"
+            )
         if image.mode not in ("L", "P", "I", "I;16", "1"):
             colours = image.convert("RGB").getcolors(2**16) or ()
             shown = first_few([str(colour) for _, colour in sorted(colours, reverse=True)])

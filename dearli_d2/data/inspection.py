@@ -71,7 +71,7 @@ def _size_line(name: str) -> str:
 
 
 def _unlabelled(custom: CfgNode) -> str:
-    folder = Path(custom.ROOT).expanduser() / custom.UNLABELED
+    folder = Path(custom.ROOT) / custom.UNLABELED
     if not folder.is_dir():
         return f"{UNLABELED}: no folder {folder}"
     try:

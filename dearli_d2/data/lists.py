@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import DatasetError, first_few
-from ..files import read_text
+from ..files import read_text, same_writing
 from .images import SUFFIXES
 
 _SUFFIX = "|".join(re.escape(suffix) for suffix in sorted(SUFFIXES))
@@ -30,10 +30,10 @@ def read_list(path: Path, names: Sequence[str], data_set: str) -> list[int]:
     Raises:
         DatasetError: no UTF-8 text, no line, lines that fit no image or several, an image twice.
     """
-    lines = [line.strip() for line in read_text(path, DatasetError).splitlines() if line.strip()]
+    lines = [line.strip() for line in same_writing(read_text(path, DatasetError)).splitlines() if line.strip()]
     if not lines:
         raise DatasetError(f"{data_set}: {path} lists no image")
-    by_last = defaultdict(list)
+    names, by_last = [same_writing(name) for name in names], defaultdict(list)
     for index, name in enumerate(names):
         by_last[_parts(name)[-1]].append(index)
     chosen, missing, several = [], [], []

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
+import posixpath
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError, first_few
-from ..files import read_text
+from ..files import parse_json, read_text
 
 _LISTS = ("categories", "images", "annotations")
 _LARGEST_ID = 2**24 - 1  # three bytes of a PNG
+_LARGEST_CLASS = 2**16 - 1  # two bytes: semantic PNG files hold category ids
+_LARGEST_AREA = 2**48  # pixels
 _COCO_PANOPTIC = "convert it to index masks or to COCO-panoptic (docs/custom_data.md says how)"
 
 
@@ -30,7 +32,7 @@ def read_panoptic_json(path: Path) -> dict[str, Any]:
         DatasetError: with the file, the entry and the number of such entries.
     """
     try:
-        content = json.loads(read_text(path, DatasetError))
+        content = parse_json(read_text(path, DatasetError))
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -122,8 +124,7 @@ def _number(value: Any) -> int | None:
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, str):
-        text = value.strip()
-        return int(text) if text.lstrip("-").isdecimal() else None
+        return int(value) if re.fullmatch(r"\s*-?\d+\s*", value) else None
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     return value if isinstance(value, int) else None
@@ -135,8 +136,8 @@ def _as_text(identifier: Any) -> str:
 
 
 def _with_slashes(path: str) -> str:
-    """A path as it is written here, also if the file comes from Windows."""
-    return path.replace("\\", "/")
+    """A path as it is written here, also if the file comes from Windows, and the same however it is written ("./a.jpg")."""
+    return posixpath.normpath(path.replace("\\", "/"))
 
 
 def _categories(categories: list[dict], checks: _Checks) -> list[dict]:
@@ -146,7 +147,10 @@ def _categories(categories: list[dict], checks: _Checks) -> list[dict]:
         [str(c["name"]) for c in categories if _number(c.get("isthing")) not in (0, 1)],
         "categories without 'isthing' 1 (objects are counted one by one) or 0 (one region)",
     )
-    checks.refuse([str(c["id"]) for c in categories if _number(c["id"]) is None], "category ids are no whole numbers")
+    checks.refuse(
+        [str(c["id"]) for c in categories if _number(c["id"]) not in range(_LARGEST_CLASS + 1)],
+        f"category ids are no whole numbers from 0 to {_LARGEST_CLASS}",
+    )
     checks.refuse([str(c["id"]) for c in categories if not _is_name(c["name"])], "categories have no name")
     checks.refuse(
         [str(c["name"]) for c in categories if not _is_colour(c.get("color"))],
@@ -182,6 +186,14 @@ def _are_texts(value: Any) -> bool:
 def _images(images: list[dict], checks: _Checks) -> list[dict]:
     for key in ("id", "file_name"):
         checks.present(images, key, "images")
+    checks.refuse(
+        [
+            str(i["id"])
+            for i in images
+            if not _is_name(i["id"]) and (isinstance(i["id"], bool) or _number(i["id"]) is None)
+        ],
+        "image ids are neither a text nor a whole number",
+    )
     checks.refuse([str(i["id"]) for i in images if not _is_name(i["file_name"])], "images have no file name")
     images = [{**i, "file_name": _with_slashes(i["file_name"])} for i in images]
     checks.once([_as_text(i["id"]) for i in images], "an image id stands twice")
@@ -239,6 +251,8 @@ def _segment(segment: dict, name: str, categories: set[int], problems: dict[str,
     if crowd not in (0, 1):
         problems.setdefault("segments whose 'iscrowd' is not 0 or 1", []).append(f"{segment['iscrowd']!r} in {name}")
     area = segment.get("area")
-    if area is not None and (isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 <= area < math.inf):
+    if area is not None and (
+        isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 <= area <= _LARGEST_AREA
+    ):
         problems.setdefault("segments whose 'area' is no number", []).append(f"{area!r} in {name}")
     return {**segment, "id": identifier, "category_id": category, "iscrowd": crowd}

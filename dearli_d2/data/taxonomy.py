@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..errors import ConfigError, DatasetError, first_few
+from ..errors import ConfigError, DatasetError, WeightsError, first_few
 from ..files import read_text
 from .class_names import comma_parts, find_class, plain_words
 
@@ -128,6 +128,20 @@ class Taxonomy:
         )
 
     @staticmethod
+    def of_checkpoint(content: dict, source: str | Path) -> Taxonomy | None:
+        """The classes of a weight file that is read already; None where it does not say them. Raises `WeightsError`."""
+        if "taxonomy" not in content:
+            return None
+        try:
+            found = Taxonomy.from_json(content["taxonomy"])
+            sound = len(found) == len(found.dataset_ids) == len(found.colors) and all(found.names)
+        except (KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise WeightsError(f"{source}: its entry 'taxonomy' is no list of classes as this program writes it")
+        return found
+
+    @staticmethod
     def from_categories(categories: Sequence[dict], dataset: str | None = None) -> Taxonomy:
         """From COCO-panoptic `categories`, in the order of the list; an optional "synonyms" list adds names.
 
@@ -168,6 +182,11 @@ class Taxonomy:
         names = tuple(n for n in names if n)
         if not names:
             raise ConfigError(f"no class name in {text!r}; write for example --text 'cat, dog, grass'")
+        twice = [
+            n for n, count in Counter(name.lower() for synonyms in names for name in set(synonyms)).items() if count > 1
+        ]
+        if twice:
+            raise ConfigError(f"two classes have the name {first_few([repr(n) for n in twice])} in {text!r}")
         return Taxonomy(names, frozenset(range(len(names))), tuple(range(len(names))), tuple(spread_colors(len(names))))
 
 

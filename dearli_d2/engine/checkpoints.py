@@ -80,7 +80,7 @@ class RunCheckpoints:
         note = self.folder / _LAST
         if not note.is_file():
             return None
-        path = self.folder / note.read_text().strip()
+        path = self.folder / note.read_text(errors="replace").strip()
         if not path.is_file():
             raise WeightsError(
                 f"{note} names {path.name}, which is not there; write the name of a checkpoint of {self.folder} into it"

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from ..config import all_keys
 from ..config_schema import plain
 from ..data.catalog import dataset_dicts
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, WeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,16 @@ _STREAMS = ("TRAIN", "SOURCE", "UNLABELED")
 def scoring_settings(cfg: CfgNode) -> dict[str, Any]:
     """The keys that the scores of an evaluation depend on beside the weights."""
     return {key: value for key, value in _leaves(cfg).items() if key.startswith(_SCORING) and key not in _FREE}
+
+
+def check_complete(state: dict, path: Path) -> None:
+    """Raises `WeightsError` if the content of a checkpoint file lacks what a run cannot go on without."""
+    missing = [key for key in ("model", "optimizer", "scheduler", "scaler", "iteration", "config") if key not in state]
+    if missing:
+        raise WeightsError(
+            f"{path} cannot be resumed from: it lacks {', '.join(missing)}, as exported weights do; start another run from it "
+            "with MODEL.WEIGHTS"
+        )
 
 
 def check_settings(state: dict, cfg: CfgNode, scored_with: dict[str, Any] | None) -> None:

@@ -35,7 +35,7 @@ from .hooks import EvaluationHook, PictureHook, PseudoLabelMonitor, SaveHook
 from .metrics import MetricsHook, recent, restore
 from .optimizer import autocast, build_optimizer, build_scaler, build_scheduler
 from .pseudo_labels import PseudoLabeler
-from .resume import check_data, check_settings, describe_data, scoring_settings
+from .resume import check_complete, check_data, check_settings, describe_data, scoring_settings
 from .run_folder import FolderLock
 from .teacher import EMATeacher, has_ramp
 
@@ -333,6 +333,7 @@ class DualStreamTrainer(TrainerBase):
     def _check_resumed(self, state: dict) -> None:
         """Settings, classes and images must be those that the run began with, see `resume`. A run without unlabelled images may
         go on with them up to SSL.START, from which on they count; one with them needs them."""
+        check_complete(state, self.checkpoints.last())
         folder, done, start = self.cfg.OUTPUT_DIR, state["iteration"], self.cfg.SSL.START
         had, has = bool(CfgNode.load_cfg(state["config"]).DATASETS.UNLABELED), bool(self.cfg.DATASETS.UNLABELED)
         if had and not has:
@@ -345,8 +346,8 @@ class DualStreamTrainer(TrainerBase):
                 "resume it without DATASETS.UNLABELED, or raise SSL.START"
             )
         check_settings(state, self.cfg, self.checkpoints.evaluated().get("settings"))
-        if self.taxonomy is not None and "taxonomy" in state:
-            saved = Taxonomy.from_json(state["taxonomy"])
+        saved = Taxonomy.of_checkpoint(state, f"the checkpoint in {folder}")
+        if self.taxonomy is not None and saved is not None:
             found = named(self.cfg, self.taxonomy)
             same_classes(saved, found, f"the run in {folder}", class_source(self.cfg), synonyms=True)
         check_data(state.get("data", {}), self.cfg)

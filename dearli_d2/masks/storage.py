@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from ..errors import DatasetError, first_few
-from ..files import write_atomically, write_json
+from ..files import parse_json, write_atomically, write_json
 
 _MANIFEST = "manifest.json"
 _HINT = "python -m dearli_d2.masks generate makes them"
@@ -42,7 +42,7 @@ class MaskFolder:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text())
+            content = parse_json(path.read_text())
         except ValueError as error:
             raise DatasetError(f"{path} is damaged: {error}") from error
         if not isinstance(content, dict):
@@ -86,7 +86,7 @@ class MaskFolder:
         """
         path = self.path(file_name)
         try:
-            content = json.loads(path.read_text())
+            content = parse_json(path.read_text())
             own = content["image"]["height"], content["image"]["width"]
             codes = [a["segmentation"] for a in content["annotations"] if not a.get("iscrowd", 0)]
             problem = _size_problem(own, size, codes)
@@ -155,7 +155,7 @@ def _lines(path: Path) -> list[dict]:
     entries = []
     for line in path.read_text(errors="replace").splitlines():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("file"), str):

@@ -134,3 +134,7 @@ def test_taxonomy_survives_json_and_free_text():
     assert free.names == (("cat", "kitten"), ("dog",), ("green grass",))
     with pytest.raises(ConfigError, match="no class name"):
         Taxonomy.from_text(" , ")
+    for text, name in (("cat, dog, Cat", "cat"), ("cat|animal, dog|animal", "animal")):
+        with pytest.raises(ConfigError, match=f"two classes have the name '{name}'"):
+            Taxonomy.from_text(text)
+    assert Taxonomy.from_text("cat|cat").names == (("cat", "cat"),)

@@ -161,6 +161,8 @@ def test_training_on_own_data_from_the_command_line(tmp_path, capfd):
         ([0, 1], "0 should read"),
         ([{0: "stuff a"}], "should read 'ID thing NAME, SYNONYM' or 'ID stuff NAME', in quotes"),
         (["0 stuff ,"], "'0 stuff ,' should read"),
+        (["0 stuff Road", "1 thing road"], "name road stands twice"),
+        (["0 stuff road", "70000 thing car"], "id 70000 is beyond a PNG's 16 bits"),
         ([f"{i + 256} thing c{i}" for i in range(256)], "256 classes; index masks can have 255"),
     ],
 )
@@ -239,6 +241,7 @@ BROKEN = {
     "YOLO": (yolo, r"im0.txt is a YOLO label file, which is not read"),
     "Labelme": (labelme, r"im0.json is a Labelme file, which is not read"),
     "two suffixes": (lambda r: Image.new("RGB", (64, 48)).save(r / "images/im3.webp"), r"differ in the suffix only: im3"),
+    "two masks of a name": (lambda r: shutil.copy(r / "masks/im3.png", r / "masks/im3.PNG"), r"masks: 1 masks share a name with another: im3"),
     "raw photograph": (lambda r: (r / "images/im3.jpg").rename(r / "images/im3.NEF"), r"im3.NEF is a raw photograph"),
 }  # fmt: skip
 
@@ -250,6 +253,12 @@ def test_broken_folders_are_named(root, how):
     breakage(root)
     with pytest.raises(DatasetError, match=message):
         register_custom(config(root).DATASETS.CUSTOM)
+
+
+def test_names_written_as_on_macos_and_elsewhere_are_the_same(root):
+    (root / "images/im3.jpg").rename(root / "images/caf\u00e9.jpg")
+    (root / "masks/im3.png").rename(root / "masks/cafe\u0301.png")
+    assert "custom_train: 8 images" in look(root)
 
 
 def look(root, *overrides, classes=CLASSES):

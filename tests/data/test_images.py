@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 import zlib
@@ -188,6 +189,22 @@ def test_the_pages_of_a_stack_are_not_taken_for_one_image(tmp_path):
     with pytest.raises(UnreadableImageError, match=r"stack.tif holds 3 pages, of which the first alone would be read"):
         read_image(tmp_path / "stack.tif")
     assert read_image(tmp_path / "overview.tif").shape == (6, 8, 3)
+
+
+def test_names_in_another_coding_are_named_instead_of_failing_later(tmp_path, caplog):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    os.rename(os.fsencode(tmp_path / "b.png"), os.fsencode(tmp_path) + b"/caf\xe9.png")
+    assert [p.name for p, _, _ in usable_images(tmp_path)] == ["a.png"]
+    assert "caf\\xe9.png' has a name that is no UTF-8; rename it" in caplog.text
+    with pytest.raises(DatasetError, match="1 of 2 files cannot be used as images: .*has a name that is no UTF-8"):
+        image_sizes(find_images([tmp_path]))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UnreadableImageError, match="a.png is a pipe, no file"):
+        read_image(tmp_path / "a.png")
 
 
 def test_hidden_files_and_folders_hold_no_images_and_links_are_followed(tmp_path):

@@ -59,6 +59,9 @@ def test_files_that_are_no_index_mask_say_why(tmp_path):
     Image.new("RGBA", (8, 8), (128, 0, 0, 255)).save(tmp_path / "colour.png")
     with pytest.raises(DatasetError, match=r"colour image \(RGBA\) of \(128, 0, 0\)"):
         read_index_mask(tmp_path / "colour.png")
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.png", format="TIFF")
+    with pytest.raises(DatasetError, match=r"float.png has fractions as values"):
+        read_index_mask(tmp_path / "float.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "colour.png").read_bytes()[:40])
     with pytest.raises(UnreadableImageError, match=r"cut.png cannot be read as an index mask"):
         read_index_mask(tmp_path / "cut.png")

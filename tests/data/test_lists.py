@@ -70,6 +70,7 @@ def test_a_line_that_names_no_image_is_refused(tmp_path, line, names):
 def test_files_of_other_systems_are_read(tmp_path):
     assert chosen(tmp_path, b"\xef\xbb\xbfcat.jpg\r\n\r\nv1.jpg\r\n") == ["cat.jpg", "v1.jpg"]  # mark and CRLF
     assert chosen(tmp_path, "größe.jpg", ["größe.jpg"]) == ["größe.jpg"]
+    assert chosen(tmp_path, "gro\u0308ße.jpg", ["gr\u00f6ße.jpg"]) == ["gr\u00f6ße.jpg"]  # as macOS writes it
     for encoding in ("latin-1", "utf-16"):
         with pytest.raises(DatasetError, match=r"list.txt is no text in UTF-8"):
             chosen(tmp_path, "größe.jpg".encode(encoding), ["größe.jpg"])

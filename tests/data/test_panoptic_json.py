@@ -98,6 +98,14 @@ WRONG = {
     "two annotations of an image": (lambda c: c["annotations"][1].update(image_id=1), "an image has two annotations, its id is: 1"),
     "one label file for two": (lambda c: c["annotations"][1].update(file_name="1.png"), "a label file belongs to two images: 1.png"),
     "annotation of no image": (lambda c: c["annotations"][1].update(image_id=9), "1 annotations without an image entry: 2.png"),
+    "one label file for two, written otherwise": (lambda c: c["annotations"][1].update(file_name="./1.png"), "a label file belongs to two images: 1.png"),
+    "image id is a list": (lambda c: c["images"][1].update(id=[1, 2]), r"1 image ids are neither a text nor a whole number: \[1, 2\]"),
+    "image id is null": (lambda c: c["images"][1].update(id=None), "1 image ids are neither a text nor a whole number: None"),
+    "image id is a truth value": (lambda c: c["images"][1].update(id=True), "1 image ids are neither .*: True"),
+    "two signs": (lambda c: first_segments(c)[1].update(id="--5"), "'--5' in 1.png"),
+    "area beyond every image": (lambda c: first_segments(c)[1].update(area=10**400), "'area' is no number: 1000"),
+    "negative category id": (lambda c: c["categories"][1].update(id=-1), "1 category ids are no whole numbers from 0 to 65535: -1"),
+    "category id beyond a PNG": (lambda c: c["categories"][1].update(id=1e300), "1 category ids are no whole numbers from 0 to 65535"),
     "image without id": (lambda c: c["images"][1].pop("id"), "1 images lack a key: 'id' in entry 1"),
     "image without name": (lambda c: c["images"][1].pop("file_name"), "1 images lack a key: 'file_name' in entry 1"),
     "image with an empty name": (lambda c: c["images"][1].update(file_name=" "), "1 images have no file name: 2"),
@@ -151,6 +159,7 @@ OTHERS = {
     "null": (None, "it holds a NoneType"),
     "cut off": (json.dumps(CONTENT).encode()[:99], "is no COCO-panoptic JSON file: "),
     "empty": (b"", "is no COCO-panoptic JSON file: "),
+    "nested without end": (b"[" * 100000, "is no COCO-panoptic JSON file: its brackets are nested too deep"),
     "UTF-16": (json.dumps(CONTENT).encode("utf-16"), "is no text in UTF-8"),
 }  # fmt: skip
 

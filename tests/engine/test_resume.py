@@ -14,7 +14,7 @@ from dearli_d2.data.taxonomy import Taxonomy, first_difference
 from dearli_d2.engine import metrics, resume
 from dearli_d2.engine.checkpoints import RunCheckpoints
 from dearli_d2.engine.trainer import DualStreamTrainer
-from dearli_d2.errors import ConfigError, DatasetError
+from dearli_d2.errors import ConfigError, DatasetError, WeightsError
 from tests.conftest import MINI_OVERRIDES, REPO, SSL
 
 TEST_SET = ("DATASETS.TEST", "('miniworld_val@0.02',)")
@@ -169,6 +169,13 @@ def test_a_run_with_other_settings_is_not_continued(config, key, value):
     cfg = config("x")
     with pytest.raises(ConfigError, match=f"holds a run with other settings: {key} was .*, is .*docs/resume.md"):
         resume.check_settings(saved(cfg), config("x", key, value), None)
+
+
+def test_exported_weights_are_no_checkpoint_to_resume_from():
+    with pytest.raises(
+        WeightsError, match=r"m.pth cannot be resumed from: it lacks optimizer, scheduler, scaler, iteration"
+    ):
+        resume.check_complete({"model": {}, "config": ""}, Path("m.pth"))
 
 
 def test_all_differing_settings_are_listed_with_both_values(config):
