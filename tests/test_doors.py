@@ -424,7 +424,9 @@ def test_command_runs_as_typed(tour, command):
 # ---------------------------------------------------------------------------------------------- parsing
 
 
-class _ParsedError(Exception):
+class _ParsedError(BaseException):
+    """No `Exception`: programs turn those into a line of error."""
+
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
 
