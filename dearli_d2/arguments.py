@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 OVERRIDES = """keys of the config with their new values, in pairs, after all other options:
 SOLVER.MAX_ITER 1000 OUTPUT_DIR output/mine. A list or a tuple is quoted: DATASETS.TEST "('miniworld_val',)".
@@ -25,6 +26,14 @@ def add_config_file(parser: argparse.ArgumentParser, required: bool = True) -> N
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Adds `opts`: all that follows the other options."""
     parser.add_argument("opts", metavar="KEY VALUE", nargs=argparse.REMAINDER, default=[], help=OVERRIDES)
+
+
+def picture_file(text: str) -> Path:
+    """For options that name a picture to write: a file with the suffix of a format."""
+    path = Path(text)
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise argparse.ArgumentTypeError(f"{text} is no name of a picture; name it .png, .jpg or .webp")
+    return path
 
 
 def positive(text: str) -> int:

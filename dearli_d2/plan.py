@@ -22,7 +22,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import nn
 
-from .arguments import add_config_file, add_overrides, command_parser
+from .arguments import add_config_file, add_overrides, command_parser, picture_file
 from .config import get_config
 from .data.captions import reads_captions, with_captions
 from .data.catalog import dataset_dicts
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser("python -m dearli_d2.plan", __doc__)
     add_config_file(parser)
     parser.add_argument(
-        "--picture", type=Path, metavar="FILE", help="own data: write labelled images beside their segments"
+        "--picture", type=picture_file, metavar="FILE", help="own data: write labelled images beside their segments"
     )
     add_overrides(parser)
     args = parser.parse_args(argv)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from dearli_d2 import checkpoint
+from dearli_d2.arguments import picture_file
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.checkpoints import RunCheckpoints
 from dearli_d2.errors import WeightsError
@@ -199,6 +201,19 @@ def test_old_periodic_checkpoints_are_removed_and_others_kept(tmp_path):
     (tmp_path / "model_0000004.pth").unlink()
     with pytest.raises(WeightsError, match="names model_0000004.pth, which is not there"):
         run.last()
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_damaged_note_of_the_last_evaluation_is_named(tmp_path, content):
+    (tmp_path / "evaluated.json").write_text(content)
+    with pytest.raises(WeightsError, match=r"evaluated.json is damaged: .*; delete it"):
+        RunCheckpoints(tmp_path, keep=1).evaluated()
+
+
+@pytest.mark.parametrize("name", ["folder", "a.nix"])
+def test_pictures_have_a_name_that_says_their_format(name):
+    with pytest.raises(argparse.ArgumentTypeError, match="is no name of a picture; name it .png"):
+        picture_file(name)
 
 
 def test_export_refuses_names_that_could_not_be_read_again(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import WeightsError
-from ..files import write_atomically, write_json
+from ..files import parse_json, write_atomically, write_json
 from ..weights import read_file, write_file
 
 logger = logging.getLogger(__name__)
@@ -56,9 +55,17 @@ class RunCheckpoints:
         write_json(self.folder / _EVALUATED, note, indent=1)
 
     def evaluated(self) -> dict[str, Any]:
-        """The note of the last evaluation, {} where there was none."""
+        """The note of the last evaluation, {} where there was none. Raises `WeightsError` for a damaged one."""
         path = self.folder / _EVALUATED
-        return json.loads(path.read_text()) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            note = parse_json(path.read_text(errors="replace"))
+        except ValueError as error:
+            raise WeightsError(f"{path} is damaged: {error}; delete it") from error
+        if not isinstance(note, dict):
+            raise WeightsError(f"{path} is damaged: it holds a {type(note).__name__}; delete it")
+        return note
 
     def best_score(self) -> float:
         """The score of the best model that the folder holds, which no lower one may replace."""
