@@ -146,12 +146,18 @@ def load_content(
 
 def check_normalization(model: nn.Module, content: dict, source: str | Path) -> None:
     """A run's checkpoint holds its config: images must be normalised as then. Raises `WeightsError`."""
-    if not hasattr(model, "pixel_mean"):
+    if "config" not in content or not hasattr(model, "pixel_mean"):
         return
     try:
         trained = CfgNode.load_cfg(content["config"]).MODEL
         saved = {key: [float(value) for value in trained[key]] for key in ("PIXEL_MEAN", "PIXEL_STD")}
-    except Exception:  # no config, or what another program calls so
+    except Exception as error:  # what another program calls a config may hold anything
+        logger.warning(
+            "%s holds a config that is none of this project (%s: %s). Whether its images were normalised as here is not checked.",
+            source,
+            type(error).__name__,
+            error,
+        )
         return
     for key, tensor in (("PIXEL_MEAN", model.pixel_mean), ("PIXEL_STD", model.pixel_std)):
         values = [round(v, 4) for v in tensor.flatten().tolist()]

@@ -141,10 +141,11 @@ def test_the_reason_is_one_line_without_advice_to_trust_the_file(tmp_path, conte
     assert "weights_only" not in str(caught.value)
 
 
-def test_what_another_program_calls_config_or_taxonomy_is_no_end(mini_config, tmp_path):
+def test_what_another_program_calls_config_or_taxonomy_is_no_end(mini_config, caplog):
     model = build_model(mini_config(), load_backbone=False)
     for config in ("hello", "a: 1", "a: [1", 3, "MODEL: {PIXEL_MEAN: x, PIXEL_STD: []}"):
         assert checkpoint.load_content(model, {"model": model.state_dict(), "config": config}, "w.pth").complete
+    assert caplog.text.count("w.pth holds a config that is none of this project") == 5
     for taxonomy in ("x", None, {}, {"names": 5}, {"names": [["a"]], "thing_ids": [], "dataset_ids": [], "colors": []}):
         with pytest.raises(WeightsError, match="w.pth: its entry 'taxonomy' is no list of classes"):
             Taxonomy.of_checkpoint({"taxonomy": taxonomy}, "w.pth")
