@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
@@ -40,6 +39,7 @@ from .data.overlap import check_roles
 from .data.taxonomy import Taxonomy
 from .data.validation import validate_dataset
 from .engine.evaluation import check_test_classes, evaluate
+from .engine.launch import launch
 from .engine.run_folder import FolderLock, check_writable
 from .engine.trainer import DualStreamTrainer, check_fresh
 from .env import report as environment_report

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 import torch
-from detectron2.engine import launch
 from detectron2.utils import comm
 
 from dearli_d2.config import get_config
 from dearli_d2.engine import metrics
+from dearli_d2.engine.launch import launch
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.modeling.criterion import SetCriterion
 from dearli_d2.modeling.losses import dyce_loss
@@ -64,7 +64,7 @@ def run(command, *overrides):
 def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
-        launch(train, processes, 1, 0, "auto", (tmp_path / str(processes),))
+        launch(train, processes, arguments=(tmp_path / str(processes),))
     one, two = (losses_of(tmp_path / str(n)) for n in (1, 2))
     assert sorted(one) == sorted(two) == [0, 1]
     for name, value in one[0].items():  # before the first update, where only the points differ
@@ -83,7 +83,7 @@ def test_two_semi_supervised_processes_equal_one_with_the_joint_batch(tmp_path):
                "SSL.MONITOR_IMAGES", "4")  # fmt: skip
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
-        launch(train, processes, 1, 0, "auto", (tmp_path / str(processes), CONFIG.with_name("dear.yaml"), options))
+        launch(train, processes, arguments=(tmp_path / str(processes), CONFIG.with_name("dear.yaml"), options))
     one, two = (losses_of(tmp_path / str(n)) for n in (1, 2))
     assert sorted(one) == sorted(two) == [0, 1]
     assert any(name.startswith("unlabeled_") for name in one[0])
@@ -138,7 +138,7 @@ def _dyce_of_rank(folder, same, hard_fraction):
 @pytest.mark.parametrize(("same", "hard_fraction"), [(True, 0.2), (False, 1.0)])
 def test_dyce_of_two_ranks_equals_one(tmp_path, same, hard_fraction):
     for processes in (1, 2):
-        launch(_dyce_of_rank, processes, 1, 0, "auto", (tmp_path, same, hard_fraction))
+        launch(_dyce_of_rank, processes, arguments=(tmp_path, same, hard_fraction))
     one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
     assert torch.allclose(two[0]["gradient"], one["gradient"], atol=1e-6)
     assert torch.allclose((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"])
@@ -211,7 +211,7 @@ def _bounds():
 
 def test_losses_and_gradients_of_two_ranks_are_those_of_one_with_the_joint_batch(tmp_path):
     for processes in (1, 2):
-        launch(_losses_of_rank, processes, 1, 0, "auto", (tmp_path,))
+        launch(_losses_of_rank, processes, arguments=(tmp_path,))
     one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
     assert {"ce", "weighted_ce", "focal", "dual_ce", "dual_focal", "loss_ce", "loss_mask_0", "loss_dice"} <= set(one)
     for name, expected in one.items():
@@ -231,7 +231,7 @@ def test_three_streams_train_in_two_processes(tmp_path):
     config = CONFIG.with_name("semidavil.yaml")
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
-        launch(train, processes, 1, 0, "auto", (tmp_path / str(processes), config, SEMIDAVIL))
+        launch(train, processes, arguments=(tmp_path / str(processes), config, SEMIDAVIL))
     one, two = (losses_of(tmp_path / str(n)) for n in (1, 2))
     assert two[0]["loss_sup"] == pytest.approx(one[0]["loss_sup"], rel=0.02)  # padding differs from rank to rank
 
@@ -249,7 +249,7 @@ def test_cross_supervision_in_two_processes_equals_one_with_the_joint_batch(tmp_
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
         config = CONFIG.with_name("segkc.yaml")
-        launch(train, processes, 1, 0, "auto", (tmp_path / str(processes), config, (*SEGKC, *tower)))
+        launch(train, processes, arguments=(tmp_path / str(processes), config, (*SEGKC, *tower)))
     one, two = (losses_of(tmp_path / str(n)) for n in (1, 2))
     assert sorted(one) == sorted(two) == [0, 1]
     for step in one:
@@ -262,3 +262,21 @@ def test_cross_supervision_in_two_processes_equals_one_with_the_joint_batch(tmp_
             assert (tensor - states[1][name]).abs().mean() < 5e-4, (
                 name
             )  # torch has the unbiased variance, detectron2 not
+
+
+def _note_shutdown(folder):
+    """One process: notes when its group is closed."""
+    close = torch.distributed.destroy_process_group
+    rank = comm.get_rank()
+
+    def noted(*args, **kwargs):
+        close(*args, **kwargs)
+        (folder / f"closed_{rank}").touch()
+
+    torch.distributed.destroy_process_group = noted
+
+
+def test_every_process_closes_its_group_before_it_ends(tmp_path):
+    """A process that ends with gloo's threads running can be killed by SIGABRT."""
+    launch(_note_shutdown, 2, arguments=(tmp_path,))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed_0", "closed_1"]
