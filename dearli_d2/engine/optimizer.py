@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from detectron2.config import CfgNode
 from torch import nn
+
+from ..modeling.meta_arch.base import LearningRate, Segmenter
 
 _NORMS = (
     nn.LayerNorm,
@@ -22,25 +24,27 @@ _TOWER = re.compile(r"(senior\.)?backbone\.(?!pyramid\.)")
 _DECAYED = ("weight", "bias", "in_proj_weight", "in_proj_bias", "proj", "text_projection")
 
 
-def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
-    """Groups by learning rate and weight decay; each has "names" for reports.
+def parameter_groups(cfg: CfgNode, model: Segmenter) -> list[dict]:
+    """Groups by learning rate and weight decay; each has "names" for reports, and "delay" and "warmup" of `LearningRate`.
 
     Weight decay is WEIGHT_DECAY_NORM for normalisation layers and WEIGHT_DECAY_EMBED for embeddings, the latter
     including whatever is no weight or bias of a layer: position and level embeddings, prompt tokens, temperatures, gates,
     layer scales, a bias of all classes. The learning rate of a backbone is BASE_LR x BACKBONE_MULTIPLIER; its feature
-    pyramid, which is new, has the full one.
+    pyramid, which is new, has the full one. The method may change it further, see `Segmenter.learning_rate`.
     """
     solver = cfg.SOLVER
-    groups: dict[tuple[float, float], dict] = {}
+    groups: dict[tuple[float, float, LearningRate], dict] = {}
     for name, parameter, module in _trainable(model):
         in_tower = _TOWER.match(name) is not None
-        rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if in_tower else 1.0)
+        own = model.learning_rate(name)
+        rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if in_tower else 1.0) * own.factor
         decay = solver.WEIGHT_DECAY
         if isinstance(module, _NORMS):
             decay = solver.WEIGHT_DECAY_NORM
         elif isinstance(module, nn.Embedding) or name.rpartition(".")[2] not in _DECAYED:
             decay = solver.WEIGHT_DECAY_EMBED
-        group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay, "names": []})
+        options = {"lr": rate, "weight_decay": decay, "delay": own.delay, "warmup": own.warmup}
+        group = groups.setdefault((rate, decay, own), {"params": [], "names": [], **options})
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
@@ -55,7 +59,7 @@ def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]
                 yield f"{prefix}.{name}" if prefix else name, parameter, module
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
+def build_optimizer(cfg: CfgNode, model: Segmenter) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`."""
     groups = [{k: v for k, v in group.items() if k != "names"} for group in parameter_groups(cfg, model)]
     # one kernel for many tensors; where parameters lie on a CPU it is slower than the default
@@ -63,17 +67,26 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
 
 
 def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
-    """After a linear warm-up (1 - t / T)^power, or a factor of SOLVER.DECAY in every tenth of the run."""
+    """After a linear warm-up (1 - t / T)^power, or a factor of SOLVER.DECAY in every tenth of the run. Groups with a delay
+    start their warm-up after it."""
+    factors = [_schedule(cfg, group.get("delay", 0), group.get("warmup")) for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+
+
+def _schedule(cfg: CfgNode, delay: int, warmup: int | None) -> Callable[[int], float]:
+    """The factor of the learning rate in each step; see `LearningRate`."""
     solver = cfg.SOLVER
-    warmup, total = solver.WARMUP_ITERS, solver.MAX_ITER
+    total, ramp = solver.MAX_ITER, solver.WARMUP_ITERS if warmup is None else warmup
 
     def factor(step: int) -> float:
-        start = min((step + 1) / (warmup + 1), 1.0)
+        if step < delay:
+            return 0.0
+        start = min((step - delay + 1) / (ramp + 1), 1.0)
         if solver.SCHEDULE == "exponential":
             return start * solver.DECAY ** (10 * step / total)
         return start * max(1 - step / total, 0.0) ** solver.POLY_POWER
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return factor
 
 
 def autocast(cfg: CfgNode, enabled: bool | None = None) -> torch.autocast:

@@ -209,6 +209,7 @@ class DualStreamTrainer(TrainerBase):
     def run_step(self) -> None:
         """One optimiser step."""
         accumulate = self.cfg.SOLVER.ACCUMULATION_STEPS
+        self.student.set_progress(self.iter, self.max_iter)
         self.optimizer.zero_grad(set_to_none=True)
         names: list[str] = []
         sums = torch.zeros(())

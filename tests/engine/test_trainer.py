@@ -19,7 +19,9 @@ from dearli_d2.engine.optimizer import build_scheduler, parameter_groups
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, DatasetError, TrainingError
 from dearli_d2.modeling import build_model
-from tests.conftest import MINI_OVERRIDES, REPO
+from dearli_d2.modeling.meta_arch.base import LearningRate
+from dearli_d2.modeling.meta_arch.mask_former import MaskFormer
+from tests.conftest import MINI_OVERRIDES, REPO, train_until
 
 
 def losses_of(folder: Path) -> dict[int, dict]:
@@ -192,6 +194,36 @@ def test_schedule_is_poly_after_warm_up(repo):
     assert rates[4] == pytest.approx((1 - 4 / 20) ** 0.9)
     assert rates[10] == pytest.approx(0.5**0.9)
     assert optimizer.param_groups[0]["lr"] == 0
+
+
+def test_a_method_may_give_parameters_a_learning_rate_of_their_own(mini_config, monkeypatch):
+    """Factor, delay and warm-up of `Segmenter.learning_rate` reach the optimiser; other parameters keep the run's."""
+    slow = "sem_seg_head.predictor.query_feat.weight"
+    rate = LearningRate(factor=0.5, delay=2, warmup=3)
+    monkeypatch.setattr(MaskFormer, "learning_rate", lambda self, name: rate if name == slow else LearningRate())
+    trainer = DualStreamTrainer(mini_config("SOLVER.MAX_ITER", "10", "SOLVER.WARMUP_ITERS", "1"))
+    query = dict(trainer.student.named_parameters())[slow]
+    own = next(g for g in trainer.optimizer.param_groups if any(p is query for p in g["params"]))
+    other = next(g for g in trainer.optimizer.param_groups if g is not own)
+    assert [len(own["params"]), own["initial_lr"]] == [1, pytest.approx(0.5 * trainer.cfg.SOLVER.BASE_LR)]
+    rates = []
+    for _ in range(8):
+        rates.append((own["lr"] / own["initial_lr"], other["lr"] / other["initial_lr"]))
+        trainer.optimizer.step()
+        trainer.scheduler.step()
+    poly = [(1 - t / 10) ** 0.9 for t in range(8)]
+    start = [0, 0, 1 / 4, 2 / 4, 3 / 4, 1, 1, 1]
+    assert [a for a, _ in rates] == pytest.approx([f * p for f, p in zip(start, poly, strict=True)])
+    assert [b for _, b in rates] == pytest.approx([f * p for f, p in zip([0.5] + [1] * 7, poly, strict=True)])
+
+
+def test_the_model_knows_the_step_of_the_run_also_after_a_resume(mini_config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(MaskFormer, "set_progress", lambda self, step, total: seen.append((step, total)))
+    cfg = mini_config("SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "0")
+    train_until(cfg, 3)
+    DualStreamTrainer(cfg, resume=True).train()
+    assert seen == [(0, 4), (1, 4), (2, 4), (2, 4), (3, 4)]
 
 
 def test_exponential_schedule_decays_by_its_factor_in_every_tenth(repo):

@@ -53,6 +53,19 @@ def levels_of(features: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
 
 
 @dataclass(frozen=True)
+class LearningRate:
+    """How the learning rate of a parameter differs from that of the run.
+
+    `factor`: what SOLVER.BASE_LR is multiplied by. `delay`: number of first steps in which it is 0. `warmup`: steps of the
+    linear warm-up behind the delay; None = SOLVER.WARMUP_ITERS.
+    """
+
+    factor: float = 1.0
+    delay: int = 0
+    warmup: int | None = None
+
+
+@dataclass(frozen=True)
 class ReadOut:
     """What inference returns and its thresholds (keys `TEST.*`)."""
 
@@ -113,6 +126,18 @@ class Segmenter(nn.Module):
     def backbone_paths(self) -> BackbonePaths:
         """What of each backbone takes part in the losses; the rest is frozen, see `freeze_unused`."""
         return [(self.backbone, lambda images: levels_of(self.backbone(images)))]
+
+    def learning_rate(self, name: str) -> LearningRate:
+        """The learning rate of the parameter `name`, for methods whose layers learn at different speeds."""
+        return LearningRate()
+
+    def set_progress(self, step: int, total: int) -> None:
+        """Called before each training step, for methods whose network or losses change during training.
+
+        Args:
+            step: of the run, counted from 0. total: steps of the whole run. A method computes its state from these two
+                alone, so that a resumed run goes on as if it had not stopped.
+        """
 
     @property
     def training_divisor(self) -> int:
