@@ -3,8 +3,11 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PACKAGES := $(VENV)/.packages
 STAMP := $(VENV)/.installed
+PYTHON ?= python3
+DOCS_VENV ?= .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed
 
-.PHONY: env packages demo ladder test test-slow lint format bench clean
+.PHONY: env packages demo ladder test test-slow lint format bench docs clean
 
 env: $(STAMP)  ## the environment, with the project in it
 
@@ -48,5 +51,13 @@ bench: $(STAMP)  ## speed and memory against peers, as ratios of one run
 	$(PY) -m benchmarks.segkc_step
 	$(PY) -m benchmarks.summed_losses
 
+docs: $(DOCS_STAMP)  ## the documentation site in site/, strictly; its environment is its own
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build
+
+$(DOCS_STAMP): requirements-docs.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage build dearli_d2.egg-info
+	rm -rf $(VENV) $(DOCS_VENV) site .pytest_cache .ruff_cache .coverage build dearli_d2.egg-info

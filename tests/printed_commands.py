@@ -47,7 +47,7 @@ def printed_commands(root: Path) -> list[Command]:
 
 def _all(root: Path) -> Iterator[tuple[str, str, bool]]:
     readers = (
-        (("README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/*.md"), of_markdown),
+        (("README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/**/*.md"), of_markdown),
         (("Makefile",), of_makefile),
         (("Dockerfile", "configs/**/*.yaml", "scripts/*.sh"), of_comments),
         (("train_net.py", "dearli_d2/**/*.py", "datasets/*.py", "benchmarks/*.py", "scripts/*.py"), of_python),

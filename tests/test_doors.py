@@ -119,7 +119,7 @@ NO_CLIP = "CLIP's weights are a download"
 SAME = "another command of this door is run; this one's options and keys are checked"
 DOORS = (
     # ------------------------------------------------------------------ README
-    Door(r"make (env|packages|demo|ladder|test|test-slow|lint|format|bench|clean)$", "start", append="--dry-run"),
+    Door(r"make (env|packages|demo|ladder|test|test-slow|lint|format|bench|docs|clean)$", "start", append="--dry-run"),
     Door(r"source |export ", why="sets up the shell, as every run here is"),
     Door(r"python -m dearli_d2\.env$", "start"),
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml$", "start", makes=("output/miniworld/m2f_lang/model_final.pth",)),
@@ -261,6 +261,7 @@ DOORS = (
     # ------------------------------------------------------------------ around the project
     Door(r"bash scripts/make_env\.sh|python -m pip install .*--editable \.", why="this test's environment is made by `make env`"),
     Door(r"bash scripts/install_detectron2\.sh$", why="`make env` runs it"),
+    Door(r"\$\((PYTHON|DOCS_VENV)\)", why="`make docs` downloads mkdocs; tests/test_docs.py checks pages and links"),
     Door(r"python -m (pytest|ruff)|rm -rf|touch", why="how this test is run, and housekeeping"),
     Door(r"pip install \.$|python -m dearli_d2\.(cli|datasets\.prepare_ade20k)$", why="of an installed package: tests/test_packaging.py"),
     Door(r"pip install --target carried", why="for a machine without a package index"),

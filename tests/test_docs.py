@@ -1,0 +1,91 @@
+"""The documentation site names every page, and links between documents resolve, on GitHub and on the site."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import REPO
+
+_FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+SITE = yaml.safe_load((REPO / "mkdocs.yml").read_text(encoding="utf-8"))
+
+
+def _load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+hooks = _load(REPO / SITE["hooks"][0])
+PAGES = sorted(REPO.glob("docs/**/*.md"))
+DOCUMENTS = [REPO / name for name in hooks.PAGES] + PAGES
+
+
+def pages_of(nav) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    return [page for entry in (nav.values() if isinstance(nav, dict) else nav) for page in pages_of(entry)]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ +(.+?) *$", _FENCE.sub("", text), re.MULTILINE)
+    found: set[str] = set()
+    for heading in headings:
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").replace("*", "").lower()
+        slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        found.add(next(s for s in (slug, *(f"{slug}-{i}" for i in range(1, 99))) if s not in found))
+    return found
+
+
+def test_the_site_names_every_page_once():
+    written = [page.relative_to(REPO / "docs").as_posix() for page in PAGES]
+    generated = [*hooks.PAGES.values(), *(f"api/{name}.md" for name in hooks.api_pages(REPO))]
+    assert sorted(pages_of(SITE["nav"])) == sorted(written + generated)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.relative_to(REPO).as_posix())
+def test_links_between_documents_resolve(document):
+    broken = []
+    for link in _LINK.findall(_FENCE.sub("", document.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (document.parent / name).resolve() if name else document
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+            broken.append(link)
+    assert broken == []
+
+
+def test_anchors_are_those_of_github():
+    assert anchors("# A `b` (c), d: e\n## A b c d e\n```sh\n# no\n```\n## [x](y.md) é_1\n") == {
+        "a-b-c-d-e",
+        "a-b-c-d-e-1",
+        "x-é_1",
+    }
+
+
+def test_links_lead_to_places_on_the_site():
+    def relink(link: str, source: str = "docs/results/a.md", uri: str = "results/a.md") -> str:
+        return hooks.relink(f"[text]({link})", source, uri)
+
+    assert relink("../hvl.md#a") == "[text](../hvl.md#a)"
+    assert relink("../../README.md") == "[text](../index.md)"
+    assert relink("../../pyproject.toml") == "text"
+    assert relink("docs/hvl.md", "README.md", "index.md") == "[text](hvl.md)"
+    assert relink("../none.toml") == "[text](../none.toml)"  # mkdocs names it
+    assert relink("https://a.b/c.md") == "[text](https://a.b/c.md)"
+    assert hooks.relink("![a](docs/images/a.png)", "README.md", "index.md") == "![a](images/a.png)"
+
+
+def test_nothing_of_the_site_comes_from_elsewhere():
+    assert SITE["strict"] is True
+    assert SITE["theme"]["font"] is False
+    assert not [path for path in SITE.get("extra_css", []) + SITE.get("extra_javascript", []) if "//" in str(path)]
