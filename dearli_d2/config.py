@@ -18,6 +18,7 @@ from .config_rules import validate
 from .config_schema import SCHEMA, read_value, reads_text
 from .data.custom import number_of_classes, settle
 from .errors import ConfigError
+from .experiment import choose_length, fill_partition, output_folder, resolve_epochs
 from .files import beside_package
 from .pretrained import resolve_normalization
 
@@ -166,6 +167,9 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.DATASETS.UNSEEN_CLASSES = ()  # names that training must not see (zero-shot); removed when labels are read
     cfg.DATASETS.UNLABELED = ()  # names of data sets or views; their annotations are never read for training
     cfg.DATASETS.SOURCE = ()  # labelled data of another domain, a stream of its own; classes as those of DATASETS.TRAIN
+    # fills the word PARTITION in names above, such as "ade20k_panoptic_train@PARTITION": one that is published (data/partitions.py),
+    # a fraction, a number or a list file as in data/catalog.py, or "all"; "n0": no labels, with DATASETS.SOURCE
+    cfg.DATASETS.PARTITION = ""
     cfg.DATASETS.MASKS = ""  # folder of `python -m dearli_d2.masks generate`; targets where MODEL.CLASSIFIER is "none"
 
     cfg.DATASETS.ALLOW_OVERLAP = False  # True: images of TEST may be in TRAIN, SOURCE or UNLABELED too
@@ -242,6 +246,12 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.RARE_CLASS_TEMPERATURE = 0.01  # T of softmax((1 - f) / T), f = share of annotated pixels (DAFormer)
     cfg.DATALOADER.RARE_CLASS_AREA = 0.005  # share of an image from which on it counts for a class
 
+    # length in passes in place of SOLVER.MAX_ITER; the one that is given last counts. Passes over the images of EPOCH_OF:
+    # "unlabeled" (with labels alone: what their partition leaves), "labeled", or "all" of the training sets
+    cfg.SOLVER.EPOCHS = 0.0
+    cfg.SOLVER.EPOCH_OF = "unlabeled"
+    # 0 = an epoch may end inside a batch; else it has the whole batches that PyTorch's DistributedSampler gives this many processes
+    cfg.SOLVER.EPOCH_PROCESSES = 0
     cfg.SOLVER.BASE_LR = 1e-4
     cfg.SOLVER.WEIGHT_DECAY = 0.05
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
@@ -275,7 +285,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
 
 
 def get_config(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
-    """The frozen, validated configuration.
+    """The frozen, validated configuration, with names of data sets, length and OUTPUT_DIR in full; see `experiment`.
 
     Args:
         config_file: YAML (safe tags only), `_BASE_` inherits; see `find_config`.
@@ -286,9 +296,13 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
     """
     cfg = _detectron2_defaults()
     add_dearli_config(cfg)
+    files: set[str] = set()  # keys that they give
     if config_file is not None:
         for path, content in read_config_files(find_config(config_file)):
-            _merge(cfg, content, f"{path}: ", set())
+            given: set[str] = set()
+            _merge(cfg, content, f"{path}: ", given)
+            choose_length(cfg, given, f"{path}: ")
+            files |= given
     overrides = list(map(str, overrides))
     option = next((key for key in overrides[::2] if key.startswith("-")), None)
     if option is not None:
@@ -299,12 +313,17 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
         if key == "DATASETS.CUSTOM.CLASSES" and re.fullmatch(r"[^\[(].*\.txt", value):
             value = [value]  # a class file without a list around it
         _set(cfg, key, value, "command line: ")
+    choose_length(cfg, overrides[::2], "command line: ")
+    part = fill_partition(cfg, overrides[::2])
+    if config_file is not None and "OUTPUT_DIR" not in (*files, *overrides[::2]):
+        cfg.OUTPUT_DIR = output_folder(find_config(config_file), part)
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     if cfg.DATASETS.CUSTOM.ROOT:
         settle(cfg.DATASETS)
     if cfg.DATASETS.CUSTOM.ROOT and not cfg.MODEL.NUM_CLASSES:
         cfg.MODEL.NUM_CLASSES = number_of_classes(cfg.DATASETS.CUSTOM)
+    resolve_epochs(cfg)
     resolve_normalization(cfg)
     validate(cfg)
     cfg.freeze()

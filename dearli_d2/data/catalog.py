@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +29,7 @@ from . import miniworld
 from .images import image_sizes, relative_name, usable_images
 from .lists import read_list
 from .panoptic_json import read_panoptic_json, without_annotation
+from .partitions import describe, drawn, published_size
 from .streets import NOT_IN_SYNTHIA_16
 from .taxonomy import Taxonomy
 
@@ -301,16 +301,21 @@ def _set_metadata(name: str, source: PanopticSource, taxonomy: Taxonomy) -> None
 
 
 def _choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: Source) -> list[dict]:
-    drawn = _parse_drawn(part, len(dicts), name)
-    if drawn is not None:
-        count, seed = drawn
+    by_chance = drawn(part, len(dicts), name)
+    if by_chance is not None:
+        count, seed = by_chance
         order = np.random.default_rng(seed).permutation(len(dicts))
         chosen = sorted(order[count:] if unlabeled else order[:count])
         return [dicts[i] for i in chosen]
 
-    labeled_file = _list_file(name, part, source)
+    labeled_file = list_file(name, part, source)
     names = [relative_name(d["file_name"], source.image_root) for d in dicts]
     chosen = read_list(labeled_file, names, name)
+    published = published_size(split_name(name)[0], part, False)
+    if published not in (None, len(chosen)):
+        logger.warning(
+            "%s: %s labels %d images, the published partition %d", name, labeled_file, len(chosen), published
+        )
     if not unlabeled:
         return [dicts[i] for i in chosen]
     unlabeled_file = labeled_file.with_name("unlabeled.txt")
@@ -326,21 +331,8 @@ def _choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: So
     return [d for i, d in enumerate(dicts) if i not in labeled]
 
 
-def _parse_drawn(part: str, images: int, name: str) -> tuple[int, int] | None:
-    """Number of images and seed of a part that is drawn; None for a list."""
-    # a point is what tells a fraction from a folder: `1464` and `1_8` are folders (and float("1_8") is 18)
-    found = re.fullmatch(r"(?:(\d*\.\d+)|n(\d+))(?:~(\d+))?", part)
-    if found is None:
-        return None
-    if found[1] is not None and not 0 < float(found[1]) <= 1:
-        raise DatasetError(f"{name}: the fraction {float(found[1])} is not in (0, 1]")
-    count = max(1, round(float(found[1]) * images)) if found[1] is not None else int(found[2])
-    if not 0 < count <= images:
-        raise DatasetError(f"{name}: {count} images of a data set that has {images}")
-    return count, int(found[3] or 0)
-
-
-def _list_file(name: str, part: str, source: Source) -> Path:
+def list_file(name: str, part: str, source: Source) -> Path:
+    """The list of a part's labelled images. Raises `DatasetError` where there is none."""
     if part.endswith(".txt"):
         path = Path(part).expanduser()
     elif getattr(source, "partition_root", None) is None:
@@ -348,7 +340,9 @@ def _list_file(name: str, part: str, source: Source) -> Path:
     else:
         path = source.partition_root / part / "labeled.txt"
     if not path.is_file():
-        raise DatasetError(f"{name}: no list file {path}; PART is a folder there, a list file (.txt) or a fraction")
+        raise DatasetError(
+            f"{name}: no list file {path}; PART is a folder there, a list file (.txt) or a fraction; {describe(split_name(name)[0])}"
+        )
     return path
 
 

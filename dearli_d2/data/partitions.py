@@ -1,0 +1,107 @@
+"""Published partitions: the parts of training sets that papers label, with their sizes, in one table.
+
+`DATASETS.PARTITION` names one of them. It fills the word PARTITION in the names of data sets: with `1_8`,
+`ade20k_panoptic_train@PARTITION` is `ade20k_panoptic_train@1_8`, see `catalog` for such names.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+
+from ..errors import DatasetError
+
+PLACEHOLDER = "PARTITION"  # stands for DATASETS.PARTITION in the name of a view
+WHOLE, NONE = "all", "n0"  # every image is labelled; none is
+
+
+@dataclass(frozen=True)
+class Published:
+    """`images` of the whole set, and the labelled ones of each published partition."""
+
+    images: int
+    labeled: dict[str, int] = field(default_factory=dict)
+
+
+# the counts are those of the published lists
+_ADE20K = Published(
+    20210, {"1_128": 158, "1_64": 316, "1_32": 631, "1_16": 1263, "1_8": 2526, "1_4": 5052, "1_2": 10105}
+)
+_COCO = Published(118287, {"1_512": 232, "1_256": 463, "1_128": 925, "1_64": 1849, "1_32": 3697})
+_PASCAL_VOC = Published(
+    10582,
+    {
+        **{str(n): n for n in (92, 183, 366, 732, 1464)},
+        **{f"{kind}_{n}": n for kind in ("aug", "u2pl") for n in (662, 1323, 2645)},
+    },
+)
+_CITYSCAPES = Published(2975, {"1_30": 100, "1_16": 186, "1_8": 372, "1_4": 744, "1_2": 1488})
+
+PUBLISHED: dict[str, Published] = {
+    "ade20k_panoptic_train": _ADE20K,
+    "camvid_train": Published(367, {"1_32": 11, "1_16": 23, "1_8": 46, "1_4": 92, "1_2": 184}),
+    "cityscapes_train": _CITYSCAPES,
+    "cityscapes_16_train": _CITYSCAPES,
+    "coco_objects_train": _COCO,
+    "coco_panoptic_train": _COCO,
+    "coco_stuff_train": _COCO,
+    "miniworld_train": Published(1000),
+    "miniworld_night_train": Published(1000),
+    "miniworld_val": Published(100),
+    "miniworld_night_val": Published(100),
+    "pascal_voc_train": _PASCAL_VOC,
+    "pascal_voc_objects_train": _PASCAL_VOC,
+}
+
+
+def describe(dataset: str) -> str:
+    """The published partitions of a data set, in words."""
+    labeled = PUBLISHED[dataset].labeled if dataset in PUBLISHED else {}
+    if not labeled:
+        return f"{dataset} has no published partition"
+    return (
+        f"the partitions of {dataset} are {', '.join(f'{part} ({n} labelled images)' for part, n in labeled.items())}"
+    )
+
+
+def drawn(part: str, images: float, name: str) -> tuple[int, int] | None:
+    """Number of images and seed of a part that is drawn; None for one that has a list.
+
+    Args:
+        part: a fraction `0.05` or a number `n100`, perhaps with a seed, `n100~3`.
+        images: of the whole data set, to which a fraction refers; infinite where it is not known.
+        name: of the view, for the error.
+
+    Raises:
+        DatasetError: more images than there are, or none.
+    """
+    # a point is what tells a fraction from a folder: `1464` and `1_8` are folders (and float("1_8") is 18)
+    found = re.fullmatch(r"(?:(\d*\.\d+)|n(\d+))(?:~(\d+))?", part)
+    if found is None:
+        return None
+    if found[1] is not None and not 0 < float(found[1]) <= 1:
+        raise DatasetError(f"{name}: the fraction {float(found[1])} is not in (0, 1]")
+    if found[1] is not None:
+        count = max(1, round(float(found[1]) * images)) if math.isfinite(images) else 1
+    else:
+        count = int(found[2])
+    if not 0 < count <= images:
+        raise DatasetError(f"{name}: {count} images of a data set that has {images}")
+    return count, int(found[3] or 0)
+
+
+def published_size(dataset: str, part: str | None, unlabeled: bool) -> int | None:
+    """Images of a view, without reading data; None where only the data can tell."""
+    published = PUBLISHED.get(dataset)
+    if published is None:
+        return None
+    if part is None:
+        return published.images
+    labeled = published.labeled.get(part)
+    if labeled is None:
+        found = drawn(part, published.images, f"{dataset}@{part}")
+        if found is None:
+            return None
+        labeled = found[0]
+    return published.images - labeled if unlabeled else labeled
