@@ -25,6 +25,17 @@ PAGES = {
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
 
 
+def github_slug(heading: str, separator: str = "-") -> str:
+    """The anchor that GitHub gives a heading; mkdocs' own rule merges neighbouring dashes."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", separator)
+
+
+def on_config(config: Any) -> Any:
+    """Headings have the same anchors on the site as on GitHub."""
+    config.mdx_configs["toc"]["slugify"] = github_slug
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages of `PAGES` and one API page for each folder of the package."""
     from mkdocs.structure.files import File

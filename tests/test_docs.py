@@ -39,8 +39,7 @@ def anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ +(.+?) *$", _FENCE.sub("", text), re.MULTILINE)
     found: set[str] = set()
     for heading in headings:
-        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").replace("*", "").lower()
-        slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        slug = hooks.github_slug(re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading))
         found.add(next(s for s in (slug, *(f"{slug}-{i}" for i in range(1, 99))) if s not in found))
     return found
 
@@ -65,9 +64,10 @@ def test_links_between_documents_resolve(document):
 
 
 def test_anchors_are_those_of_github():
-    assert anchors("# A `b` (c), d: e\n## A b c d e\n```sh\n# no\n```\n## [x](y.md) é_1\n") == {
+    assert anchors("# A `b` (c), d: e\n## A b c d e\n## a] - *2026*\n```sh\n# no\n```\n## [x](y.md) é_1\n") == {
         "a-b-c-d-e",
         "a-b-c-d-e-1",
+        "a---2026",
         "x-é_1",
     }
 
