@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import nn
 
-from dearli_d2.modeling.pixel_losses import LOSSES, PixelLoss
+from dearli_d2.modeling.per_pixel.losses import LOSSES, PixelLoss
 
 from .measure import interleaved_seconds
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
-from dearli_d2.modeling.criterion import SetCriterion
-from dearli_d2.modeling.head import MaskFormerHead
-from dearli_d2.modeling.matcher import HungarianMatcher
-from dearli_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
-from dearli_d2.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
+from dearli_d2.modeling.mask2former.criterion import SetCriterion
+from dearli_d2.modeling.mask2former.head import MaskFormerHead
+from dearli_d2.modeling.mask2former.matcher import HungarianMatcher
+from dearli_d2.modeling.mask2former.pixel_decoder import MSDeformAttnPixelDecoder
+from dearli_d2.modeling.mask2former.transformer_decoder import MultiScaleMaskedTransformerDecoder
 
 _PIXEL = "model.pixel_level_module.decoder."
 _DECODER = "model.transformer_module."

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from dearli_d2 import Predictor
 from dearli_d2.data.mappers import resize_labels
 from dearli_d2.evaluation.semantic import confusion, mean_iou, read_semantic
-from dearli_d2.modeling.inference import resize_logits, semantic_inference
-from dearli_d2.modeling.textual_queries import presence_of_targets
+from dearli_d2.methods.hvl.textual_queries import presence_of_targets
+from dearli_d2.modeling.mask2former.inference import resize_logits, semantic_inference
 from dearli_d2.reporting import report_errors
 
 from .diagnosis import begin

@@ -10,8 +10,8 @@ import argparse
 import torch
 from tabulate import tabulate
 
-from dearli_d2.modeling.matcher import HungarianMatcher
-from dearli_d2.modeling.transformer_decoder import DecoderOutput
+from dearli_d2.modeling.mask2former.matcher import HungarianMatcher
+from dearli_d2.modeling.mask2former.transformer_decoder import DecoderOutput
 from dearli_d2.structures import Targets
 
 from .measure import interleaved_seconds

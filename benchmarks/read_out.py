@@ -10,7 +10,7 @@ import argparse
 import torch
 from tabulate import tabulate
 
-from dearli_d2.modeling.inference import panoptic_inference
+from dearli_d2.modeling.mask2former.inference import panoptic_inference
 
 from .measure import interleaved_seconds
 from .reference import loop_panoptic

@@ -12,7 +12,7 @@ def loop_panoptic(
     object_threshold: float,
     overlap_threshold: float,
 ) -> tuple[torch.Tensor, list[dict]]:
-    """Panoptic read-out of one image, one segment at a time; see `dearli_d2.modeling.inference.panoptic_inference`.
+    """Panoptic read-out of one image, one segment at a time; see `dearli_d2.modeling.mask2former.inference.panoptic_inference`.
 
     Args:
         class_logits: (Q, K + 1). mask_logits: (Q, H, W).

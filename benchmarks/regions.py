@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from tabulate import tabulate
 
-from dearli_d2.modeling.losses import cosine_kmeans
-from dearli_d2.modeling.regions import window_seeds
+from dearli_d2.methods.split_matching.regions import window_seeds
+from dearli_d2.modeling.clustering import cosine_kmeans
 
 from .measure import interleaved_seconds
 

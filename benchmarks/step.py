@@ -29,7 +29,7 @@ from dearli_d2.engine.optimizer import autocast, build_optimizer
 from dearli_d2.engine.pseudo_labels import PseudoLabeler
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.modeling import build_model
-from dearli_d2.modeling.inference import resize_logits
+from dearli_d2.modeling.mask2former.inference import resize_logits
 from dearli_d2.structures import Targets
 
 from .measure import compare_steps, synchronize

@@ -36,7 +36,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSIFIER = (
         "linear"  # "linear" (Mask2Former), "text" (M2F-Lang, DEARLi Sec. 3.2), "none" (class-agnostic)
     )
-    cfg.MODEL.DEFORM_ATTN_IMPL = "auto"  # see modeling/deformable_attention.py
+    cfg.MODEL.DEFORM_ATTN_IMPL = "auto"  # see modeling/mask2former/deformable_attention.py
     cfg.MODEL.PIXEL_MEAN = []  # of 0..255 RGB; [] = what the backbone's weights expect, see docs/backbones.md
     cfg.MODEL.PIXEL_STD = []
 

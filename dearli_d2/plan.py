@@ -34,7 +34,7 @@ from .engine.teacher import has_ramp
 from .errors import ConfigError, DearliError
 from .masks.storage import MaskFolder
 from .modeling import build_model
-from .modeling.meta_arch.base import input_divisor
+from .modeling.segmenter import input_divisor
 from .reporting import report_errors
 
 _BYTES = 4  # of an fp32 number

@@ -51,7 +51,7 @@ from .data.taxonomy import Taxonomy, named, same_classes
 from .errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from .files import file_digest, write_atomically
 from .modeling import build_model
-from .modeling.semantic import class_segments
+from .modeling.per_pixel.semantic import class_segments
 from .prediction_folder import Inputs, PredictionFolder, find_inputs
 from .reporting import is_out_of_memory, report_errors
 from .visualization import prediction_picture

@@ -155,7 +155,7 @@ def schedules() -> dict:
 
 def deformable_attention() -> dict:
     """Each implementation at the pixel decoder's size, 16 images, forward and backward."""
-    from dearli_d2.modeling import deformable_attention as module
+    from dearli_d2.modeling.mask2former import deformable_attention as module
 
     batch, side = (1, 64) if DRY else (2 * IMAGES, SIZE)
     shapes = [(side // 32, side // 32), (side // 16, side // 16), (side // 8, side // 8)]

@@ -13,7 +13,7 @@ from dearli_d2.engine.evaluation import evaluate
 from dearli_d2.engine.hooks import PictureHook, PseudoLabelMonitor
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.masks.sam import SamGenerator
-from dearli_d2.modeling import criterion
+from dearli_d2.modeling.mask2former import criterion
 from tests.conftest import SSL
 from tests.masks.test_masks import scene, tiny_sam
 from tests.pretend_cuda import CUDA, DeviceMix, PretendCuda, TwoRanks, move

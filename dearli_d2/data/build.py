@@ -9,8 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..errors import DatasetError
-from ..masks.regions import RegionFolder
 from ..masks.storage import MaskFolder
+from ..methods.split_matching.data import ZeroShotTrainMapper
+from ..methods.split_matching.region_folder import RegionFolder
 from .captions import prepared_for
 from .catalog import class_source, dataset_dicts, taxonomy_of
 from .mappers import (
@@ -23,7 +24,7 @@ from .mappers import (
 from .streams import RareClassOrder, build_stream
 from .taxonomy import first_difference
 from .views import ColorAugmentation, StrongPhotometry, WeakGeometry, scale_steps
-from .zero_shot import ZeroShotTrainMapper, unseen_classes, without_classes
+from .zero_shot import unseen_classes, without_classes
 
 
 def labeled_dicts(cfg: CfgNode, key: str = "TRAIN") -> list[dict]:

@@ -1,19 +1,10 @@
-"""Zero-shot data: classes that training must not see, and the views that regions need."""
+"""Zero-shot data: classes that training must not see."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-import numpy as np
-import torch
-from PIL import Image
-
-from ..errors import ConfigError, DatasetError
-from ..masks.regions import RegionFolder
-from ..structures import Targets
-from .mappers import PanopticTrainMapper, read_image, read_panoptic, segment_ids, semantic_targets
-from .preparation import ids_to_rgb
+from ..errors import ConfigError
 from .taxonomy import Taxonomy
 
 
@@ -46,69 +37,3 @@ def without_classes(dicts: list[dict], unseen: tuple[int, ...]) -> list[dict]:
         }
         for d in dicts
     ]
-
-
-def unannotated_pixels(dataset_dict: dict) -> np.ndarray:
-    """(H, W) bool: pixels of no listed segment."""
-    ids = segment_ids(read_panoptic(dataset_dict["pan_seg_file_name"]))
-    return ~np.isin(ids, [s["id"] for s in dataset_dict["segments_info"]])
-
-
-def whole_image(dataset_dict: dict, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The image as a square, (3, size, size) uint8, and its unannotated pixels, (size, size) bool."""
-    image = square(read_image(dataset_dict["file_name"]), size)
-    return (
-        torch.from_numpy(image.transpose(2, 0, 1).copy()),
-        torch.from_numpy(square(unannotated_pixels(dataset_dict), size)),
-    )
-
-
-def square(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) uint8 or (H, W) bool to a square of `size` pixels; bool by the nearest pixel."""
-    if image.dtype == bool:
-        return np.array(Image.fromarray(image.astype(np.uint8)).resize((size, size), Image.NEAREST)).astype(bool)
-    return np.array(Image.fromarray(image).resize((size, size), Image.BILINEAR))
-
-
-def zero_shot_targets(ids: np.ndarray, segments_info: list[dict]) -> Targets:
-    """As `semantic_targets`, but pixels without annotation are pixels of none of the classes."""
-    return replace(semantic_targets(ids, segments_info), valid=None)
-
-
-class ZeroShotTrainMapper(PanopticTrainMapper):
-    """Labelled images of the seen classes, and what regions need.
-
-    Args:
-        unseen: ids that no label may have. size: side in pixels of the whole image as CLIP sees it.
-        cache: folder of regions; None = they are made in training.
-        others: see `PanopticTrainMapper`.
-    """
-
-    def __init__(self, *options, unseen: tuple[int, ...], size: int, cache: RegionFolder | None = None) -> None:
-        super().__init__(*options, targets=zero_shot_targets)
-        self.unseen, self.size, self.cache = set(unseen), size, cache
-
-    def __call__(self, dataset_dict: dict) -> dict:
-        """Also "pixels" (S, S) int32, which pixel of the whole image as a square is behind each pixel of the view (-1 =
-        padding); "regions" from the cache, or "whole_image" (3, s, s) uint8 and "unannotated" (s, s) bool.
-
-        Raises:
-            DatasetError: labels of an unseen class.
-        """
-        left = {s["category_id"] for s in dataset_dict["segments_info"]} & self.unseen
-        if left:
-            raise DatasetError(
-                f"{dataset_dict['file_name']}: its labels hold the unseen class {min(left)}; training on it is refused"
-            )
-        sample, view = self.sample_and_view(dataset_dict)
-        height, width = dataset_dict["height"], dataset_dict["width"]
-        rows, columns = np.arange(height) * self.size // height, np.arange(width) * self.size // width
-        moved = view.transform.apply_segmentation(ids_to_rgb(rows[:, None] * self.size + columns))
-        pixels = np.full((self.pad_to, self.pad_to), -1, np.int32)
-        pixels[: moved.shape[0], : moved.shape[1]] = segment_ids(moved)
-        sample["pixels"] = torch.from_numpy(pixels)
-        cached = None if self.cache is None else self.cache.read(dataset_dict["file_name"])
-        if cached is not None:
-            return {**sample, "regions": cached}
-        whole, unannotated = whole_image(dataset_dict, self.size)
-        return {**sample, "whole_image": whole, "unannotated": unannotated}

@@ -21,7 +21,7 @@ from ..data.taxonomy import Taxonomy, named, same_classes
 from ..evaluation import build_evaluator
 from ..evaluation.report import scalars, tables, write_results
 from ..files import picture_names
-from ..modeling.semantic import class_segments
+from ..modeling.per_pixel.semantic import class_segments
 from ..visualization import save_comparison
 from .optimizer import autocast
 

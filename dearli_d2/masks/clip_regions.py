@@ -21,15 +21,15 @@ from detectron2.config import CfgNode
 from ..arguments import add_config_file, add_overrides, command_parser, positive
 from ..config import get_config
 from ..data.build import labeled_dicts
-from ..data.zero_shot import whole_image
 from ..errors import ConfigError
+from ..methods.split_matching.data import whole_image
+from ..methods.split_matching.region_folder import RegionFolder
+from ..methods.split_matching.regions import RegionFinder, region_masks
 from ..modeling import build_model
-from ..modeling.regions import RegionFinder, region_masks
 from ..reporting import report_errors
 from ..structures import Regions
 from ..visualization import save_mask_picture
 from .generate import default_device, generate, parse_shard
-from .regions import RegionFolder
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Models. Importing this package registers the backbones and meta-architectures with detectron2."""
+"""Models: the shared parts, and `build_model`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ from torch import nn
 from ..data.catalog import class_source, taxonomy_of
 from ..data.taxonomy import Taxonomy
 from ..errors import ConfigError, DatasetError
+from ..methods import load_methods
 from ..pretrained import keep_activation
 from .backbone import open_clip as _open_clip  # noqa: F401  registration
 from .backbone import timm as _timm  # noqa: F401  registration
-from .meta_arch import dpt_segmenter as _dpt_segmenter  # noqa: F401  registration
-from .meta_arch import hvl as _hvl  # noqa: F401  registration
-from .meta_arch import mask_former as _mask_former  # noqa: F401  registration
-from .meta_arch import segkc as _segkc  # noqa: F401  registration
-from .meta_arch import semidavil as _semidavil  # noqa: F401  registration
-from .meta_arch import split_matching as _split_matching  # noqa: F401  registration
-from .meta_arch.base import Segmenter
+from .mask2former import segmenter as _segmenter  # noqa: F401  registration
+from .segmenter import Segmenter
 from .unused import freeze_unused
 
 _RESNET = "build_resnet_backbone"  # the one of detectron2's backbones whose maps are res2..res5
@@ -51,6 +47,7 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
         )
     if taxonomy is not None and cfg.MODEL.TEXT.CLASS_NAMES:
         taxonomy = taxonomy.with_names_of(cfg.MODEL.TEXT.CLASS_NAMES)
+    load_methods()
     architectures = {
         n: kind for n, kind in META_ARCH_REGISTRY if isinstance(kind, type) and issubclass(kind, Segmenter)
     }

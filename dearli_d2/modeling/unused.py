@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import ConfigError
-from .meta_arch.base import Segmenter, input_divisor
+from .segmenter import Segmenter, input_divisor
 
 _SIDE = 2  # of the probe, in what the network's input is a multiple of
 

@@ -14,14 +14,13 @@ from dearli_d2.config import get_config
 from dearli_d2.engine import metrics
 from dearli_d2.engine.launch import launch
 from dearli_d2.engine.trainer import DualStreamTrainer
-from dearli_d2.modeling.criterion import SetCriterion
-from dearli_d2.modeling.losses import dyce_loss
-from dearli_d2.modeling.matcher import HungarianMatcher, Matches
-from dearli_d2.modeling.pixel_losses import LOSSES, PixelLoss
+from dearli_d2.methods.hvl.vision_language import region_losses
+from dearli_d2.methods.split_matching.matching import SplitTargets, candidate_cosine, pixel_losses
+from dearli_d2.modeling.mask2former.criterion import SetCriterion
+from dearli_d2.modeling.mask2former.matcher import HungarianMatcher, Matches
+from dearli_d2.modeling.mask2former.transformer_decoder import DecoderOutput
+from dearli_d2.modeling.per_pixel.losses import LOSSES, PixelLoss, dyce_loss
 from dearli_d2.modeling.ranks import mean_over_ranks
-from dearli_d2.modeling.split_matching import SplitTargets, candidate_cosine, pixel_losses
-from dearli_d2.modeling.transformer_decoder import DecoderOutput
-from dearli_d2.modeling.vision_language import region_losses
 from dearli_d2.structures import Targets
 from tests.conftest import MINI_OVERRIDES, REPO
 from tests.engine.test_trainer import losses_of

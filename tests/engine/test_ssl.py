@@ -30,7 +30,7 @@ def test_pseudo_labels_are_the_read_out_cut_to_valid_pixels(ssl_config):
     valid[:50, :40] = True
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     targets = model.pseudo_label([{"image": image, "inside": valid}, {"image": image}])
-    from dearli_d2.modeling.inference import panoptic_inference, resize_logits
+    from dearli_d2.modeling.mask2former.inference import panoptic_inference, resize_logits
 
     with torch.no_grad():
         logits, masks = model.predict(model.preprocess([{"image": image}]).tensor, 0.6)

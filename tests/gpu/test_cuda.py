@@ -7,8 +7,8 @@ import torch
 
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.modeling import build_model
-from dearli_d2.modeling.deformable_attention import multi_scale_deformable_attention
-from dearli_d2.modeling.inference import panoptic_regions
+from dearli_d2.modeling.mask2former.deformable_attention import multi_scale_deformable_attention
+from dearli_d2.modeling.mask2former.inference import panoptic_regions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -67,7 +67,7 @@ def test_domain_adaptation_steps(mini_config, dtype, head):
 
 
 def test_dyce_equals_the_cpu():
-    from dearli_d2.modeling.losses import dyce_loss
+    from dearli_d2.modeling.per_pixel.losses import dyce_loss
 
     logits, target = torch.randn(2, 19, 40, 50), torch.randint(0, 19, (2, 40, 50))
     target[:, :7] = 255
@@ -137,7 +137,7 @@ def test_split_matching_steps(mini_config, dtype):
 
 
 def test_kmeans_equals_the_cpu():
-    from dearli_d2.modeling.losses import cosine_kmeans
+    from dearli_d2.modeling.clustering import cosine_kmeans
 
     points = torch.nn.functional.normalize(torch.randn(4, 256, 32), dim=-1)
     here, there = cosine_kmeans(points, points[:, ::32]), cosine_kmeans(points.cuda(), points[:, ::32].cuda())

@@ -147,7 +147,7 @@ def test_fine_tuned_clip_learns_in_the_image_tower_only():
 
 def test_clip_dense_features_pool_to_clips_own_image_embedding():
     """A mask that covers everything gives what open_clip computes for the image."""
-    from dearli_d2.modeling.ensembling import mask_pool
+    from dearli_d2.modeling.clip.ensembling import mask_pool
 
     backbone = OpenCLIPConvNeXt("miniworld-convnext", "shipped").eval()
     images = torch.randn(2, 3, 64, 64)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dearli_d2.modeling.criterion import SetCriterion
-from dearli_d2.modeling.losses import mask_bce, mask_dice, sample_points
-from dearli_d2.modeling.matcher import HungarianMatcher
-from dearli_d2.modeling.transformer_decoder import DecoderOutput
+from dearli_d2.modeling.mask2former.criterion import SetCriterion
+from dearli_d2.modeling.mask2former.losses import mask_bce, mask_dice, sample_points
+from dearli_d2.modeling.mask2former.matcher import HungarianMatcher
+from dearli_d2.modeling.mask2former.transformer_decoder import DecoderOutput
 from dearli_d2.structures import Targets
 
 

@@ -10,8 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from dearli_d2.config_schema import SCHEMA
-from dearli_d2.modeling import deformable_attention
-from dearli_d2.modeling.deformable_attention import IMPLEMENTATIONS, MSDeformAttn, multi_scale_deformable_attention
+from dearli_d2.modeling.mask2former import deformable_attention
+from dearli_d2.modeling.mask2former.deformable_attention import (
+    IMPLEMENTATIONS,
+    MSDeformAttn,
+    multi_scale_deformable_attention,
+)
 
 SHAPES = [(5, 7), (3, 4), (2, 1)]
 HERE = [name for name in IMPLEMENTATIONS if name != "triton" or importlib.util.find_spec("triton")]

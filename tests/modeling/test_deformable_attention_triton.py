@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dearli_d2.errors import ConfigError
-from dearli_d2.modeling import deformable_attention as plain
+from dearli_d2.modeling.mask2former import deformable_attention as plain
 
 pytest.importorskip("triton")
-from dearli_d2.modeling.deformable_attention_triton import deformable_attention, runs_on
+from dearli_d2.modeling.mask2former.deformable_attention_triton import deformable_attention, runs_on
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -116,7 +116,7 @@ def test_without_a_device_nothing_is_tried():
 
 
 def test_a_kernel_that_does_not_build_is_reported_once(monkeypatch, caplog):
-    from dearli_d2.modeling import deformable_attention_triton as module
+    from dearli_d2.modeling.mask2former import deformable_attention_triton as module
 
     def fails(*args):
         raise RuntimeError("Failed to find C compiler")
@@ -130,7 +130,7 @@ def test_a_kernel_that_does_not_build_is_reported_once(monkeypatch, caplog):
 def test_asking_for_triton_without_triton_is_an_error_of_the_config(monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, "dearli_d2.modeling.deformable_attention_triton", None)
+    monkeypatch.setitem(sys.modules, "dearli_d2.modeling.mask2former.deformable_attention_triton", None)
     value, locations, weights = inputs([(2, 2)])
     with pytest.raises(ConfigError, match=r"MODEL\.DEFORM_ATTN_IMPL"):
         plain.multi_scale_deformable_attention(value, [(2, 2)], locations, weights, "triton")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dearli_d2.modeling.ensembling import geometric_ensemble, mask_pool
+from dearli_d2.modeling.clip.ensembling import geometric_ensemble, mask_pool
 
 
 def logits(classes=6, scale=5.0):

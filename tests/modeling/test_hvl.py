@@ -16,11 +16,9 @@ from dearli_d2.data.catalog import taxonomy_of
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.errors import ConfigError
-from dearli_d2.modeling import build_model
-from dearli_d2.modeling.matcher import HungarianMatcher
-from dearli_d2.modeling.meta_arch.hvl import check_query_memory
-from dearli_d2.modeling.textual_matcher import TextualMatcher
-from dearli_d2.modeling.textual_queries import (
+from dearli_d2.methods.hvl.model import check_query_memory
+from dearli_d2.methods.hvl.textual_matcher import TextualMatcher
+from dearli_d2.methods.hvl.textual_queries import (
     PixelTextExchange,
     background_classes,
     diversity_loss,
@@ -28,8 +26,10 @@ from dearli_d2.modeling.textual_queries import (
     presence_of_logits,
     presence_of_targets,
 )
-from dearli_d2.modeling.transformer_decoder import DecoderOutput
-from dearli_d2.modeling.vision_language import masked_regions, region_losses
+from dearli_d2.methods.hvl.vision_language import masked_regions, region_losses
+from dearli_d2.modeling import build_model
+from dearli_d2.modeling.mask2former.matcher import HungarianMatcher
+from dearli_d2.modeling.mask2former.transformer_decoder import DecoderOutput
 from dearli_d2.structures import Targets
 
 K, LEVELS = 16, 3

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.reference import loop_panoptic
-from dearli_d2.modeling.inference import instance_inference, panoptic_inference, semantic_inference
+from dearli_d2.modeling.mask2former.inference import instance_inference, panoptic_inference, semantic_inference
 
 
 def random_predictions(batch=2, queries=12, classes=5, size=(20, 24), seed=0):

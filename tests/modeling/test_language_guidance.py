@@ -13,8 +13,8 @@ from dearli_d2.engine.classmix import ClassMix
 from dearli_d2.engine.pseudo_labels import PseudoLabeler
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.errors import DatasetError
+from dearli_d2.methods.semidavil.guidance import CaptionEncoder, DenseLanguageGuidance
 from dearli_d2.modeling import build_model
-from dearli_d2.modeling.language_guidance import CaptionEncoder, DenseLanguageGuidance
 
 
 def sample(caption="a picture of grass and striped red"):

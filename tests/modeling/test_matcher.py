@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dearli_d2.modeling import matcher as matcher_module
-from dearli_d2.modeling.losses import image_of_target
-from dearli_d2.modeling.matcher import HungarianMatcher, pairwise_mask_cost
-from dearli_d2.modeling.transformer_decoder import DecoderOutput
+from dearli_d2.modeling.mask2former import matcher as matcher_module
+from dearli_d2.modeling.mask2former.losses import image_of_target
+from dearli_d2.modeling.mask2former.matcher import HungarianMatcher, pairwise_mask_cost
+from dearli_d2.modeling.mask2former.transformer_decoder import DecoderOutput
 from dearli_d2.structures import Targets
 
 

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 
 from dearli_d2.config_schema import SCHEMA
 from dearli_d2.errors import ConfigError
-from dearli_d2.modeling import pixel_losses
-from dearli_d2.modeling.losses import dyce_loss
-from dearli_d2.modeling.pixel_losses import (
+from dearli_d2.modeling.per_pixel import losses as pixel_losses
+from dearli_d2.modeling.per_pixel.losses import (
     LOSSES,
     PixelLoss,
     consistency_loss,
@@ -18,6 +17,7 @@ from dearli_d2.modeling.pixel_losses import (
     distillation_loss,
     dual_cross_entropy_loss,
     dual_focal_loss,
+    dyce_loss,
     focal_loss,
     pixel_cross_entropy,
     summed_loss,

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from dearli_d2.errors import ConfigError
-from dearli_d2.modeling.prompts import PromptLearner, anchor_loss, text_tower_of, topology_loss
+from dearli_d2.methods.hvl.prompts import PromptLearner, anchor_loss, topology_loss
+from dearli_d2.modeling.clip.text_tower import text_tower_of
 
 
 @pytest.fixture

@@ -13,14 +13,21 @@ from sklearn.cluster import KMeans
 
 from dearli_d2.data.build import build_labeled_mapper, labeled_dicts
 from dearli_d2.data.streams import seeded
-from dearli_d2.data.zero_shot import square, unannotated_pixels, whole_image
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError
 from dearli_d2.masks.clip_regions import fill, main
-from dearli_d2.masks.regions import RegionFolder
+from dearli_d2.methods.split_matching.data import square, unannotated_pixels, whole_image
+from dearli_d2.methods.split_matching.region_folder import RegionFolder
+from dearli_d2.methods.split_matching.regions import (
+    RegionSettings,
+    candidate_masks,
+    cluster,
+    fuse,
+    region_masks,
+    window_seeds,
+)
 from dearli_d2.modeling import build_model
-from dearli_d2.modeling.losses import cosine_kmeans
-from dearli_d2.modeling.regions import RegionSettings, candidate_masks, cluster, fuse, region_masks, window_seeds
+from dearli_d2.modeling.clustering import cosine_kmeans
 from dearli_d2.structures import Regions
 from tests.conftest import REPO
 

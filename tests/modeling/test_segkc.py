@@ -17,9 +17,9 @@ from dearli_d2.engine.optimizer import parameter_groups
 from dearli_d2.engine.pseudo_labels import PseudoLabeler
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, WeightsError
+from dearli_d2.methods.dpt.model import DPTSegmenter
+from dearli_d2.methods.segkc.model import Consultation
 from dearli_d2.modeling import build_model
-from dearli_d2.modeling.meta_arch.dpt_segmenter import DPTSegmenter
-from dearli_d2.modeling.meta_arch.segkc import Consultation
 from dearli_d2.predict import Predictor
 from dearli_d2.structures import Targets
 from tests.conftest import SSL, train_until

@@ -7,8 +7,14 @@ import math
 import pytest
 import torch
 
-from dearli_d2.modeling.inference import semantic_inference
-from dearli_d2.modeling.semantic import confident_targets, entropy, normalized, semantic_argmax, sliding_window
+from dearli_d2.modeling.mask2former.inference import semantic_inference
+from dearli_d2.modeling.per_pixel.semantic import (
+    confident_targets,
+    entropy,
+    normalized,
+    semantic_argmax,
+    sliding_window,
+)
 
 
 def test_read_outs_agree_on_crisp_masks():

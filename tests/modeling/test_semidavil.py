@@ -11,8 +11,8 @@ from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError
 from dearli_d2.modeling import build_model
-from dearli_d2.modeling.pixel_losses import dyce_loss
-from dearli_d2.modeling.prompts import text_tower_of
+from dearli_d2.modeling.clip.text_tower import text_tower_of
+from dearli_d2.modeling.per_pixel.losses import dyce_loss
 from dearli_d2.structures import Targets
 from tests.conftest import train_until
 

@@ -20,9 +20,7 @@ from dearli_d2.data.zero_shot import without_classes
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, DatasetError
 from dearli_d2.evaluation.semantic import seen_and_unseen
-from dearli_d2.modeling import build_model
-from dearli_d2.modeling.losses import mask_iou, sigmoid_focal
-from dearli_d2.modeling.split_matching import (
+from dearli_d2.methods.split_matching.matching import (
     FocalIoUMatcher,
     SplitCriterion,
     SplitMatcher,
@@ -31,7 +29,9 @@ from dearli_d2.modeling.split_matching import (
     label_map,
     pixel_losses,
 )
-from dearli_d2.modeling.transformer_decoder import DecoderOutput
+from dearli_d2.modeling import build_model
+from dearli_d2.modeling.mask2former.losses import mask_iou, sigmoid_focal
+from dearli_d2.modeling.mask2former.transformer_decoder import DecoderOutput
 from dearli_d2.structures import Targets
 
 SEEN_QUERIES, CANDIDATES, NUM_SEEN, WIDTH = 6, 4, 5, 8

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from dearli_d2.errors import ConfigError
 from dearli_d2.modeling.backbone.open_clip import build_clip
-from dearli_d2.modeling.prompts import text_tower_of
-from dearli_d2.modeling.text import Vocabulary, build_vocabulary, read_templates
+from dearli_d2.modeling.clip.text import Vocabulary, build_vocabulary, read_templates
+from dearli_d2.modeling.clip.text_tower import text_tower_of
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def keys(tmp_path):
 def test_cache_returns_the_same_without_encoding_again(clip, tmp_path, monkeypatch):
     first = build_vocabulary(clip, "miniworld-convnext", [["grass"]], ["a {}."]).embeddings
     assert len(keys(tmp_path)) == 1
-    monkeypatch.setattr("dearli_d2.modeling.text._encode", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr("dearli_d2.modeling.clip.text._encode", lambda *_: pytest.fail("encoded again"))
     assert torch.equal(first, build_vocabulary(clip, "miniworld-convnext", [["grass"]], ["a {}."]).embeddings)
 
 
@@ -130,7 +130,7 @@ def test_a_damaged_cache_file_is_made_again(clip, tmp_path):
 
 def test_every_weight_of_the_text_tower_changes_the_cache_key(clip):
     """Also one number deep in a block, and the last number of a large table."""
-    from dearli_d2.modeling.text import _fingerprint
+    from dearli_d2.modeling.clip.text import _fingerprint
 
     tokens = [torch.tensor([[1, 2, 3]])]
     before = _fingerprint(clip, tokens)
@@ -155,7 +155,7 @@ def test_activation_heads_tokens_and_nothing_of_the_image_tower_change_the_cache
 
     from open_clip.transformer import QuickGELU
 
-    from dearli_d2.modeling.text import _fingerprint
+    from dearli_d2.modeling.clip.text import _fingerprint
 
     tokens = [torch.tensor([[1, 2, 3]])]
     before = _fingerprint(clip, tokens)

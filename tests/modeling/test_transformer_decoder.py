@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dearli_d2.modeling.transformer_decoder import DecoderOutput, attend, attention_mask
+from dearli_d2.modeling.mask2former.transformer_decoder import DecoderOutput, attend, attention_mask
 
 
 def test_a_query_looks_inside_its_mask_or_everywhere_when_that_is_empty():

@@ -17,7 +17,7 @@ import torch
 from dearli_d2 import build_model, get_config
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.teacher import EMATeacher
-from dearli_d2.modeling.text import VILD_TEMPLATES, Vocabulary, build_vocabulary
+from dearli_d2.modeling.clip.text import VILD_TEMPLATES, Vocabulary, build_vocabulary
 from dearli_d2.structures import Targets
 from tests.conftest import REPO
 from tests.parity import official

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dearli_d2.modeling.losses import dyce_loss
+from dearli_d2.modeling.per_pixel.losses import dyce_loss
 
 CHECKOUT = os.environ.get("OFFICIAL_SEMIDAVIL", "")
 pytestmark = pytest.mark.skipif(not CHECKOUT, reason="OFFICIAL_SEMIDAVIL names no checkout of SemiDAViL's code")

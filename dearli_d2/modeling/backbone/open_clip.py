@@ -19,8 +19,8 @@ from torch import nn
 from ...errors import ConfigError, WeightsError
 from ...pretrained import OPENAI_MEAN, OPENAI_STD, SHIPPED, clip_facts, no_such_tag, text_keys
 from ...weights import read_state_dict
-from ..ensembling import clip_head, mask_pool
-from ..prompts import text_tower_of
+from ..clip.ensembling import clip_head, mask_pool
+from ..clip.text_tower import text_tower_of
 from . import tiny_clip  # makes the shipped model known to open_clip
 from .pyramid import SimpleFeaturePyramid
 

@@ -129,7 +129,7 @@ def save(model: nn.Module, path: Path) -> None:
 def oracle_accuracy(model: nn.Module, scenes: int = 100, seed: int = 0) -> dict[str, float]:
     """Share of segments whose class is right when dense features are pooled under ground-truth masks (the
     counterpart of the paper's Fig. 3), on scenes of the val split: for things, stuff and all."""
-    from ..ensembling import clip_head, mask_pool
+    from ..clip.ensembling import clip_head, mask_pool
 
     tokenizer = open_clip.get_tokenizer(NAME)
     text = torch.stack(

@@ -1,0 +1,379 @@
+"""HVL: queries from class names, refined by the image, beside free queries; semantic segmentation (Nadeem et al.)."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList
+
+from ...data.taxonomy import Taxonomy
+from ...errors import ConfigError
+from ...modeling.backbone.open_clip import OpenCLIPBackbone
+from ...modeling.clip.language import clip_normalization, language_beside
+from ...modeling.clip.text import build_vocabulary, read_templates
+from ...modeling.clip.text_tower import text_tower_of
+from ...modeling.mask2former.inference import resize_logits, semantic_inference
+from ...modeling.mask2former.segmenter import MaskFormer
+from ...modeling.mask2former.transformer_decoder import DecoderOutput, GivenQueries
+from ...modeling.per_pixel.semantic import confident_targets, entropy, normalized, semantic_argmax
+from ...modeling.segmenter import BackbonePaths, levels_of
+from ...structures import Targets
+from .prompts import PromptGenerator, PromptLearner, prompt_loss
+from .textual_matcher import TextualMatcher
+from .textual_queries import (
+    PixelTextExchange,
+    TextualQueryGenerator,
+    background_classes,
+    diversity_loss,
+    presence_of_cells,
+    presence_of_logits,
+    presence_of_targets,
+)
+from .vision_language import masked_regions, region_losses
+
+_LEVELS = 3  # of the pixel decoder
+# class logits of a query that takes no part
+_SILENT = 20.0
+
+
+@dataclass(frozen=True)
+class HVLOptions:
+    """Keys `MODEL.HVL.*`, see `config`."""
+
+    textual_queries: bool = True
+    refinement: bool = True
+    joint: bool = True
+    prompt_tokens: int = 8
+    per_class_prompts: bool = False
+    presence: str = "image"
+    presence_threshold: float = 0.05
+    inference: str = "marginal"
+    diversity_weight: float = 0.1
+    prompt_weight: float = 0.1
+    anchor_beta: float = 1.0
+    vl_weight: float = 0.1
+    align_weight: float = 1.0
+    mask_weight: float = 1.0
+    temperature: float = 0.07
+    entropy_weight: float = 0.01
+    confidence: float = 0.95
+
+
+@META_ARCH_REGISTRY.register()
+class HVL(MaskFormer):
+    """Mask2Former whose queries are, for each class and level, made from the class's name (HTQG), exchange information with
+    the pixels inside the pixel decoder (PTRM), and are decoded together with free queries (DQTD).
+
+    With `textual_queries` off and all weights 0 it is Mask2Former with a semantic read-out.
+
+    Args:
+        options: see `HVLOptions`.
+        language: the CLIP model that gives text and zero-shot recognition; the backbone itself, or a frozen one beside it.
+        templates: fixed prompts of CLIP's own text embeddings.
+        level_dims: (channels of the queries, heads, feed-forward channels, layers of the pixel decoder).
+        core: see `MaskFormer`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        options: HVLOptions,
+        language: OpenCLIPBackbone | None,
+        fixed_templates: Sequence[str],
+        level_dims: tuple[int, int, int, int],
+        **core,
+    ) -> None:
+        super().__init__(**core)
+        self.options = options
+        self.fixed_templates = fixed_templates
+        self._fixed: torch.Tensor | None = None
+        self.classes = len(self.criterion.empty_weight) - 1
+        if not options.textual_queries:
+            return
+        shared = language is None  # the backbone is the language model
+        if not shared:
+            self.language_model = language
+        self.reference_tower = None
+        if shared and not self.backbone.frozen:  # the start weights of the encoder, for presence and reference features
+            self.reference_tower = copy.deepcopy(self.backbone.clip_model.visual).requires_grad_(False).eval()
+        dim, heads, feedforward_dim, layers = level_dims
+        self.levels = self.sem_seg_head.predictor.num_levels
+        self.generator = TextualQueryGenerator(self.language.embedding_dim, dim, self.levels)
+        self.exchange = PixelTextExchange(layers, dim, heads, feedforward_dim) if options.refinement else None
+        self.prompts = PromptLearner(
+            text_tower_of(self.language.clip_model), options.prompt_tokens, self.classes, options.per_class_prompts
+        )
+        self.prompt_generator = PromptGenerator(self.language.embedding_dim)
+        self.register_buffer("background", torch.zeros(self.classes, dtype=torch.bool), persistent=False)
+        if self.taxonomy is not None:
+            self._name_prompts()
+        self.criterion.matcher = TextualMatcher(self.criterion.matcher, self.classes, self.levels)
+
+    @classmethod
+    def from_config(cls, cfg, taxonomy: Taxonomy | None = None) -> dict:
+        core = MaskFormer.from_config(cfg, taxonomy)
+        hvl, decoder = cfg.MODEL.HVL, cfg.MODEL.PIXEL_DECODER
+        language = language_beside(cfg, core["backbone"]) if hvl.TEXTUAL_QUERIES else None
+        return {
+            **core,
+            "options": HVLOptions(
+                textual_queries=hvl.TEXTUAL_QUERIES,
+                refinement=hvl.REFINEMENT,
+                joint=hvl.JOINT_DECODER,
+                prompt_tokens=hvl.PROMPT_TOKENS,
+                per_class_prompts=hvl.PER_CLASS_PROMPTS,
+                presence=hvl.PRESENCE,
+                presence_threshold=hvl.PRESENCE_THRESHOLD,
+                inference=hvl.INFERENCE,
+                diversity_weight=hvl.DIVERSITY_WEIGHT,
+                prompt_weight=hvl.PROMPT_WEIGHT,
+                anchor_beta=hvl.ANCHOR_BETA,
+                vl_weight=hvl.VL_WEIGHT,
+                align_weight=hvl.ALIGN_WEIGHT,
+                mask_weight=hvl.MASK_WEIGHT,
+                temperature=hvl.TEMPERATURE,
+                entropy_weight=hvl.ENTROPY_WEIGHT,
+                confidence=cfg.SSL.CONFIDENCE,
+            ),
+            "language": language,
+            "fixed_templates": read_templates(cfg.MODEL.TEXT.TEMPLATES),
+            "level_dims": (decoder.DIM, decoder.HEADS, decoder.FEEDFORWARD_DIM, decoder.LAYERS),
+        }
+
+    def check_training(self, cfg: CfgNode) -> None:
+        check_query_memory(cfg)
+
+    def train(self, mode: bool = True) -> HVL:
+        super().train(mode)
+        if getattr(self, "reference_tower", None) is not None:
+            self.reference_tower.eval()
+        return self
+
+    # ------------------------------------------------------------------------------------------ text and presence
+
+    @property
+    def language(self) -> OpenCLIPBackbone:
+        """The CLIP model behind text and presence."""
+        return getattr(self, "language_model", self.backbone)
+
+    def set_taxonomy(self, taxonomy: Taxonomy) -> None:
+        super().set_taxonomy(taxonomy)
+        if self.options.textual_queries:
+            self._name_prompts()
+
+    def forget_vocabulary(self) -> None:
+        super().forget_vocabulary()
+        self._fixed = None
+
+    def _name_prompts(self) -> None:
+        self.prompts.set_names(self.language.arch, self.taxonomy.main_text_names)
+        self.background.copy_(background_classes(self.taxonomy.names))
+
+    def fixed_text(self) -> torch.Tensor:
+        """(K, E) unit-norm CLIP embeddings of the class names with the fixed prompt."""
+        if self._fixed is None:
+            if self.taxonomy is None:
+                raise ConfigError(
+                    "textual queries have no class names: register the data set of DATASETS.TRAIN or load a checkpoint"
+                )
+            names = [(name,) for name in self.taxonomy.main_text_names]
+            language = self.language
+            self._fixed = build_vocabulary(language.clip_model, language.arch, names, self.fixed_templates).embeddings
+        self._fixed = self._fixed.to(self.device)
+        return self._fixed
+
+    @torch.no_grad()
+    def _reference(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the frozen CLIP image tower gives for normalised images."""
+        language = self.language
+        if language is not self.backbone:  # its normalisation may be another
+            mean, std = (x.to(images.device) for x in clip_normalization(language))
+            images = (images * self.pixel_std + self.pixel_mean - mean) / std
+        return language.encode(images, self.reference_tower)
+
+    @torch.no_grad()
+    def zero_shot_presence(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, K) in 0..1 for normalised images, 0 = absent; each image has at least one class, and "background" always."""
+        options, language, text = self.options, self.language, self.fixed_text()
+        if options.presence == "all":
+            return torch.ones(len(images), self.classes, device=images.device)
+        features, tower = self._reference(images), self.reference_tower
+        with torch.autocast(images.device.type, enabled=False):  # scaled by up to 100
+            if options.presence == "image":
+                similarity = language.embed_image(features, tower).float() @ text.T
+                return presence_of_logits(
+                    language.logit_scale() * similarity, options.presence_threshold, self.background
+                )
+            cells = language.embed_dense(features, tower).float().flatten(2).transpose(1, 2) @ text.T
+            return presence_of_cells(language.logit_scale() * cells, options.presence_threshold, self.background)
+
+    def presence(self, images: torch.Tensor, targets: Sequence[Targets], labeled: Sequence[bool]) -> torch.Tensor:
+        """(B, K): of the ground truth for labelled images, else of zero-shot CLIP; also for a labelled image without any
+        segment. "background" is always present."""
+        if self.options.presence == "all":
+            return torch.ones(len(images), self.classes, device=images.device)
+        presence = presence_of_targets([t.labels for t in targets], self.background)
+        guessed = [i for i, (t, known) in enumerate(zip(targets, labeled, strict=True)) if not (known and len(t))]
+        if guessed:
+            presence[guessed] = self.zero_shot_presence(images[guessed])
+        return presence
+
+    # ------------------------------------------------------------------------------------------ passes
+
+    def decode(
+        self, features: dict[str, torch.Tensor], presence: torch.Tensor | None, queries: torch.Tensor | None
+    ) -> DecoderOutput:
+        """Pixel decoder and transformer decoder with textual and free queries.
+
+        Args:
+            features: of the backbone. presence: (B, K). queries: (L, K, D) of `generator`; None without textual ones.
+        """
+        if queries is None:
+            return self.sem_seg_head(features)
+        return self.decode_present(features, presence[:, None, :, None] * queries[None], presence == 0)
+
+    def decode_present(
+        self, features: dict[str, torch.Tensor], content: torch.Tensor, absent: torch.Tensor
+    ) -> DecoderOutput:
+        """As `decode`, for textual queries that are scaled by their presence already.
+
+        Args:
+            features: of the backbone. content: (B, L, K, D) queries. absent: (B, K) bool, classes that take no part.
+        """
+        head, position = self.sem_seg_head, content
+        if self.exchange is None:
+            pixels = head.pixel_decoder(features)
+        else:
+            exchange = self.exchange.start(content, absent)
+            pixels = head.pixel_decoder(features, exchange)
+            content = exchange.queries
+        given = GivenQueries(
+            content.flatten(1, 2), position.flatten(1, 2), absent.repeat(1, self.levels), self.options.joint
+        )
+        return _silenced(head.predictor(pixels, given))
+
+    def embedded_names(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(K, E) text embeddings of the learned prompt, and what the prompt generator makes of them."""
+        text = self.prompts(text_tower_of(self.language.clip_model))
+        return text, self.prompt_generator(text)
+
+    def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
+        options = self.options
+        samples = [x for stream in streams.values() for x in stream]
+        labeled = [name != "unlabeled" for name, stream in streams.items() for _ in stream]
+        images = self.preprocess(samples).tensor
+        targets = [x["targets"].to(self.device).padded(*images.shape[-2:]) for x in samples]
+        text = generated = queries = presence = None
+        if options.textual_queries:
+            text, generated = self.embedded_names()
+            queries, presence = self.generator(generated), self.presence(images, targets, labeled)
+        output = self.decode(self.backbone(images), presence, queries)
+        losses = self.stream_losses(streams, output, targets)
+        if queries is not None and options.diversity_weight:
+            losses["loss_diversity"] = options.diversity_weight * diversity_loss(queries)
+        if queries is not None and options.prompt_weight:
+            loss = prompt_loss(text, generated, self.fixed_text(), options.anchor_beta)
+            losses["loss_prompt"] = options.prompt_weight * loss
+        if queries is not None and options.vl_weight:
+            known = [i for i, flag in enumerate(labeled) if flag]
+            losses |= self._vision_language_losses(images[known], [targets[i] for i in known])
+        if "unlabeled" in streams and options.entropy_weight:
+            unknown = [i for i, flag in enumerate(labeled) if not flag]
+            scores = semantic_inference(output.class_outputs[-1, unknown], output.mask_logits()[unknown])
+            losses["unlabeled_loss_entropy"] = options.entropy_weight * entropy(normalized(scores))
+        return losses
+
+    def _vision_language_losses(self, images: torch.Tensor, targets: Sequence[Targets]) -> dict[str, torch.Tensor]:
+        """A class's pixels are hidden from the trainable encoder; its features there shall be those of the frozen one, which
+        sees them, and those of the class's text (HVL, "Segmentation Supervision")."""
+        options, backbone = self.options, self.backbone
+        region, label = masked_regions(targets)
+        hidden = backbone.encode(images * ~region[:, None])  # 0 is the mean of the data
+        seen = self._reference(images)
+        with torch.autocast(images.device.type, enabled=False):
+            features = backbone.embed_dense({k: v.float() for k, v in hidden.items()})
+            reference = backbone.embed_dense({k: v.float() for k, v in seen.items()}, self.reference_tower)
+            align, consistency = region_losses(
+                features, reference.detach(), region, label, self.fixed_text(), options.temperature
+            )
+        losses = {"loss_align": align * options.align_weight, "loss_consistency": consistency * options.mask_weight}
+        return {name: options.vl_weight * loss for name, loss in losses.items()}
+
+    def backbone_paths(self) -> BackbonePaths:
+        def used(images: torch.Tensor) -> list[torch.Tensor]:
+            features = self.backbone(images)
+            aligned = self.options.textual_queries and self.options.vl_weight
+            return levels_of(features) + ([self.backbone.embed_dense(features)] if aligned else [])
+
+        return [(self.backbone, used)]
+
+    def network(self, images: torch.Tensor) -> DecoderOutput:
+        queries = presence = None
+        if self.options.textual_queries:
+            queries, presence = self.generator(self.embedded_names()[1]), self.zero_shot_presence(images)
+        return self.decode(self.backbone(images), presence, queries)
+
+    def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.network(images)
+        return output.class_outputs[-1], output.mask_logits()
+
+    def semantic_scores(self, class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
+        read_out = {"marginal": semantic_inference, "argmax": semantic_argmax}[self.options.inference]
+        return read_out(class_logits, mask_logits)
+
+    @torch.no_grad()
+    def pseudo_label(self, inputs: list[dict]) -> list[Targets]:
+        """The best class of each pixel; pixels below the confidence are not valid. See `MaskFormer.pseudo_label`."""
+        images: ImageList = self.preprocess(inputs)
+        height, width = inputs[0]["image"].shape[-2:]
+        class_logits, mask_logits = self.predict(images.tensor)
+        targets = []
+        for index, sample in enumerate(inputs):  # one image at a time: full-size masks of all queries are large
+            masks = resize_logits(mask_logits[index : index + 1], images.tensor.shape[-2:])[..., :height, :width]
+            probability = normalized(semantic_inference(class_logits[index : index + 1], masks))
+            valid = sample["inside"].to(self.device, non_blocking=True) if "inside" in sample else None
+            targets += confident_targets(probability, self.options.confidence, [valid])
+        return targets
+
+
+def check_query_memory(cfg: CfgNode) -> None:
+    """Raises `ConfigError` if the masks of all queries cannot fit into the memory of the machine.
+
+    The estimate: full-size masks of one image (logits, resized logits, probabilities) for a pseudo-label, and those of
+    all unlabelled images at stride 4 (logits, probabilities, their gradients) for the entropy term, in fp32.
+    """
+    classes, former = cfg.MODEL.NUM_CLASSES, cfg.MODEL.MASK_FORMER
+    queries = former.NUM_QUERIES + (_LEVELS * classes if cfg.MODEL.HVL.TEXTUAL_QUERIES else 0)
+    pixels = cfg.INPUT.CROP_SIZE**2
+    images = cfg.SSL.IMS_PER_BATCH if cfg.DATASETS.UNLABELED and cfg.MODEL.HVL.ENTROPY_WEIGHT else 0
+    needed = 4 * queries * pixels * (3 + 4 * images / 16)
+    if cfg.MODEL.DEVICE == "cuda":
+        available = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    else:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise ConfigError(
+            f"{classes} classes x {_LEVELS} levels and {former.NUM_QUERIES} free queries are {queries}: their masks at "
+            f"INPUT.CROP_SIZE {cfg.INPUT.CROP_SIZE} need about {needed / 2**30:.0f} GiB, this machine has "
+            f"{available / 2**30:.0f}; lower INPUT.CROP_SIZE, SSL.IMS_PER_BATCH or MODEL.MASK_FORMER.NUM_QUERIES, or set "
+            "MODEL.HVL.ENTROPY_WEIGHT 0"
+        )
+
+
+def _silenced(output: DecoderOutput) -> DecoderOutput:
+    """Constant predictions, no-object without a mask, for the queries that take no part."""
+    absent = output.absent[None, ..., None]
+    silent = output.class_outputs.new_full(output.class_outputs.shape[-1:], -_SILENT)
+    silent[-1] = _SILENT
+    return replace(
+        output,
+        class_outputs=torch.where(absent, silent, output.class_outputs),
+        mask_embeddings=output.mask_embeddings.masked_fill(absent, 0),
+    )

@@ -1,0 +1,141 @@
+"""Learnable prompts in front of class names, through a frozen CLIP text tower (CoOp; HVL, "HTQG"), and their regularisers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...errors import ConfigError
+from ...modeling.clip.text_tower import text_embedding
+from ...modeling.mask2former.transformer_decoder import MLP
+
+
+class PromptLearner(nn.Module):
+    """Text embeddings of classes as a function of T learnable tokens in front of each name.
+
+    The text tower is not part of this module: it is frozen, shared with the backbone, and given at each call.
+
+    Args:
+        text_tower: of `open_clip`, see `text_tower_of`. tokens: T. classes: K.
+        per_class: prompts of their own for every class, else one for all.
+    """
+
+    def __init__(self, text_tower: nn.Module, tokens: int, classes: int, per_class: bool = False) -> None:
+        super().__init__()
+        self.context, width = text_tower.positional_embedding.shape
+        self.prompt = nn.Parameter(torch.empty(classes if per_class else 1, tokens, width))
+        nn.init.normal_(self.prompt, std=0.02)
+        self._cache: tuple[tuple, torch.Tensor] | None = None
+
+    def set_names(self, model_name: str, names: Sequence[str]) -> None:
+        """The K class names, one each, in the tokens of an OpenCLIP model.
+
+        Raises:
+            ConfigError: a name without a token, equal names, or a prompt that does not fit the context.
+        """
+        tokenizer = open_clip.get_tokenizer(model_name)
+        encoded = _encode(tokenizer, names, self.prompt.shape[1], self.context)
+        length, device = max(len(row) for row in encoded), self.prompt.device
+        table = torch.tensor([row + [0] * (length - len(row)) for row in encoded], device=device)
+        self.register_buffer("tokens", table, persistent=False)
+        self.register_buffer("end", torch.tensor([len(row) - 1 for row in encoded], device=device), persistent=False)
+        self._cache = None
+
+    def forward(self, text_tower: nn.Module) -> torch.Tensor:
+        """(K, E) unit-norm embeddings in fp32. Outside of training they are kept until the prompt changes."""
+        if torch.is_grad_enabled() and self.prompt.requires_grad:
+            return self._embed(text_tower)
+        # every optimiser or EMA step and every load changes the prompt in place, which counts its version up
+        state = (self.prompt._version, self.prompt.data_ptr(), self.prompt.device)
+        if self._cache is None or self._cache[0] != state:
+            self._cache = state, self._embed(text_tower)
+        return self._cache[1]
+
+    def _embed(self, tower: nn.Module) -> torch.Tensor:
+        # the tower ran in fp32 when the fixed embeddings were made; learned ones are compared with them
+        with torch.autocast(self.prompt.device.type, enabled=False):
+            embedded = tower.token_embedding(self.tokens).float()
+            prompt = self.prompt.expand(len(embedded), -1, -1)
+            x = torch.cat([embedded[:, :1], prompt, embedded[:, 1:]], 1)
+            return F.normalize(text_embedding(tower, x, self.end + self.prompt.shape[1]), dim=-1)
+
+
+def _encode(tokenizer, names: Sequence[str], tokens: int, context: int) -> list[list[int]]:
+    """Start token, name, end token of every class."""
+    twice = sorted({n for n in names if list(names).count(n) > 1})
+    if twice:
+        raise ConfigError(f"two classes have the name {twice[0]!r}; textual queries need a name for each class")
+    start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
+    rows = []
+    for name in names:
+        words = tokenizer.encode(name)
+        if not words:
+            raise ConfigError(f"the class name {name!r} has no text token; give it a name in words")
+        length = len(words) + tokens + 2
+        if length > context:
+            raise ConfigError(
+                f"MODEL.HVL.PROMPT_TOKENS {tokens} and the class name {name!r} make {length} tokens, the text tower reads "
+                f"{context}; use fewer prompt tokens or a shorter name"
+            )
+        rows.append([start, *words, end])
+    return rows
+
+
+class PromptGenerator(nn.Module):
+    """Phi (HVL, "Query Regularization"): a two-layer MLP beside the identity, between text embeddings and queries.
+
+    L_anchor holds its output near CLIP's embeddings, and queries are made from that output, so L_anchor constrains what the
+    decoder sees. The last layer starts at zero: the first queries are those of the text embeddings.
+
+    Args:
+        dim: width E of the embeddings.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp = MLP(dim, dim, dim, 2)
+        nn.init.zeros_(self.mlp.layers[-1].weight)
+        nn.init.zeros_(self.mlp.layers[-1].bias)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(K, E) unit-norm to (K, E) unit-norm, fp32."""
+        return F.normalize(embeddings + self.mlp(embeddings).float(), dim=-1)
+
+
+def prompt_loss(learned: torch.Tensor, generated: torch.Tensor, fixed: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
+    """L_prompt = L_topo + L_anchor: learned prompts stay near CLIP's own embeddings (HVL, "Query Regularization").
+
+    Args:
+        learned, fixed: (K, E) unit-norm embeddings of the learned and of the fixed prompt. generated: (K, E), the output of
+            `PromptGenerator` for the learned ones. beta: weight of the separating term of L_anchor.
+    """
+    return topology_loss(learned, fixed) + anchor_loss(generated, fixed, beta)
+
+
+def topology_loss(learned: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of all pairwise cosines. (K, E) unit-norm each."""
+    return (learned @ learned.T - fixed @ fixed.T).square().mean()
+
+
+def anchor_loss(moved: torch.Tensor, fixed: torch.Tensor, beta: float) -> torch.Tensor:
+    """Mean over classes of the distance to the own fixed embedding, less beta times the mean over the other classes of
+    log(1 + distance). (K, E) unit-norm each; at least -beta log 3.
+
+    As printed the separating sum is unbounded below; on unit-norm embeddings, and averaged, it is not.
+    """
+    pull = _distance(moved - fixed).mean()
+    count = len(moved)
+    if count < 2:
+        return pull
+    push = _distance(moved[:, None] - moved[None]).log1p()
+    others = ~torch.eye(count, dtype=torch.bool, device=moved.device)
+    return pull - beta * (push * others).sum() / (count * (count - 1))
+
+
+def _distance(difference: torch.Tensor) -> torch.Tensor:
+    # the root of zero has no gradient
+    return (difference.square().sum(-1) + 1e-12).sqrt()

@@ -1,0 +1,145 @@
+"""Queries from class names, and their exchange with the pixels inside the pixel decoder (HVL, "HTQG" and "PTRM")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...modeling.mask2former.deformable_attention import Shapes
+from ...modeling.mask2former.transformer_decoder import MLP, attend
+
+
+class TextualQueryGenerator(nn.Module):
+    """One two-layer MLP per level turns text embeddings into queries.
+
+    Args:
+        embedding_dim: E. dim: D. levels: L, coarse to fine.
+    """
+
+    def __init__(self, embedding_dim: int, dim: int, levels: int = 3) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(MLP(embedding_dim, dim, dim, 2) for _ in range(levels))
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(K, E) to (L, K, D)."""
+        return torch.stack([level(embeddings) for level in self.levels])
+
+
+def diversity_loss(queries: torch.Tensor) -> torch.Tensor:
+    """Mean over classes of the sum over pairs of levels of the squared cosine of a class's queries. (L, K, D).
+
+    0 if the levels are orthogonal, L (L - 1) / 2 if they are equal.
+    """
+    unit = F.normalize(queries.float(), dim=-1)
+    cosines = torch.einsum("lkd,mkd->klm", unit, unit)
+    return cosines.square().triu(1).sum((1, 2)).mean()
+
+
+def presence_of_targets(labels: list[torch.Tensor], background: torch.Tensor) -> torch.Tensor:
+    """(B, K) fp32: 1 for the classes that an image has, and where the (K,) `background` is True. `labels`: contiguous class
+    ids of each image."""
+    presence = background.float().repeat(len(labels), 1)
+    for row, classes in zip(presence, labels, strict=True):
+        row[classes] = 1
+    return presence
+
+
+def background_classes(names: Sequence[Sequence[str]]) -> torch.Tensor:
+    """(K,) bool: the classes, given by their names and synonyms, that are called "background". It has no look of its own that
+    CLIP could recognise, so it is present in every image."""
+    return torch.tensor(["background" in (name.strip().lower() for name in of_class) for of_class in names])
+
+
+def presence_of_logits(logits: torch.Tensor, threshold: float, background: torch.Tensor) -> torch.Tensor:
+    """(B, K) zero-shot logits to (B, K) presence: the posterior over the largest one, 0 below `threshold`, 1 where the (K,)
+    `background` is True."""
+    return _relative(logits.float().softmax(-1), threshold, background)
+
+
+def presence_of_cells(
+    logits: torch.Tensor, threshold: float, background: torch.Tensor, share: float = 0.03
+) -> torch.Tensor:
+    """(B, N, K) zero-shot logits of N cells to (B, K) presence: each class's mean posterior in the `share` of the cells that
+    show it best, over the largest one, 0 below `threshold`, 1 where the (K,) `background` is True. Unlike a view of the whole
+    image it finds small objects."""
+    posterior = logits.float().softmax(-1)
+    best = posterior.topk(max(1, round(share * posterior.shape[1])), dim=1).values
+    return _relative(best.mean(1), threshold, background)
+
+
+def _relative(scores: torch.Tensor, threshold: float, background: torch.Tensor) -> torch.Tensor:
+    # background takes no part in the comparison: where its text fits best, the best object still counts as present
+    objects = scores.masked_fill(background, 0)
+    relative = objects / objects.amax(-1, keepdim=True).clamp(min=1e-12)
+    return relative.masked_fill(relative < threshold, 0).masked_fill(background, 1)
+
+
+class PixelTextRefinement(nn.Module):
+    """One exchange between the pixels and the textual queries of the same level; pre-norm.
+
+    Pixels read from the queries, then the queries from the pixels, then a feed-forward network on the queries. Each part's
+    last layer starts at zero, so that training starts at a plain pixel decoder.
+
+    Args:
+        dim: D. heads. feedforward_dim: of the network on the queries.
+    """
+
+    def __init__(self, dim: int, heads: int = 8, feedforward_dim: int = 1024) -> None:
+        super().__init__()
+        self.pixel_norm, self.text_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.pixel_from_text = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.text_from_pixel = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.refined_norm, self.ffn_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.linear1, self.linear2 = nn.Linear(dim, feedforward_dim), nn.Linear(feedforward_dim, dim)
+        for layer in (self.pixel_from_text.out_proj, self.text_from_pixel.out_proj, self.linear2):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, pixels: torch.Tensor, queries: torch.Tensor, absent: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lets the pixels read from the queries, then the queries from the pixels.
+
+        Args:
+            pixels: (B, N, D) of one level. queries: (B, K, D) of that level. absent: (B, K) bool, not all True.
+
+        Returns:
+            Both refined.
+        """
+        text = self.text_norm(queries)
+        present = ~absent[:, None].expand(-1, pixels.shape[1], -1)
+        pixels = pixels + attend(self.pixel_from_text, self.pixel_norm(pixels), text, text, present)
+        values = self.refined_norm(pixels)
+        queries = queries + attend(self.text_from_pixel, text, values, values)
+        return pixels, queries + self.linear2(F.relu(self.linear1(self.ffn_norm(queries))))
+
+
+class PixelTextExchange(nn.Module):
+    """`PixelTextRefinement` after each layer of the pixel decoder, the same for all levels; see `Exchange`."""
+
+    def __init__(self, layers: int, dim: int, heads: int = 8, feedforward_dim: int = 1024) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(PixelTextRefinement(dim, heads, feedforward_dim) for _ in range(layers))
+
+    def start(self, queries: torch.Tensor, absent: torch.Tensor) -> Exchange:
+        """`queries`: (B, L, K, D), coarse to fine. `absent`: (B, K) bool."""
+        return Exchange(self.layers, queries, absent)
+
+
+class Exchange:
+    """The `refine` hook of one pass through the pixel decoder; `queries` (B, L, K, D) is their state."""
+
+    def __init__(self, layers: nn.ModuleList, queries: torch.Tensor, absent: torch.Tensor) -> None:
+        self.layers, self.queries, self.absent = layers, queries, absent
+
+    def __call__(self, index: int, tokens: torch.Tensor, shapes: Shapes) -> torch.Tensor:
+        levels = tokens.split([height * width for height, width in shapes], 1)
+        refined = [
+            self.layers[index](pixels, queries, self.absent)
+            for pixels, queries in zip(levels, self.queries.unbind(1), strict=True)
+        ]
+        self.queries = torch.stack([queries for _, queries in refined], 1)
+        return torch.cat([pixels for pixels, _ in refined], 1)

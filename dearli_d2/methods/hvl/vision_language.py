@@ -1,0 +1,65 @@
+"""Masked vision-language consistency: features of hidden regions against a frozen encoder and the class's text (HVL)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ...modeling.ranks import over_ranks
+from ...structures import Targets
+
+# share of an image that a hidden class may cover
+_LEAST, _MOST = 0.01, 0.5
+
+
+def masked_regions(
+    targets: Sequence[Targets], least: float = _LEAST, most: float = _MOST
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random class of each image that covers between `least` and `most` of it.
+
+    Returns:
+        (B, H, W) bool, empty where no class does; (B,) int64 labels. Nothing here waits for the device.
+    """
+    regions, labels = [], []
+    for target in targets:
+        if not len(target):
+            regions.append(target.masks.new_zeros(target.masks.shape[1:]))
+            labels.append(target.labels.new_zeros(()))
+            continue
+        share = target.masks.flatten(1).float().mean(1)
+        fits = (share >= least) & (share <= most)
+        chosen = (torch.rand(len(target), device=share.device) * fits).argmax()[
+            None
+        ]  # one row, not a number for the host
+        regions.append((target.masks[chosen] & fits[chosen][:, None, None])[0])
+        labels.append(target.labels[chosen][0])
+    return torch.stack(regions), torch.stack(labels)
+
+
+def region_losses(
+    features: torch.Tensor,
+    reference: torch.Tensor,
+    region: torch.Tensor,
+    label: torch.Tensor,
+    text: torch.Tensor,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Alignment with the text and consistency with the reference: means over the cells of all ranks that are mostly inside a
+    region.
+
+    Args:
+        features, reference: (B, E, h, w) unit-norm embeddings of the image with the region hidden, and of the whole one.
+        region: (B, H, W) bool. label: (B,) its class. text: (K, E) unit-norm. temperature: of the cosines.
+
+    Returns:
+        Cross-entropy over the K classes; mean of 1 - cosine. 0 where no cell is inside.
+    """
+    share = F.adaptive_avg_pool2d(region[:, None].float(), features.shape[2:])[:, 0]
+    weight = share * (share >= 0.5)
+    total = over_ranks(weight.sum(), least=1e-6)
+    logits = torch.einsum("behw,ke->bkhw", features, text) / temperature
+    cross_entropy = F.cross_entropy(logits, label[:, None, None].expand_as(share), reduction="none")
+    distance = 1 - (features * reference).sum(1)
+    return (cross_entropy * weight).sum() / total, (distance * weight).sum() / total

@@ -1,0 +1,232 @@
+"""Split matching: annotated segments and discovered regions are matched with two groups of queries (Split Matching, 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...modeling.mask2former.criterion import SetCriterion
+from ...modeling.mask2former.losses import image_of_target, mask_iou, sigmoid_focal
+from ...modeling.mask2former.matcher import HungarianMatcher, Matches, assign
+from ...modeling.mask2former.pixel_decoder import PixelFeatures
+from ...modeling.mask2former.transformer_decoder import DecoderOutput
+from ...modeling.norms import normalised_convolution
+from ...modeling.ranks import over_ranks
+from ...structures import Targets
+
+
+@dataclass(frozen=True)
+class SplitTargets:
+    """Of one image. `seen`: annotated segments, labels 0..N_s - 1. `candidates`: regions, label j is row j of `embeddings`
+    (U, E), unit norm."""
+
+    seen: Targets
+    candidates: Targets
+    embeddings: torch.Tensor
+
+    def joint(self, num_seen: int) -> Targets:
+        """Segments, then regions; region j has the label N_s + j."""
+        labels = torch.cat([self.seen.labels, self.candidates.labels + num_seen])
+        return Targets(labels, torch.cat([self.seen.masks, self.candidates.masks]), self.seen.valid)
+
+
+class FocalIoUMatcher(HungarianMatcher):
+    """Costs of sigmoid classes and soft IoU; `mask_weight` is that of the IoU."""
+
+    def class_cost(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Focal loss of saying yes less that of saying no."""
+        logits = logits.float()
+        yes = sigmoid_focal(logits, torch.ones_like(logits))
+        no = sigmoid_focal(logits, torch.zeros_like(logits))
+        return self.class_weight * (yes - no).gather(-1, labels[:, None].expand(-1, logits.shape[1], -1))
+
+    def mask_cost(self, logits: torch.Tensor, masks: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        probability = logits.sigmoid()
+        if valid is not None:
+            probability, masks = probability * valid[:, None], masks * valid[:, None]
+        overlap = torch.bmm(probability, masks.transpose(1, 2))
+        sizes = probability.sum(-1, keepdim=True) + masks.sum(-1)[:, None]
+        dice = 1 - (2 * overlap + 1) / (sizes + 1)
+        iou = 1 - (overlap + 1) / (sizes - overlap + 1)
+        return self.mask_weight * iou + self.dice_weight * dice
+
+
+class SplitMatcher:
+    """The first `num_seen_queries` queries are matched with annotated segments, the others with regions.
+
+    Args:
+        matcher: gives the costs. num_seen_queries: K_s; all queries where there are no candidate queries.
+    """
+
+    def __init__(self, matcher: FocalIoUMatcher, num_seen_queries: int) -> None:
+        self.matcher, self.num_seen_queries = matcher, num_seen_queries
+
+    @torch.no_grad()
+    def __call__(self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[SplitTargets]) -> Matches:
+        """Matches of the joint targets, whose labels are columns of (R, B, Q, N_s + U) `class_logits`."""
+        num_seen = class_logits.shape[-1] - max(len(t.embeddings) for t in targets)
+        groups = (
+            (slice(0, self.num_seen_queries), [t.seen for t in targets]),
+            (slice(self.num_seen_queries, None), [t.joint(num_seen) for t in targets]),
+        )
+        costs, shapes = [], []
+        for index, (queries, group) in enumerate(groups):
+            if index:  # regions alone, with their columns as labels
+                group = [
+                    Targets(j.labels[len(t.seen) :], j.masks[len(t.seen) :], j.valid)
+                    for j, t in zip(group, targets, strict=True)
+                ]
+            logits = class_logits[:, :, queries]
+            counts = [len(t) for t in group]
+            part = replace(output, mask_embeddings=output.mask_embeddings[:, :, queries])
+            cost = self.matcher.costs(logits, part, group) if sum(counts) else logits[..., :0].float()
+            costs.append(cost.flatten())
+            shapes.append((cost.shape, counts))
+        host = torch.cat(costs).cpu().numpy()  # one transfer
+        results, start = [], 0
+        for shape, counts in shapes:
+            size = int(torch.Size(shape).numel())
+            results.append(assign(host[start : start + size].reshape(shape), counts))
+            start += size
+        return self._joined(results, targets, class_logits.device)
+
+    def _joined(
+        self, results: list[tuple[torch.Tensor, torch.Tensor]], targets: Sequence[SplitTargets], device: torch.device
+    ) -> Matches:
+        """Segments and regions of an image one after another."""
+        (seen, seen_matched), (candidate, candidate_matched) = results
+        candidate = candidate + self.num_seen_queries
+        of_seen, of_regions = [len(t.seen) for t in targets], [len(t.candidates) for t in targets]
+
+        def join(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            pairs = zip(a.split(of_seen, 1), b.split(of_regions, 1), strict=True)
+            return torch.cat([x for pair in pairs for x in pair], 1)
+
+        image = image_of_target([t.joint(0) for t in targets])
+        parts = image, join(seen, candidate), join(seen_matched, candidate_matched)
+        return Matches(*(x.to(device, non_blocking=True) for x in parts))
+
+
+class SplitCriterion(SetCriterion):
+    """Focal classes, soft IoU and dice of both groups; unmatched queries are no class at all.
+
+    Args:
+        matcher: a `SplitMatcher`. other arguments: see `SetCriterion`; there is no no-object class.
+    """
+
+    mask_loss = staticmethod(mask_iou)
+
+    def forward(
+        self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[SplitTargets]
+    ) -> tuple[dict[str, torch.Tensor], Matches]:
+        """Losses by name, as `SetCriterion`; and the matches.
+
+        Args:
+            class_logits: (R, B, Q, N_s + U), padded columns at -inf.
+        """
+        matches = self.matcher(class_logits, output, targets)
+        num_seen = class_logits.shape[-1] - max(len(t.embeddings) for t in targets)
+        joint = [t.joint(num_seen) for t in targets]
+        focal = self._focal(class_logits, joint, matches)
+        iou, dice = self._mask_losses(output, joint, matches)
+        weighted = {
+            "loss_ce": self.class_weight * focal,
+            "loss_mask": self.mask_weight * iou,
+            "loss_dice": self.dice_weight * dice,
+        }
+        return by_layer(weighted), matches
+
+    def _focal(self, logits: torch.Tensor, targets: Sequence[Targets], matches: Matches) -> torch.Tensor:
+        """(R,): sum over queries and classes, divided by the number of segments."""
+        wanted = torch.zeros_like(logits, dtype=torch.float32)
+        labels = torch.cat([t.labels for t in targets])
+        row = torch.arange(len(logits), device=logits.device)[:, None, None].expand_as(matches.query)
+        image, label = (x[:, None].expand_as(matches.query) for x in (matches.image, labels))
+        # a segment without a query writes 0 over a 0, unless its place is taken
+        wanted.index_put_((row, image, matches.query, label), matches.matched, accumulate=True)
+        exists = torch.isfinite(logits)
+        loss = sigmoid_focal(logits.masked_fill(~exists, 0), wanted.clamp(max=1)) * exists
+        return loss.flatten(1).sum(1) / self._mean_number_of_masks(targets, logits.device)
+
+
+def by_layer(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """(R,) losses to scalars, the last one without a suffix."""
+    return {
+        name if index == len(values) - 1 else f"{name}_{index}": value
+        for name, values in losses.items()
+        for index, value in enumerate(values.unbind())
+    }
+
+
+def candidate_cosine(vectors: torch.Tensor, targets: Sequence[SplitTargets], matches: Matches) -> torch.Tensor:
+    """(R,): mean of 1 - cosine of matched candidate queries and their regions' embeddings (L_cos), over those of all ranks; 0
+    without regions.
+
+    Args:
+        vectors: (R, B, Q, E) class embeddings of the queries.
+    """
+    is_region = torch.cat([torch.tensor([False] * len(t.seen) + [True] * len(t.candidates)) for t in targets])
+    rows = is_region.nonzero()[:, 0].to(vectors.device)
+    query, matched = matches.query[:, rows, 0], matches.matched[:, rows, 0]
+    total = over_ranks(matched.sum(1))  # before any return: the other ranks wait for it
+    if not len(rows):
+        return 0 * vectors.float().sum((1, 2, 3))
+    wanted = torch.cat([t.embeddings[t.candidates.labels] for t in targets])
+    prediction = torch.arange(len(vectors), device=vectors.device)[:, None]
+    with torch.autocast(vectors.device.type, enabled=False):
+        chosen = F.normalize(vectors[prediction, matches.image[rows], query].float(), dim=-1)
+        distance = 1 - (chosen * wanted).sum(-1)
+        return (distance * matched).sum(1) / total
+
+
+class MultiScaleEnhancement(nn.Module):
+    """MFE: a top-down sum of the pixel decoder's levels, classified per pixel; an auxiliary head, dropped at inference.
+
+    Args:
+        dim: channels of the levels. embedding_dim: E. levels. norm: of the convolutions, see `normalised_convolution`.
+    """
+
+    def __init__(self, dim: int, embedding_dim: int, levels: int = 3, norm: str = "GN") -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(*normalised_convolution(dim, norm), nn.ReLU()) for _ in range(levels))
+        self.embed = nn.Conv2d(dim, embedding_dim, 1)
+
+    def forward(self, pixels: PixelFeatures) -> torch.Tensor:
+        """(B, E, h, w) at the size of the finest level."""
+        fused = None
+        for block, level in zip(self.blocks, pixels.multi_scale, strict=True):
+            refined = block(level)
+            if fused is not None:
+                refined = refined + F.interpolate(fused, size=level.shape[-2:], mode="bilinear", align_corners=False)
+            fused = refined
+        return self.embed(fused)
+
+
+def pixel_losses(logits: torch.Tensor, labels: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
+    """Cross-entropy plus softmax focal loss, mean over the labelled pixels of all ranks; 0 without any.
+
+    Args:
+        logits: (B, N, h, w), absent classes at -inf. labels: (B, h, w) int64, -1 = none.
+    """
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="none")
+    focal = (1 - (-loss).exp()).clamp(min=0).pow(gamma) * loss
+    known = labels >= 0
+    return ((loss + focal) * known).sum() / over_ranks(known.sum())
+
+
+def label_map(targets: Sequence[Targets], size: Sequence[int]) -> torch.Tensor:
+    """(B, *size) int64: class of each pixel of masks that do not overlap, the nearest pixel's, -1 = none or not valid."""
+    maps = []
+    for target in targets:
+        labels = torch.full(target.masks.shape[1:], -1, device=target.masks.device)
+        for label, mask in zip(target.labels, target.masks, strict=True):
+            labels = torch.where(mask, label, labels)
+        if target.valid is not None:
+            labels = torch.where(target.valid, labels, -1)
+        maps.append(labels)
+    resized = F.interpolate(torch.stack(maps)[:, None].float(), size=tuple(size), mode="nearest")
+    return resized[:, 0].long()

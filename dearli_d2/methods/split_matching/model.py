@@ -1,0 +1,379 @@
+"""Split Matching: queries for annotated classes and for regions that nobody annotated; inductive zero-shot semantic
+segmentation (Chen et al.)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import nn
+
+from ...data.taxonomy import Taxonomy
+from ...data.zero_shot import unseen_classes
+from ...errors import ConfigError
+from ...modeling.backbone.open_clip import OpenCLIPBackbone
+from ...modeling.clip.ensembling import mask_pool
+from ...modeling.clip.language import clip_normalization, language_beside
+from ...modeling.clip.text import Vocabulary, build_vocabulary, read_templates
+from ...modeling.mask2former.head import build_head
+from ...modeling.mask2former.segmenter import MaskFormer
+from ...modeling.mask2former.transformer_decoder import MLP, DecoderOutput, GivenQueries
+from ...modeling.norms import norm_on
+from ...modeling.segmenter import level_channels
+from ...structures import Regions, Targets
+from .matching import (
+    FocalIoUMatcher,
+    MultiScaleEnhancement,
+    SplitCriterion,
+    SplitMatcher,
+    SplitTargets,
+    by_layer,
+    candidate_cosine,
+    label_map,
+    pixel_losses,
+)
+from .region_folder import RegionFolder
+from .regions import RegionFinder, RegionSettings, candidate_masks
+
+_START_PROBABILITY = 0.01  # of a class, as focal losses want it
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Keys `MODEL.SPLIT.*`, see `config`."""
+
+    candidate_queries: int = 50
+    random_queries: int = 50
+    random_seed: int = 0
+    cosine_weight: float = 1.0
+    mfe_weight: float = 1.0
+    mfe_temperature: float = 0.07
+    seen_penalty: float = 0.0
+    candidate_embedding: str = "cls"
+    mfe_norm: str = "GN"
+
+
+@META_ARCH_REGISTRY.register()
+class SplitMatching(MaskFormer):
+    """Mask2Former whose class of a query is its cosine with text embeddings, and in training also with embeddings of regions.
+
+    Args:
+        options: see `SplitOptions`.
+        language: frozen CLIP; None = the backbone itself, which must then be frozen.
+        clip_mean, clip_std: its normalisation of 0..255 RGB.
+        region_settings: of the regions made on line.
+        unseen: names of the classes that training does not know.
+        fixed_templates: of the text embeddings.
+        level_dim: channels of the pixel decoder.
+        core: see `MaskFormer`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        options: SplitOptions,
+        language: OpenCLIPBackbone | None,
+        clip_mean: torch.Tensor,
+        clip_std: torch.Tensor,
+        region_settings: RegionSettings,
+        unseen: Sequence[str],
+        fixed_templates: Sequence[str],
+        level_dim: int,
+        **core,
+    ) -> None:
+        super().__init__(**core)
+        self.options = options
+        self.fixed_templates = fixed_templates
+        if language is not None:
+            self.language_model = language
+        self.unseen_names = tuple(unseen)
+        classes = len(self.criterion.empty_weight) - 1 + len(unseen)
+        self.register_buffer("seen_index", torch.full((classes,), -1), persistent=False)
+        self._text: dict[tuple[int, ...], Vocabulary] = {}
+        if self.taxonomy is not None:  # else a checkpoint brings the names
+            self.set_taxonomy(self.taxonomy)
+        self.class_bias = nn.Parameter(torch.tensor(_START_PROBABILITY).logit())
+        self.enhancement = (
+            MultiScaleEnhancement(
+                level_dim, self.language.embedding_dim, self.sem_seg_head.predictor.num_levels, options.mfe_norm
+            )
+            if options.mfe_weight
+            else None
+        )
+        width = self.language.embedding_dim
+        self.candidate_mlp = (
+            MLP(width, width, width, 2)
+            if options.candidate_embedding == "dense_mlp" and options.candidate_queries
+            else None
+        )
+        self.finder = RegionFinder(self.language, clip_mean, clip_std, region_settings)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
+        split, former = cfg.MODEL.SPLIT, cfg.MODEL.MASK_FORMER
+        # the core's own parts: text embeddings as classes, but a frozen CLIP beside the backbone may give them
+        plain = cfg.clone()
+        plain.defrost()
+        plain.MODEL.CLASSIFIER = "linear"
+        core = MaskFormer.from_config(plain, taxonomy)
+        backbone = core["backbone"]
+        language = language_beside(cfg, backbone)
+        clip = language or backbone
+        if not clip.frozen:
+            raise ConfigError(
+                "regions come from a frozen CLIP model: set MODEL.BACKBONE.FREEZE True, or MODEL.TEXT.ENCODER to one beside it"
+            )
+        plain.MODEL.CLASSIFIER = "text"
+        plain.MODEL.MASK_FORMER.NUM_QUERIES = former.NUM_QUERIES + split.CANDIDATE_QUERIES
+        channels = level_channels(backbone, cfg.MODEL.BACKBONE.NAME)
+        weights = {
+            "class_weight": former.CLASS_WEIGHT,
+            "mask_weight": former.MASK_WEIGHT,
+            "dice_weight": former.DICE_WEIGHT,
+        }
+        matcher = FocalIoUMatcher(**weights, num_points=former.TRAIN_NUM_POINTS)
+        core["sem_seg_head"] = build_head(plain, channels, clip.embedding_dim)
+        core["criterion"] = SplitCriterion(
+            cfg.MODEL.NUM_CLASSES - len(cfg.DATASETS.UNSEEN_CLASSES),
+            SplitMatcher(matcher, former.NUM_QUERIES),
+            **weights,
+            num_points=former.TRAIN_NUM_POINTS,
+            oversample_ratio=former.OVERSAMPLE_RATIO,
+            importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
+        )
+        mean, std = torch.tensor(cfg.MODEL.PIXEL_MEAN), torch.tensor(cfg.MODEL.PIXEL_STD)
+        if language is not None:
+            mean, std = clip_normalization(language)
+        return {
+            **core,
+            "options": SplitOptions(
+                candidate_queries=split.CANDIDATE_QUERIES,
+                random_queries=split.RANDOM_QUERIES,
+                random_seed=split.RANDOM_SEED,
+                cosine_weight=split.COSINE_WEIGHT,
+                mfe_weight=split.MFE_WEIGHT,
+                mfe_temperature=split.MFE_TEMPERATURE,
+                seen_penalty=split.SEEN_PENALTY,
+                candidate_embedding=split.CANDIDATE_EMBEDDING,
+                mfe_norm=norm_on(cfg.MODEL.DEVICE, split.MFE_NORM),
+            ),
+            "language": language,
+            "clip_mean": mean,
+            "clip_std": std,
+            "region_settings": region_settings(cfg),
+            "unseen": cfg.DATASETS.UNSEEN_CLASSES,
+            "fixed_templates": read_templates(cfg.MODEL.TEXT.TEMPLATES),
+            "level_dim": cfg.MODEL.PIXEL_DECODER.DIM,
+            "ensemble_alpha": cfg.MODEL.ENSEMBLE.ALPHA if cfg.MODEL.ENSEMBLE.AT_INFERENCE else 1.0,
+        }
+
+    # ------------------------------------------------------------------------------------------ classes
+
+    @property
+    def language(self) -> OpenCLIPBackbone:
+        """The frozen CLIP model."""
+        return getattr(self, "language_model", self.backbone)
+
+    def set_taxonomy(self, taxonomy: Taxonomy) -> None:
+        if len(taxonomy) != len(self.seen_index):
+            raise ConfigError(
+                f"{len(taxonomy)} class names, this model has {len(self.seen_index)} seen and unseen classes together"
+            )
+        self.taxonomy = taxonomy
+        self.unseen = unseen_classes(self.unseen_names, taxonomy)
+        self.seen = tuple(c for c in range(len(taxonomy)) if c not in self.unseen)
+        self.seen_index.fill_(-1)
+        self.seen_index[list(self.seen)] = torch.arange(len(self.seen), device=self.seen_index.device)
+        self.forget_vocabulary()
+
+    def forget_vocabulary(self) -> None:
+        super().forget_vocabulary()
+        self._text = {}
+
+    def text(self, classes: tuple[int, ...]) -> Vocabulary:
+        """Text embeddings of some classes; those of the others are not looked at."""
+        if self.taxonomy is None:
+            raise ConfigError("there are no class names: register the data set of DATASETS.TRAIN or load a checkpoint")
+        if classes not in self._text:
+            names = [self.taxonomy.text_names[c] for c in classes]
+            language = self.language
+            self._text[classes] = build_vocabulary(language.clip_model, language.arch, names, self.fixed_templates)
+        return self._text[classes].to(self.device)
+
+    def _logits(self, cosines: torch.Tensor) -> torch.Tensor:
+        scale = self.sem_seg_head.predictor.logit_scale.exp().clamp(max=100)
+        return scale * cosines + self.class_bias
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def cache_settings(self, cfg: CfgNode) -> dict:
+        """What regions depend on, for the manifest of a cache: CLIP and its weights, clustering, data, annotated classes."""
+        finder, digest = self.finder, hashlib.sha256()
+        for name, tensor in sorted(finder.clip.clip_model.visual.state_dict().items()):
+            digest.update(
+                name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
+        return {
+            "generator": "clip_regions",
+            "clip": finder.clip.arch,
+            "clip_sha256": digest.hexdigest(),
+            "clip_features": [finder.clip.dense_form, "QuickGELU" if finder.clip.quick_gelu else "GELU"],
+            "normalization": [[round(float(v), 4) for v in x.flatten()] for x in (finder.mean, finder.std)],
+            "settings": finder.settings.to_json(),
+            "data": list(cfg.DATASETS.TRAIN),
+            "unseen": sorted(cfg.DATASETS.UNSEEN_CLASSES),
+        }
+
+    def check_training(self, cfg: CfgNode) -> None:
+        if cfg.MODEL.SPLIT.REGIONS.CACHE and self.options.candidate_queries:
+            RegionFolder(cfg.MODEL.SPLIT.REGIONS.CACHE).check_settings(self.cache_settings(cfg))
+
+    def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
+        """Losses of the labelled stream. Samples are those of `ZeroShotTrainMapper`."""
+        samples = streams["labeled"]
+        images = self.preprocess(samples).tensor
+        size = images.shape[-2:]
+        pixels = self.sem_seg_head.pixel_decoder(self.backbone(images))
+        targets = self._targets(samples, size)
+        output = self.sem_seg_head.predictor(pixels)
+        cosines, exists = self._training_cosines(output.class_outputs, targets)
+        logits = self._logits(cosines).masked_fill(~exists[:, None], -torch.inf)
+        losses, matches = self.criterion(logits, output, targets)
+        if self.options.candidate_queries and self.options.cosine_weight:
+            cosine = candidate_cosine(output.class_outputs, targets, matches)
+            losses |= by_layer({"loss_cosine": self.options.cosine_weight * cosine})
+        if self.enhancement is not None:
+            losses["loss_mfe"] = self.options.mfe_weight * self._enhancement_loss(pixels, targets)
+        return losses
+
+    def _targets(self, samples: Sequence[dict], size: Sequence[int]) -> list[SplitTargets]:
+        regions = self._regions(samples)
+        targets = []
+        for sample, found in zip(samples, regions, strict=True):
+            seen = sample["targets"].to(self.device)
+            annotated = seen.masks.any(0)
+            masks = candidate_masks(found, sample["pixels"].to(self.device), annotated)
+            rows = masks.flatten(1).any(1).nonzero()[:, 0]
+            candidates = Targets(rows, masks[rows], seen.valid).padded(*size)
+            labels = self.seen_index[seen.labels]
+            seen = Targets(labels, seen.masks, seen.valid).padded(*size)
+            targets.append(SplitTargets(seen, candidates, self._candidate_classes(found.embeddings)))
+        return targets
+
+    def _candidate_classes(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(U, E) unit-norm class embeddings C_u of an image's regions."""
+        if self.candidate_mlp is None:
+            return embeddings
+        return F.normalize(self.candidate_mlp(embeddings).float(), dim=-1)
+
+    def _regions(self, samples: Sequence[dict]) -> list[Regions]:
+        """From the cache, or made now, together for all images without."""
+        if not self.options.candidate_queries:
+            cells = torch.zeros(1, 1, dtype=torch.uint8, device=self.device)
+            none = torch.zeros(0, self.language.embedding_dim, device=self.device)
+            return [Regions(cells, none, 1)] * len(samples)
+        results: list[Regions | None] = [
+            Regions(r.cells.to(self.device), r.embeddings.to(self.device), r.size) if r is not None else None
+            for r in (s.get("regions") for s in samples)
+        ]
+        missing = [i for i, r in enumerate(results) if r is None]
+        if missing:
+            images = torch.stack([samples[i]["whole_image"] for i in missing]).to(self.device)
+            unannotated = torch.stack([samples[i]["unannotated"] for i in missing]).to(self.device)
+            for index, found in zip(missing, self.finder(images, unannotated), strict=True):
+                results[index] = found
+        return results
+
+    def _training_cosines(
+        self, vectors: torch.Tensor, targets: Sequence[SplitTargets]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(R, B, Q, N_s + U) cosines with the seen classes' text and each image's own regions; (B, N_s + U) bool: which
+        columns an image has."""
+        seen = self.text(self.seen).cosine(vectors)
+        width = max(len(t.embeddings) for t in targets)
+        padded = torch.stack([F.pad(t.embeddings, (0, 0, 0, width - len(t.embeddings))) for t in targets])
+        count = torch.tensor([len(t.embeddings) for t in targets], device=vectors.device)
+        with torch.autocast(vectors.device.type, enabled=False):  # scaled by up to 100
+            unit = F.normalize(vectors.float(), dim=-1)
+            regions = torch.einsum("rbqe,bue->rbqu", unit, padded)
+        exists = torch.arange(width, device=vectors.device) < count[:, None]
+        return torch.cat([seen, regions], -1), F.pad(exists, (len(self.seen), 0), value=True)
+
+    def _enhancement_loss(self, pixels, targets: Sequence[SplitTargets]) -> torch.Tensor:
+        features = self.enhancement(pixels)
+        vectors = features.flatten(2).transpose(1, 2)[None]  # (1, B, N, E)
+        cosines, exists = self._training_cosines(vectors, targets)
+        logits = (cosines[0] / self.options.mfe_temperature).masked_fill(~exists[:, None], -1e4)
+        labels = label_map([t.joint(len(self.seen)) for t in targets], features.shape[-2:])
+        return pixel_losses(logits.transpose(1, 2).unflatten(2, features.shape[-2:]), labels)
+
+    # ------------------------------------------------------------------------------------------ inference
+
+    def network(self, images: torch.Tensor) -> DecoderOutput:
+        pixels = self.sem_seg_head.pixel_decoder(self.backbone(images))
+        return self.sem_seg_head.predictor(pixels, self._random_queries(len(images)))
+
+    def _random_queries(self, batch: int) -> GivenQueries | None:
+        """Drawn with the mean and variance of the learned ones, the same in every call."""
+        count = self.options.random_queries
+        if not count:
+            return None
+        predictor, drawn = self.sem_seg_head.predictor, []
+        generator = torch.Generator().manual_seed(self.options.random_seed)
+        for learned in (predictor.query_feat.weight, predictor.query_embed.weight):
+            noise = torch.randn(count, learned.shape[1], generator=generator).to(learned.device)
+            drawn.append((learned.mean(0) + learned.std(0) * noise).detach().expand(batch, -1, -1))
+        return GivenQueries(*drawn, torch.zeros(batch, count, dtype=torch.bool, device=self.device))
+
+    def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, Q, K) logits of independent classes, seen and unseen; (B, Q, H/4, W/4) mask logits."""
+        alpha = self.ensemble_alpha if alpha is None else alpha
+        output, text = self.network(images), self.text(tuple(range(len(self.seen_index))))
+        logits, mask_logits = self._logits(text.cosine(output.class_outputs[-1])), output.mask_logits()
+        if alpha < 1:
+            logits = self._ensembled(logits, self._zero_shot(images, mask_logits, text), alpha)
+        return logits, mask_logits
+
+    def _zero_shot(self, images: torch.Tensor, mask_logits: torch.Tensor, text: Vocabulary) -> torch.Tensor:
+        """(B, Q, K) posterior of CLIP's features pooled under the masks; of normalised images."""
+        clip, finder = self.language, self.finder
+        pixels = images * self.pixel_std + self.pixel_mean
+        with torch.autocast(images.device.type, enabled=False):
+            features = clip.encode((pixels - finder.mean.to(images.device)) / finder.std.to(images.device))
+            pooled = mask_pool(features["clip_vis_dense"], mask_logits.float())
+            return (clip.logit_scale() * text.cosine(clip.embed_pooled(pooled))).softmax(-1)
+
+    @staticmethod
+    def _ensembled(logits: torch.Tensor, posterior: torch.Tensor, alpha: float) -> torch.Tensor:
+        """Logits of the geometric mean of independent class probabilities and a posterior (DEARLi, eq. 6)."""
+        log_mean = alpha * F.logsigmoid(logits.float()) + (1 - alpha) * posterior.clamp(min=1e-8).log()
+        return log_mean - torch.log1p(-log_mean.exp().clamp(max=1 - 1e-6))
+
+    def semantic_scores(self, class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
+        """Sum over queries of class times mask probability; seen classes less the penalty (calibrated stacking)."""
+        with torch.autocast(mask_logits.device.type, enabled=False):
+            probability = class_logits.float().sigmoid()
+            scores = torch.einsum("bqk,bqhw->bkhw", probability, mask_logits.float().sigmoid())
+        if self.options.seen_penalty:
+            scores[:, list(self.seen)] -= self.options.seen_penalty
+        return scores
+
+
+def region_settings(cfg: CfgNode) -> RegionSettings:
+    """Keys `MODEL.SPLIT.REGIONS.*`."""
+    regions = cfg.MODEL.SPLIT.REGIONS
+    return RegionSettings(
+        image_size=regions.IMAGE_SIZE,
+        windows=tuple(regions.WINDOWS),
+        iterations=regions.ITERATIONS,
+        fusion=regions.FUSION,
+        min_area=regions.MIN_AREA,
+        crop_size=regions.CROP_SIZE,
+        embedding="cls" if cfg.MODEL.SPLIT.CANDIDATE_EMBEDDING == "cls" else "dense",
+    )

@@ -1,0 +1,73 @@
+"""Regions of un-annotated pixels on disk: one file an image and a manifest that says what made them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from ...errors import ConfigError, DatasetError
+from ...files import write_atomically
+from ...masks.storage import OTHER_IMAGE, MaskFolder, image_digest
+from ...structures import Regions
+
+logger = logging.getLogger(__name__)
+
+
+class RegionFolder(MaskFolder):
+    """`FOLDER/manifest.json` and `FOLDER/regions/STEM.safetensors`."""
+
+    def path(self, file_name: str) -> Path:
+        return self.folder / "regions" / f"{Path(file_name).stem}.safetensors"
+
+    def write(self, file_name: str, size: tuple[int, int], regions: Regions) -> None:
+        """Stores the regions of one image, whole or not at all."""
+        content = {
+            "cells": regions.cells.cpu().contiguous(),
+            "embeddings": regions.embeddings.cpu().contiguous(),
+            "size": torch.tensor(regions.size),
+        }
+        about = {"digest": image_digest(file_name)} if Path(file_name).is_file() else None
+        write_atomically(self.path(file_name), lambda temporary: save_file(content, temporary, about))
+
+    def _stored_digest(self, path: Path) -> str | None:
+        try:
+            with safe_open(path, "pt") as file:
+                return (file.metadata() or {}).get("digest")
+        except (SafetensorError, OSError):  # `read` names it
+            return None
+
+    def read(self, file_name: str) -> Regions | None:
+        """None where there is no file, or a damaged one, which is named in the log: then regions are made anew.
+
+        Raises:
+            DatasetError: regions of another image of that name.
+        """
+        path = self.path(file_name)
+        if not path.is_file():
+            return None
+        if not self.made_for(file_name):
+            raise DatasetError(f"{file_name}: {path} {OTHER_IMAGE}")
+        try:
+            content = load_file(path)
+            return Regions(content["cells"], content["embeddings"], int(content["size"]))
+        except (SafetensorError, KeyError, OSError) as error:
+            logger.warning("%s is damaged and made anew: %s", path, error)
+            return None
+
+    def check_settings(self, settings: dict) -> None:
+        """Raises `ConfigError` unless the folder was made with these settings."""
+        manifest = self.manifest()
+        if manifest is None:
+            raise ConfigError(
+                f"MODEL.SPLIT.REGIONS.CACHE {self.folder} holds no manifest.json; python -m dearli_d2.masks.clip_regions makes it"
+            )
+        for key, value in settings.items():
+            if manifest.get(key) != value:
+                raise ConfigError(
+                    f"MODEL.SPLIT.REGIONS.CACHE {self.folder} was made with {key} {manifest.get(key)}, not {value}; make it "
+                    "again in another folder, or leave the key empty"
+                )

@@ -1,0 +1,207 @@
+"""Regions that nobody annotated: clusters of frozen CLIP features, and their embeddings (Split Matching, Sec. 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ...errors import ConfigError
+from ...modeling.backbone.open_clip import OpenCLIPBackbone
+from ...modeling.clustering import cosine_kmeans
+from ...structures import Regions
+
+
+@dataclass(frozen=True)
+class RegionSettings:
+    """`image_size`: side in pixels of the square image that CLIP sees. `windows`: sides in cells of the windows whose means
+    are the first centroids. `iterations`: of K-means at most. `fusion`: cosine from which on clusters are one.
+    `min_area`: share of the image of a region. `crop_size`: side of the masked images that are embedded. `embedding`: "cls",
+    of the image that shows the region alone, or "dense", the mean of the dense features in it."""
+
+    image_size: int = 512
+    windows: tuple[int, ...] = (8, 16)
+    iterations: int = 10
+    fusion: float = 0.95
+    min_area: float = 0.01
+    crop_size: int = 224
+    embedding: str = "cls"
+
+    def to_json(self) -> dict:
+        """For the manifest of a cache."""
+        return {**asdict(self), "windows": list(self.windows)}
+
+
+class RegionFinder:
+    """Finds the regions of whole images; nothing is learned, so the same image always gives the same regions.
+
+    Args:
+        clip: a frozen CLIP model. mean, std: its normalisation of 0..255 RGB, 3 values each.
+
+    Raises:
+        ConfigError: sizes that CLIP cannot take, or was not trained with.
+    """
+
+    def __init__(self, clip: OpenCLIPBackbone, mean: torch.Tensor, std: torch.Tensor, settings: RegionSettings) -> None:
+        _check_sizes(clip, settings)
+        self.clip, self.settings = clip, settings
+        self.mean, self.std = mean.view(3, 1, 1), std.view(3, 1, 1)
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor, unannotated: torch.Tensor) -> list[Regions]:
+        """Finds the regions of a batch of images.
+
+        Args:
+            images: (B, 3, S, S) 0..255, whole images as squares of `image_size`. unannotated: (B, S, S) bool.
+
+        Returns:
+            Per image regions inside the unannotated pixels; perhaps none.
+        """
+        device = images.device
+        normalized = (images.float() - self.mean.to(device)) / self.std.to(device)
+        with torch.autocast(device.type, enabled=False):
+            dense = self.clip.embed_dense(self.clip.encode(normalized))
+            labels = cluster(dense, self.settings)  # (B, h, w)
+            return self._regions(normalized, dense, labels, unannotated)
+
+    def _regions(
+        self, images: torch.Tensor, dense: torch.Tensor, labels: torch.Tensor, unannotated: torch.Tensor
+    ) -> list[Regions]:
+        size, grid = images.shape[-2:], labels.shape[1:]
+        full = F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].long()
+        full = torch.where(unannotated, full, 0)
+        count = int(labels.max()) + 1
+        area = torch.zeros(len(labels), count, dtype=torch.int64, device=labels.device)
+        area.scatter_add_(1, full.flatten(1), torch.ones_like(full.flatten(1)))
+        kept = area >= self.settings.min_area * size[0] * size[1]
+        kept[:, 0] = False
+        owner, cluster_id = kept.nonzero(as_tuple=True)
+        masks = full[owner] == cluster_id[:, None, None]
+        if self.settings.embedding == "dense":
+            embeddings = mean_of_cells(dense[owner], masks)
+        else:
+            embeddings = self._embed(images[owner], masks)
+        results = []
+        for index in range(len(images)):
+            mine = owner == index
+            numbers = torch.zeros(count, dtype=torch.uint8, device=labels.device)
+            numbers[cluster_id[mine]] = torch.arange(1, int(mine.sum()) + 1, dtype=torch.uint8, device=labels.device)
+            results.append(Regions(numbers[labels[index]].view(grid), embeddings[mine], size[0]))
+        return results
+
+    def _embed(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """(U, E) unit-norm embeddings of (U, 3, S, S) images of which (U, S, S) masks show a region."""
+        masked = images * masks[:, None]  # 0 is the mean colour
+        side = (self.settings.crop_size,) * 2
+        crops = F.interpolate(masked, size=side, mode="bilinear", align_corners=False)
+        shown = F.interpolate(masks[:, None].float(), size=side, mode="nearest")[:, 0] > 0
+        parts = [
+            self.clip.embed_region(self.clip.encode(crop), mask)
+            for crop, mask in zip(crops.split(64), shown.split(64), strict=True)
+        ]
+        return torch.cat(parts) if parts else images.new_zeros(0, self.clip.embedding_dim)
+
+
+def _check_sizes(clip: OpenCLIPBackbone, settings: RegionSettings) -> None:
+    stride = clip.dense_shape.stride
+    if settings.image_size % stride:
+        raise ConfigError(
+            f"MODEL.SPLIT.REGIONS.IMAGE_SIZE {settings.image_size} is no multiple of {stride}, the cells of {clip.arch}; the "
+            f"nearest is {max(round(settings.image_size / stride), 1) * stride}"
+        )
+    if settings.embedding == "cls" and clip.image_size not in (None, settings.crop_size):
+        raise ConfigError(
+            f"MODEL.SPLIT.REGIONS.CROP_SIZE is {settings.crop_size}, but the weights of {clip.arch} were trained with images of "
+            f"{clip.image_size} pixels; set it to {clip.image_size}"
+        )
+
+
+def mean_of_cells(dense: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """(U, E) unit-norm means of (U, E, h, w) features, each cell weighted by the share of it that (U, H, W) masks cover."""
+    share = F.adaptive_avg_pool2d(masks[:, None].float(), dense.shape[-2:])
+    return F.normalize((dense * share).sum((2, 3)), dim=-1)
+
+
+def cluster(dense: torch.Tensor, settings: RegionSettings) -> torch.Tensor:
+    """(B, E, h, w) unit-norm features to (B, h, w) int64 cluster numbers 1, 2, ... of each image.
+
+    K-means at each scale of windows, from the windows' means; clusters of all scales are fused, small ones dissolved, and
+    each cell goes to the nearest cluster that is left.
+    """
+    batch, _, height, width = dense.shape
+    points = dense.flatten(2).transpose(1, 2)
+    centroids, areas = [], []
+    for window in settings.windows:
+        seeds = window_seeds(dense, min(window, height, width))
+        assignment, means = cosine_kmeans(points, seeds, settings.iterations)
+        count = torch.zeros(means.shape[:2], device=dense.device)
+        count.scatter_add_(1, assignment, torch.ones_like(assignment, dtype=count.dtype))
+        centroids.append(means)
+        areas.append(count / (height * width) / len(settings.windows))
+    # merging asks for a number at each of its steps: on the host, where none of them waits
+    means, shares = torch.cat(centroids, 1).cpu(), torch.cat(areas, 1).cpu()
+    fused = [fuse(*image, settings.fusion, settings.min_area) for image in zip(means, shares, strict=True)]
+    labels = [(p @ f.to(p.device, non_blocking=True).T).argmax(-1) + 1 for p, f in zip(points, fused, strict=True)]
+    return torch.stack(labels).view(batch, height, width)
+
+
+def window_seeds(dense: torch.Tensor, window: int) -> torch.Tensor:
+    """(B, S, E) unit-norm means of windows with half a window between them (eq. 1)."""
+    means = F.avg_pool2d(dense, window, stride=max(window // 2, 1))
+    return F.normalize(means.flatten(2).transpose(1, 2), dim=-1)
+
+
+def fuse(centroids: torch.Tensor, areas: torch.Tensor, threshold: float, min_area: float) -> torch.Tensor:
+    """Merges the two most similar clusters while their cosine is at least `threshold`, then drops those below `min_area`;
+    the largest always stays.
+
+    Args:
+        centroids: (S, E) unit-norm. areas: (S,), shares of the image; empty clusters are left out.
+
+    Returns:
+        (F, E) unit-norm, area-weighted means.
+    """
+    centroids, areas = centroids[areas > 0], areas[areas > 0]
+    similarity = (centroids @ centroids.T).fill_diagonal_(-1)
+    while len(centroids) > 1:
+        best = int(similarity.argmax())
+        first, second = sorted(divmod(best, len(centroids)))
+        if similarity[first, second] < threshold:
+            break
+        weight = areas[[first, second], None]
+        merged = F.normalize((centroids[[first, second]] * weight).sum(0), dim=-1)
+        kept = torch.arange(len(centroids), device=centroids.device) != second
+        centroids[first], areas[first] = merged, areas[first] + areas[second]
+        centroids, areas, similarity = centroids[kept], areas[kept], similarity[kept][:, kept]
+        row = centroids @ merged
+        row[first] = -1
+        similarity[first], similarity[:, first] = row, row
+    large = areas >= min_area
+    large[areas.argmax()] = True
+    return centroids[large]
+
+
+def candidate_masks(regions: Regions, pixels: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
+    """(U, S, S) bool masks in a view of the image, disjoint and outside of what is annotated.
+
+    Args:
+        pixels: (S, S) int, pixel of the whole image as a square of `regions.size` behind each pixel of the view, -1 =
+            padding. annotated: (S, S) bool.
+    """
+    if not len(regions):
+        return torch.zeros(0, *pixels.shape, dtype=torch.bool, device=pixels.device)
+    size = regions.size
+    inside = pixels.long().clamp(min=0)
+    height, width = regions.cells.shape
+    row, column = inside // size * height // size, inside % size * width // size
+    number = regions.cells[row, column].long()
+    number = torch.where((pixels < 0) | annotated, 0, number)
+    return number == torch.arange(1, len(regions) + 1, device=number.device)[:, None, None]
+
+
+def region_masks(regions: Regions, unannotated: torch.Tensor) -> torch.Tensor:
+    """(U, s, s) bool masks in the whole image as a square; `unannotated`: (s, s) bool."""
+    size = unannotated.shape[0]
+    pixels = torch.arange(size * size, device=unannotated.device).view(size, size)
+    return candidate_masks(regions, pixels, ~unannotated)

@@ -1,0 +1,1 @@
+"""Text embeddings and zero-shot recognition of an OpenCLIP model."""

@@ -1,0 +1,1 @@
+"""The Mask2Former core: decoders, matching, losses and read-out."""

@@ -1,0 +1,211 @@
+"""Read-out of masks and classes: semantic, panoptic, instance. Batched, without a host transfer per segment."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+def semantic_inference(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
+    """Class scores per pixel: sum over queries of p_q(c) * sigmoid(mask_q), no-object left out (MaskFormer, Sec. 3.4).
+
+    Args:
+        class_logits: (B, Q, K + 1), logits or log-probabilities. mask_logits: (B, Q, H, W).
+
+    Returns:
+        (B, K, H, W) fp32, not normalised.
+    """
+    probability = class_logits.float().softmax(-1)[..., :-1]
+    with torch.autocast(mask_logits.device.type, enabled=False):  # near ties decide pixels: fp32
+        return torch.einsum("bqk,bqhw->bkhw", probability, mask_logits.float().sigmoid())
+
+
+def panoptic_inference(
+    class_logits: torch.Tensor,
+    mask_logits: torch.Tensor,
+    thing_ids: Collection[int],
+    object_threshold: float = 0.8,
+    overlap_threshold: float = 0.8,
+) -> list[tuple[torch.Tensor, list[dict]]]:
+    """Segments that do not overlap (MaskFormer, Sec. 3.4).
+
+    Queries whose best class is an object with a score above `object_threshold` compete for each pixel by score times
+    mask probability. A query keeps the pixels it wins where its mask is at least 0.5; it is dropped when it wins less
+    than `overlap_threshold` of its own mask. Stuff segments of one class are one segment.
+
+    Args:
+        class_logits: (B, Q, K + 1), logits or log-probabilities. mask_logits: (B, Q, H, W).
+        thing_ids: contiguous ids of the thing classes.
+
+    Returns:
+        Per image the (H, W) int32 map of segment ids (0 = none) and a list of
+        {"id", "category_id" (contiguous), "isthing", "score"}, ids 1, 2, ... in the order of the queries.
+    """
+    regions = panoptic_regions(class_logits, mask_logits, thing_ids, object_threshold, overlap_threshold)
+    table = torch.stack([regions.segment_id.double(), regions.label.double(), regions.score.double()], -1).cpu()
+    things, results = set(thing_ids), []
+    for image, rows in enumerate(table.tolist()):
+        segments: dict[int, dict] = {}
+        for segment_id, label, score in rows:
+            if segment_id and int(segment_id) not in segments:
+                segments[int(segment_id)] = {
+                    "id": int(segment_id),
+                    "category_id": int(label),
+                    "isthing": int(label) in things,
+                    "score": score,
+                }
+        results.append((regions.panoptic[image], list(segments.values())))
+    return results
+
+
+def segments_of(regions: Sequence[PanopticRegions], min_area: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Labels (N,) and masks (N, H, W) bool of each image's segments that have pixels, and at least `min_area` of them.
+
+    Args:
+        regions: of one image each. All segment tables reach the host in one transfer.
+    """
+    tables = []
+    for region in regions:
+        ids, labels = region.segment_id[0], region.label[0]
+        panoptic = region.panoptic.flatten().long()
+        table = torch.zeros(2, len(ids) + 1, dtype=torch.int64, device=ids.device)
+        table[0].scatter_add_(0, panoptic, torch.ones_like(panoptic))  # area of each id
+        table[1].scatter_(0, ids, labels)  # its class
+        tables.append(table)
+    results = []
+    host = torch.cat(tables, 1).cpu().split([t.shape[1] for t in tables], 1)
+    for region, (area, label) in zip(regions, host, strict=True):
+        area[0] = 0  # no segment
+        kept = (area >= max(min_area, 1)).nonzero()[:, 0]
+        device = region.panoptic.device
+        ids = kept.int().to(device, non_blocking=True)
+        results.append((label[kept].to(device, non_blocking=True), region.panoptic == ids[:, None, None]))
+    return results
+
+
+# pixels that compete at a time
+_CPU_BLOCK = 4096
+
+
+@dataclass
+class PanopticRegions:
+    """On the device: `panoptic` (B, H, W) int32 segment ids, 0 = none; per query `segment_id` (B, Q) int64 (0 = dropped,
+    equal ids = merged stuff), `label` (B, Q) int64, `score` (B, Q) fp32."""
+
+    panoptic: torch.Tensor
+    segment_id: torch.Tensor
+    label: torch.Tensor
+    score: torch.Tensor
+
+
+def panoptic_regions(
+    class_logits: torch.Tensor,
+    mask_logits: torch.Tensor,
+    thing_ids: Collection[int],
+    object_threshold: float,
+    overlap_threshold: float,
+) -> PanopticRegions:
+    """The tensor part of `panoptic_inference`; nothing here waits for the device."""
+    batch, queries, height, width = mask_logits.shape
+    device = mask_logits.device
+    score, label = class_logits.float().softmax(-1).max(-1)
+    keep = (label != class_logits.shape[-1] - 1) & (score > object_threshold)
+
+    pixels = mask_logits.float().flatten(2)
+    winner = torch.empty(batch, height * width, dtype=torch.int64, device=device)
+    own = torch.zeros(batch, queries, dtype=torch.int64, device=device)
+    for image in range(batch):
+        _compete(pixels[image], score[image], keep[image], winner[image], own[image])
+    won_inside = pixels.gather(1, winner[:, None])[:, 0] >= 0  # sigmoid >= 0.5
+
+    won = _count(winner, torch.ones_like(won_inside), queries)
+    kept_pixels = _count(winner, won_inside, queries)
+    good = keep & (won > 0) & (own > 0) & (kept_pixels > 0) & (won >= overlap_threshold * own)
+
+    is_thing = torch.zeros(class_logits.shape[-1], dtype=torch.bool)
+    is_thing[list(thing_ids)] = True
+    stuff = good & ~is_thing.to(device, non_blocking=True)[label]
+    same = (label[:, :, None] == label[:, None]) & stuff[:, :, None] & stuff[:, None]
+    order = torch.arange(queries, device=device)
+    first = torch.where(stuff, same.int().argmax(-1), order)  # stuff joins the first query of its class
+    number = (good & (first == order)).long().cumsum(-1)
+    segment_id = torch.where(good, number.gather(-1, first), 0)
+    panoptic = torch.where(won_inside, segment_id.gather(1, winner), 0)
+    return PanopticRegions(panoptic.view(batch, height, width).int(), segment_id, label, score)
+
+
+def _compete(
+    pixels: torch.Tensor, score: torch.Tensor, keep: torch.Tensor, winner: torch.Tensor, own: torch.Tensor
+) -> None:
+    """Writes the winning query of each pixel and the size of each mask (sigmoid at least 0.5) of one image.
+
+    Args:
+        pixels: (Q, N) mask logits. score, keep: (Q,). winner: (N,) and own: (Q,) int64, written to.
+
+    On a CPU only the kept queries are read, in blocks of pixels that stay in the cache; on a GPU knowing them would mean
+    to wait for the device, so all take part and a dropped one competes with -1, below every kept one.
+    """
+    if pixels.device.type == "cpu":
+        rows, block = keep.nonzero()[:, 0], _CPU_BLOCK
+        if not len(rows):
+            winner.zero_()
+            return
+        strength = score[rows, None]
+    else:
+        rows, block = torch.arange(len(score), device=score.device), pixels.shape[1]
+        strength = torch.where(keep, score, -1.0)[:, None]
+    backwards = torch.arange(len(rows), 0, -1, dtype=torch.int16, device=pixels.device)[:, None]
+    for part, target in zip(pixels.split(block, 1), winner.split(block), strict=True):
+        part = part if len(rows) == len(part) else part[rows]
+        own[rows] += (part >= 0).sum(1)
+        part = part.sigmoid().mul_(strength)
+        # the first of the largest: `amax` is many times faster than `max` with its indices
+        first = ((part == part.amax(0)) * backwards).amax(0)
+        target.copy_(rows[len(rows) - first.long()])
+
+
+def _count(winner: torch.Tensor, selected: torch.Tensor, queries: int) -> torch.Tensor:
+    """(B, Q): how many selected pixels each query won. `winner`, `selected`: (B, N)."""
+    counts = torch.zeros(len(winner), queries, dtype=torch.int64, device=winner.device)
+    return counts.scatter_add_(1, winner, selected.long())
+
+
+@dataclass
+class InstancePrediction:
+    """`labels` (N,) int64, `scores` (N,) fp32, `masks` (N, H, W) bool, best first."""
+
+    labels: torch.Tensor
+    scores: torch.Tensor
+    masks: torch.Tensor
+
+
+def instance_inference(
+    class_logits: torch.Tensor, mask_logits: torch.Tensor, thing_ids: Collection[int], topk: int = 100
+) -> list[InstancePrediction]:
+    """The `topk` (query, thing class) pairs by class score times mean mask probability inside the mask.
+
+    Args:
+        class_logits: (B, Q, K + 1). mask_logits: (B, Q, H, W).
+    """
+    things = torch.tensor(sorted(thing_ids), dtype=torch.int64, device=class_logits.device)
+    scores = class_logits.float().softmax(-1)[..., things].flatten(1)
+    scores, order = scores.topk(min(topk, scores.shape[1]), dim=1)
+    query, label = order // max(len(things), 1), things[order % max(len(things), 1)]
+    results = []
+    for logits, q, classes, class_scores in zip(mask_logits, query, label, scores, strict=True):
+        chosen = logits[q].float()
+        masks = chosen > 0
+        quality = (chosen.sigmoid() * masks).sum((1, 2)) / masks.sum((1, 2)).clamp(min=1)
+        final, rank = (class_scores * quality).sort(descending=True)
+        results.append(InstancePrediction(classes[rank], final, masks[rank]))
+    return results
+
+
+def resize_logits(mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(B, Q, h, w) to (B, Q, *size), bilinear."""
+    if mask_logits.shape[-2:] == tuple(size):
+        return mask_logits
+    return F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False)

@@ -1,1 +1,0 @@
-"""The models, one file each; importing a file registers its architecture."""

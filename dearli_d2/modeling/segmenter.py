@@ -1,0 +1,198 @@
+"""What all models share: normalised and padded input, training or inference, sliding windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import Backbone
+from detectron2.structures import ImageList
+from torch import nn
+
+from ..data.taxonomy import Taxonomy
+from ..errors import ConfigError
+from .backbone.pyramid import LEVELS
+from .mask2former.inference import resize_logits
+from .per_pixel.semantic import sliding_window
+
+_PAD_TO = 32
+
+# backbones of a model, each with what losses take from it: (B, 3, H, W) images to tensors
+BackbonePaths = list[tuple[nn.Module, Callable[[torch.Tensor], Sequence[torch.Tensor]]]]
+
+
+def input_divisor(backbone: nn.Module) -> int:
+    """What the sides of a backbone's input are multiples of."""
+    return backbone.size_divisibility or _PAD_TO
+
+
+def level_channels(backbone: Backbone, name: str) -> dict[str, int]:
+    """Channels of each map of a backbone, `LEVELS` among them.
+
+    Args:
+        name: MODEL.BACKBONE.NAME, for the error.
+
+    Raises:
+        ConfigError: one of `LEVELS` is missing.
+    """
+    channels = {level: shape.channels for level, shape in backbone.output_shape().items()}
+    missing = [level for level in LEVELS if level not in channels]
+    if missing:
+        advice = f"; set MODEL.RESNETS.OUT_FEATURES {list(LEVELS)}" if name == "build_resnet_backbone" else ""
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME {name} gives {', '.join(channels)}; the head needs {', '.join(missing)} too{advice}"
+        )
+    return channels
+
+
+def levels_of(features: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The four maps that decoders read."""
+    return [features[name] for name in LEVELS]
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """How the learning rate of a parameter differs from that of the run.
+
+    `factor`: what SOLVER.BASE_LR is multiplied by. `delay`: number of first steps in which it is 0. `warmup`: steps of the
+    linear warm-up behind the delay; None = SOLVER.WARMUP_ITERS.
+    """
+
+    factor: float = 1.0
+    delay: int = 0
+    warmup: int | None = None
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """What inference returns and its thresholds (keys `TEST.*`)."""
+
+    panoptic: bool = True
+    semantic: bool = True
+    instance: bool = False
+    object_threshold: float = 0.8
+    overlap_threshold: float = 0.8
+    topk: int = 100
+    window: int = 0
+    window_stride: int = 0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> ReadOut:
+        test = cfg.TEST
+        return cls(
+            panoptic=test.PANOPTIC_ON,
+            semantic=test.SEMANTIC_ON,
+            instance=test.INSTANCE_ON,
+            object_threshold=test.OBJECT_THRESHOLD,
+            overlap_threshold=test.OVERLAP_THRESHOLD,
+            topk=test.DETECTIONS_PER_IMAGE,
+            window=test.WINDOW,
+            window_stride=test.WINDOW_STRIDE or max(1, test.WINDOW * 2 // 3),
+        )
+
+
+class Segmenter(nn.Module):
+    """What all models share: normalising, padding, windows, and what `forward` takes and gives.
+
+    Args:
+        backbone: with `size_divisibility`.
+        taxonomy: classes; None only in a model that is never asked for panoptic output or text.
+        pixel_mean, pixel_std: of 0..255 RGB.
+        read_out: what inference returns.
+    """
+
+    labels_itself = False  # unlabelled images, by its `cross_labels`; else an EMA teacher does
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        taxonomy: Taxonomy | None,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        read_out: ReadOut = ReadOut(),
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.taxonomy = taxonomy
+        self.read_out = read_out
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    def check_training(self, cfg: CfgNode) -> None:
+        """What a method knows to fail, said before the first step. Raises `ConfigError`."""
+
+    def backbone_paths(self) -> BackbonePaths:
+        """What of each backbone takes part in the losses; the rest is frozen, see `freeze_unused`."""
+        return [(self.backbone, lambda images: levels_of(self.backbone(images)))]
+
+    def learning_rate(self, name: str) -> LearningRate:
+        """The learning rate of the parameter `name`, for methods whose layers learn at different speeds."""
+        return LearningRate()
+
+    def set_progress(self, step: int, total: int) -> None:
+        """Called before each training step, for methods whose network or losses change during training.
+
+        Args:
+            step: of the run, counted from 0. total: steps of the whole run. A method computes its state from these two
+                alone, so that a resumed run goes on as if it had not stopped.
+        """
+
+    @property
+    def training_divisor(self) -> int:
+        """What the sides of training crops must be multiples of; 1 where the images are padded."""
+        return 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def preprocess(self, batch: list[dict]) -> ImageList:
+        """Normalised images, padded at the right and bottom to a multiple of the backbone's need, or of 32."""
+        images = [(x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for x in batch]
+        return ImageList.from_tensors(images, input_divisor(self.backbone))
+
+    def forward(self, batch: list[dict] | dict[str, list[dict]]) -> dict[str, torch.Tensor] | list[dict]:
+        """Losses of a batch in training, predictions in evaluation.
+
+        Args:
+            batch: one dict an image: "image" (3, H, W) RGB 0..255; for training "targets" (`Targets`, H x W) and, for
+                losses per pixel of all of an image, "inside" (H, W) bool, False = padding; for
+                inference optionally "height", "width": size of the output. In training also several streams by name,
+                {"labeled": [...], "unlabeled": [...]}, the latter with pseudo-labels as targets: all go through the
+                network together, each with losses and normalisers of its own.
+
+        Returns:
+            Training: weighted losses by name, those of pseudo-labels as "unlabeled_loss_...". Inference: a list of dicts
+            with "panoptic_seg" ((H, W) int32 ids and segments), "sem_seg" (K, H, W) scores and "instances", as `read_out`
+            asks.
+        """
+        if self.training:
+            return self.losses(batch if isinstance(batch, dict) else {"labeled": batch})
+        if self.read_out.window:
+            return [{"sem_seg": self._windowed_scores(x)} for x in batch]
+        return self.outputs(batch)
+
+    def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
+        """See `forward`."""
+        raise NotImplementedError
+
+    def outputs(self, batch: list[dict]) -> list[dict]:
+        """Of whole images; see `forward`."""
+        raise NotImplementedError
+
+    def scores(self, inputs: ImageList, samples: list[dict]) -> torch.Tensor:
+        """(B, K, H, W) semantic scores at the size of the padded inputs."""
+        raise NotImplementedError
+
+    def _windowed_scores(self, sample: dict) -> torch.Tensor:
+        """(K, H, W) at the asked size, by windows over the image."""
+
+        def scores(images: torch.Tensor) -> torch.Tensor:
+            parts = [{**sample, "image": image} for image in images]
+            return self.scores(self.preprocess(parts), parts)[..., : images.shape[-2], : images.shape[-1]]
+
+        image = sample["image"].to(self.device)[None]
+        result = sliding_window(scores, image, self.read_out.window, self.read_out.window_stride)
+        return resize_logits(result, (sample.get("height", image.shape[2]), sample.get("width", image.shape[3])))[0]
