@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..modeling.meta_arch.base import LearningRate, Segmenter
+from ..modeling.segmenter import LearningRate, Segmenter
 
 _NORMS = (
     nn.LayerNorm,

@@ -19,8 +19,8 @@ from dearli_d2.engine.optimizer import build_scheduler, parameter_groups
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, DatasetError, TrainingError
 from dearli_d2.modeling import build_model
-from dearli_d2.modeling.meta_arch.base import LearningRate
-from dearli_d2.modeling.meta_arch.mask_former import MaskFormer
+from dearli_d2.modeling.mask2former.segmenter import MaskFormer
+from dearli_d2.modeling.segmenter import LearningRate
 from tests.conftest import MINI_OVERRIDES, REPO, train_until
 
 
