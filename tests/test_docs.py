@@ -63,6 +63,19 @@ def test_links_between_documents_resolve(document):
     assert broken == []
 
 
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if d.name != "CHANGELOG.md"], ids=lambda p: p.relative_to(REPO).as_posix()
+)
+def test_files_that_documents_name_exist(document):
+    named = re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|yaml|md|sh|txt))`", document.read_text(encoding="utf-8"))
+    top = {p.name for p in REPO.iterdir()}
+    inside = {p.name for p in (REPO / "dearli_d2").iterdir()}
+    files = [n for n in named if n.split("/")[0] in top | inside]
+    places = (REPO, REPO / "dearli_d2", REPO / "configs")
+    made_by_the_user = {"configs/custom/mine.yaml", "evaluation/config.yaml"}
+    assert [n for n in files if n not in made_by_the_user and not any((p / n).exists() for p in places)] == []
+
+
 def test_anchors_are_those_of_github():
     assert anchors("# A `b` (c), d: e\n## A b c d e\n## a] - *2026*\n```sh\n# no\n```\n## [x](y.md) é_1\n") == {
         "a-b-c-d-e",
