@@ -7,7 +7,7 @@ from pathlib import Path
 
 OVERRIDES = """keys of the config with their new values, in pairs, after all other options:
 SOLVER.MAX_ITER 1000 OUTPUT_DIR output/mine. A list or a tuple is quoted: DATASETS.TEST "('miniworld_val',)".
-Every key with its default is in dearli_d2/config.py"""
+Every key with its default is in dearli_d2/config/build.py"""
 
 
 def command_parser(program: str, documentation: str) -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Every key has a rule, keeps it, and refuses wrong values with one error that names key, value and what is allowed.
 
-A new key of `dearli_d2/config.py` needs a line in `SCHEMA` of `dearli_d2/config_schema.py`, and nothing here.
+A new key of `dearli_d2/config/build.py` needs a line in `SCHEMA` of `dearli_d2/config/schema.py`, and nothing here.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_defaults
 
-from dearli_d2.config import _set, add_dearli_config, get_config
-from dearli_d2.config_schema import SCHEMA, Choice, Items, Number, Switch, Text
+from dearli_d2.config import add_dearli_config, get_config
+from dearli_d2.config.build import _set
+from dearli_d2.config.schema import SCHEMA, Choice, Items, Number, Switch, Text
 from dearli_d2.errors import ConfigError
 from tests.conftest import REPO
 
@@ -36,7 +37,7 @@ ALL, FOREIGN = leaves(defaults()), leaves(detectron2_defaults())
 def test_every_key_of_the_project_has_a_rule():
     own = {key for key, value in ALL.items() if key not in FOREIGN or value != FOREIGN[key]}
     missing = sorted(own - set(SCHEMA))
-    assert not missing, f"add a line to SCHEMA in dearli_d2/config_schema.py for: {', '.join(missing)}"
+    assert not missing, f"add a line to SCHEMA in dearli_d2/config/schema.py for: {', '.join(missing)}"
 
 
 def test_every_rule_is_of_a_key():

@@ -364,7 +364,7 @@ def _make_small(checkout: Path) -> None:
     text = path.read_text().replace(f"SPLITS = {miniworld.SPLITS}".replace("'", '"'), f"SPLITS = {SPLITS}")
     assert f"SPLITS = {SPLITS}" in text
     path.write_text(text)
-    path = checkout / "dearli_d2" / "config.py"
+    path = checkout / "dearli_d2" / "config" / "build.py"
     path.write_text(path.read_text() + SMALL_CONFIG)
 
 

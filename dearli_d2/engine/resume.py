@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ..config import all_keys
-from ..config_schema import plain
+from ..config.schema import plain
 from ..data.catalog import dataset_dicts
 from ..errors import ConfigError, DatasetError, WeightsError
 

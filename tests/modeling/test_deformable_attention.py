@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dearli_d2.config_schema import SCHEMA
+from dearli_d2.config.schema import SCHEMA
 from dearli_d2.modeling.mask2former import deformable_attention
 from dearli_d2.modeling.mask2former.deformable_attention import (
     IMPLEMENTATIONS,

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dearli_d2.config_schema import SCHEMA
+from dearli_d2.config.schema import SCHEMA
 from dearli_d2.errors import ConfigError
 from dearli_d2.modeling.per_pixel import losses as pixel_losses
 from dearli_d2.modeling.per_pixel.losses import (

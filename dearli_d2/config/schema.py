@@ -1,7 +1,7 @@
 """The values that each configuration key accepts: one table, key to rule.
 
-A new key of `config.py` needs one line in `SCHEMA`. `tests/test_config_schema.py` names the keys that have none, checks that
-every default keeps its own rule, and tries wrong values on every key. Conditions on several keys are in `config_rules.py`.
+A new key of `build.py` needs one line in `SCHEMA`. `tests/test_config_schema.py` names the keys that have none, checks that
+every default keeps its own rule, and tries wrong values on every key. Conditions on several keys are in `rules.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .files import is_text
+from ..files import is_text
 
 _LARGEST = sys.float_info.max  # nan is not below it, nor are integers that no float can hold
 

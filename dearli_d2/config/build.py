@@ -13,21 +13,21 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_defaults
 
-from .config_files import read_config_files
-from .config_rules import validate
-from .config_schema import SCHEMA, read_value, reads_text
-from .data.custom import number_of_classes, settle
-from .errors import ConfigError
+from ..data.custom import number_of_classes, settle
+from ..errors import ConfigError
+from ..files import beside_package
+from ..pretrained import resolve_normalization
 from .experiment import choose_length, fill_partition, output_folder, resolve_epochs
-from .files import beside_package
-from .pretrained import resolve_normalization
+from .files import read_config_files
+from .rules import validate
+from .schema import SCHEMA, read_value, reads_text
 
 
 def add_dearli_config(cfg: CfgNode) -> None:
     """Adds the project's keys to a detectron2 config, in place.
 
-    A new key also needs a line in `config_schema.SCHEMA` that says what it accepts; `tests/test_config_schema.py` names the keys
-    without one. Conditions on several keys go to `config_rules.py`.
+    A new key also needs a line in `schema.SCHEMA` that says what it accepts; `tests/test_config_schema.py` names the keys
+    without one. Conditions on several keys go to `rules.py`.
     """
     cfg.SEED = 0  # of everything; detectron2's default -1 (random) would make runs impossible to resume exactly
     cfg.MODEL.META_ARCHITECTURE = "MaskFormer"

@@ -1,4 +1,4 @@
-"""What the values of several configuration keys must satisfy together; single keys are in `config_schema.py`."""
+"""What the values of several configuration keys must satisfy together; single keys are in `schema.py`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode
 
-from .data.custom import output_among_images
-from .errors import ConfigError
+from ..data.custom import output_among_images
+from ..errors import ConfigError
 
 
 def _boxes_fit(area: float, aspect: Sequence[float]) -> bool:
