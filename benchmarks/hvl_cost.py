@@ -21,7 +21,7 @@ from dearli_d2.structures import Targets
 
 from .measure import interleaved_seconds, peak_megabytes
 
-CONFIG = Path(__file__).parents[1] / "configs" / "pascal_voc" / "hvl_vit_b_92.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "pascal_voc" / "hvl_vit_b.yaml"
 NO_LOSSES = tuple(f"MODEL.HVL.{key}_WEIGHT=0.0" for key in ("DIVERSITY", "PROMPT", "VL"))
 PARTS = {
     "random queries": ("MODEL.HVL.TEXTUAL_QUERIES=False", *NO_LOSSES),

@@ -13,7 +13,9 @@ from . import study
 ALONE = ("MODEL.META_ARCHITECTURE", "DPTSegmenter", "DATASETS.UNLABELED", "()")
 CROSS = ("MODEL.SEGKC.CONSULT", "False", "MODEL.SEGKC.KD_WEIGHT", "0.0")
 ROWS = tuple(
-    study.Row(f"1/{part}: {name}", f"{folder}_1_{part}", f"camvid/segkc_1_{part}.yaml", options)
+    study.Row(
+        f"1/{part}: {name}", f"{folder}_1_{part}", "camvid/segkc.yaml", (*options, "DATASETS.PARTITION", f"1_{part}")
+    )
     for part in (16, 8)
     for name, folder, options in (
         ("junior alone, labels only", "labels", ALONE),

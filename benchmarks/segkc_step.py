@@ -30,7 +30,7 @@ from dearli_d2.structures import Targets
 
 from .measure import compare_steps, interleaved_seconds
 
-CONFIG = Path(__file__).parents[1] / "configs" / "pascal_voc" / "segkc_b_s_92.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "pascal_voc" / "segkc_b_s.yaml"
 CLASSES, CONFIDENCE = 21, 0.06  # random weights are never sure
 
 

@@ -13,7 +13,13 @@ from pathlib import Path
 from . import study
 
 ROWS = tuple(
-    study.Row(f"1/{part}: {name}", f"{config}_1_{part}", f"camvid/{config}_1_{part}.yaml", branches_from=source)
+    study.Row(
+        f"1/{part}: {name}",
+        f"{config}_1_{part}",
+        f"camvid/{config}.yaml",
+        ("DATASETS.PARTITION", f"1_{part}"),
+        branches_from=source,
+    )
     for part in (16, 8)
     for name, config, source in (("labels only", "labels", ""), ("semi-supervised", "ssl", f"labels_1_{part}"))
 )

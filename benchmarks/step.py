@@ -35,7 +35,7 @@ from dearli_d2.structures import Targets
 from .measure import compare_steps, synchronize
 from .reference import loop_panoptic
 
-CONFIG = Path(__file__).parents[1] / "configs" / "ade20k" / "dear_convnext_b_1_128.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "ade20k" / "dear_convnext_b.yaml"
 CLASSES, THINGS, SEGMENTS = 150, 100, 10
 
 

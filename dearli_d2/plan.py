@@ -6,7 +6,7 @@ passes over the images, and the model with its parameters and the memory of a st
 Examples:
 
     python -m dearli_d2.plan --config-file configs/miniworld/dearli.yaml
-    python -m dearli_d2.plan --config-file configs/ade20k/dearli_convnext_b_1_128.yaml SOLVER.IMS_PER_BATCH 8
+    python -m dearli_d2.plan --config-file configs/ade20k/dearli_convnext_b.yaml DATASETS.PARTITION 1_128
 """
 
 from __future__ import annotations

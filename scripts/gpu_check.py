@@ -231,7 +231,7 @@ def loader() -> dict:
     from dearli_d2.data import build
 
     torch.set_num_threads(1)
-    cfg = get_config(REPO / "configs" / "ade20k" / "dear_convnext_b_1_128.yaml", ["MODEL.DEVICE", _device()])
+    cfg = get_config(REPO / "configs" / "ade20k" / "dear_convnext_b.yaml", ["MODEL.DEVICE", _device()])
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         coarse = rng.integers(0, 255, (32, 43, 3), dtype=np.uint8)

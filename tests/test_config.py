@@ -2,27 +2,59 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from dearli_d2.config import get_config
+from dearli_d2.data.partitions import PUBLISHED
 from dearli_d2.data.views import WeakGeometry, scale_steps
 from dearli_d2.errors import ConfigError
 from tests.conftest import REPO
+from tests.experiments import CONFIGS, EXPERIMENTS, OWN_DATA, header_of, line, name_of, partitions_of
 
-EXPERIMENTS = sorted(p for p in (REPO / "configs").rglob("*.yaml") if not p.name.startswith("Base"))
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_every_config_is_valid_with_each_of_its_partitions(path):
+    own = OWN_DATA if path.parent.name == "custom" else []
+    configs = {part: get_config(path, [*own, *line(part)]) for part in partitions_of(path) or [""]}
+    for part, cfg in configs.items():
+        assert cfg.is_frozen()
+        assert cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE or path.name == "m2f_r50.yaml"  # for inference only
+        assert "/".join(filter(None, ["output", name_of(path).removesuffix(".yaml"), part])) == cfg.OUTPUT_DIR
+    assert len({str(cfg.DATASETS.TRAIN) for cfg in configs.values()}) == len(configs)
+    assert get_config(path, own).DATASETS in [cfg.DATASETS for cfg in configs.values()]  # without a word more
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(REPO / "configs")))
-def test_every_config_is_valid(path):
-    own_data = ["DATASETS.CUSTOM.ROOT", "mine", "DATASETS.CUSTOM.CLASSES", "['0 thing a', '1 stuff b']"]
-    cfg = get_config(path, own_data if path.parent.name == "custom" else [])
-    assert cfg.is_frozen()
-    assert cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE or path.name == "m2f_r50.yaml"  # for inference only
-    assert cfg.MODEL.DEVICE in ("cpu", "cuda")
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_every_config_opens_with_its_command_and_its_source(path):
+    header = header_of(path)
+    config = "custom/mine.yaml" if path.name == "template.yaml" else name_of(path)
+    command = re.search(rf"^#   .*configs/{config}\b.*", header, re.MULTILINE)
+    assert command, header
+    partitions = partitions_of(path)
+    given = re.search(r"DATASETS\.PARTITION (\S+)", command[0])
+    assert (given[1] in partitions) if partitions else given is None
+    assert re.search(r"paper|docs/", header), "where its figures come from"
+
+
+def test_headers_have_the_published_sizes():
+    for path in EXPERIMENTS:
+        for part, count in partitions_of(path).items():
+            data = get_config(path, line(part)).DATASETS
+            name = (*data.TRAIN, *data.UNLABELED)[0].partition("@")[0]
+            published = PUBLISHED[name]
+            drawn = int(part[1:]) if part.startswith("n") else published.images
+            assert published.labeled.get(part, drawn) == count, (path, part)
+
+
+def test_the_folder_stays_small():
+    """One file an experiment: partition, length and output folder are no files of their own."""
+    assert len(list(CONFIGS.rglob("*.yaml"))) < 140
 
 
 def test_values_of_the_paper(repo):
-    cfg = get_config(repo / "configs/ade20k/m2f_lang_convnext_b_1_128.yaml")
+    cfg = get_config(repo / "configs/ade20k/m2f_lang_convnext_b.yaml")
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE) == (1e-4, 0.05, 0.01)
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS) == (8, 80000, 0)
     assert (cfg.INPUT.CROP_SIZE, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (640, 640, 2560)
@@ -46,7 +78,7 @@ SIZES = {"ade20k": (150, 640, 2560), "coco_panoptic": (133, 512, 2048), "coco_ob
 @pytest.mark.parametrize("method", ["dear", "dearli"])
 def test_semi_supervised_rows_have_the_values_of_the_paper(folder, letter, method):
     for part in PARTITIONS[folder]:
-        cfg = get_config(REPO / "configs" / folder / f"{method}_convnext_{letter}_{part}.yaml")
+        cfg = get_config(CONFIGS / folder / f"{method}_convnext_{letter}.yaml", line(part))
         assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SSL.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == (8, 8, 80000)
         assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE) == (1e-4, 0.05, 0.01)
         ssl = cfg.SSL
@@ -69,7 +101,7 @@ def test_semi_supervised_rows_have_the_values_of_the_paper(folder, letter, metho
         assert (f"{name}_train@{part}",) == cfg.DATASETS.TRAIN
         assert (f"{name}_train@{part}:unlabeled",) == cfg.DATASETS.UNLABELED
         assert (f"{name}_val",) == cfg.DATASETS.TEST
-        assert f"output/{folder}/{method}_convnext_{letter}_{part}" == cfg.OUTPUT_DIR
+        assert f"output/{folder}/{method}_convnext_{letter}/{part}" == cfg.OUTPUT_DIR
         warm = get_config(REPO / "configs" / folder.replace("objects", "panoptic") / f"warmup_convnext_{letter}.yaml")
         expected = f"{warm.OUTPUT_DIR}/model_final.pth" if method == "dearli" else ""
         assert expected == cfg.MODEL.WEIGHTS
@@ -90,7 +122,8 @@ def test_prompts_are_those_of_the_method():
 )
 def test_domain_adaptation_has_the_values_of_the_paper(folder, classes, side):
     for labels in (0, 100, 200, 500, 1000, 2975):
-        cfg = get_config(REPO / "configs" / folder / f"semidavil_{labels}.yaml")
+        part = line({0: "n0", 2975: "all"}.get(labels, f"n{labels}"))
+        cfg = get_config(CONFIGS / folder / "semidavil.yaml", part)
         options = cfg.MODEL.SEMIDAVIL
         assert (options.LOSS, options.HARD_FRACTION, options.OMEGA, options.GUIDANCE) == ("dyce", 0.2, 0.5, True)
         assert (cfg.SSL.CONFIDENCE, cfg.SSL.EMA_DECAY, cfg.SSL.EMA_RAMP, cfg.INPUT.CROP_SIZE) == (
@@ -107,7 +140,7 @@ def test_domain_adaptation_has_the_values_of_the_paper(folder, classes, side):
         assert WeakGeometry(512, scale_steps(*cfg.INPUT.SOURCE_SCALE_RANGE), 9999).short_sides == [side]
         assert WeakGeometry(512, scale_steps(*cfg.INPUT.SCALE_RANGE), 9999).short_sides == [512]
         assert len(cfg.DATASETS.TRAIN) == (labels > 0)
-        without = get_config(REPO / "configs" / folder / f"semidavil_{labels}_ce.yaml")
+        without = get_config(CONFIGS / folder / "semidavil_ce.yaml", part)
         assert without.MODEL.SEMIDAVIL.LOSS == "ce"
         assert without.DATASETS == cfg.DATASETS
 
@@ -116,7 +149,7 @@ def test_domain_adaptation_has_the_values_of_the_paper(folder, classes, side):
 def test_rows_of_domain_adaptation_train_equally_much(folder):
     """4 + 4 + 4 images in 40 000 iterations, as in the authors' code, and the last four blocks, whatever the start weights."""
     rows = sorted((REPO / "configs" / folder).glob("[!B]*.yaml"))
-    assert len(rows) >= 18
+    assert len(rows) == 9
     for path in rows:
         cfg = get_config(path)
         batch = cfg.SSL.SOURCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH, cfg.SSL.IMS_PER_BATCH
@@ -135,12 +168,12 @@ UNLABELED_CITYSCAPES = {"1_16": 2789, "1_8": 2603, "1_4": 2231, "1_2": 1487}
 )
 def test_segkc_has_the_values_of_the_paper(folder, unlabeled, passes, crop):
     """Sec. 4.2; all parameters decay by 0.01, the heads' rate is 40 times that of the backbones."""
-    paths = sorted((REPO / "configs" / folder).glob("segkc_*.yaml"))
-    assert len(paths) == {"pascal_voc": 66, "cityscapes": 16}[folder]
-    for path in paths:
-        cfg = get_config(path)
+    lines = [(path, part) for path in sorted((CONFIGS / folder).glob("segkc_*.yaml")) for part in partitions_of(path)]
+    assert len(lines) == {"pascal_voc": 66, "cityscapes": 16}[folder]
+    for path, part in lines:
+        cfg = get_config(path, line(part))
         solver, batch = cfg.SOLVER, 8 if folder == "cityscapes" or path.stem.endswith("batch_8") else 16
-        part = cfg.DATASETS.TRAIN[0].partition("@")[2]
+        assert part == cfg.DATASETS.TRAIN[0].partition("@")[2]
         assert (batch, batch) == (solver.IMS_PER_BATCH, cfg.SSL.IMS_PER_BATCH), path
         assert abs(solver.MAX_ITER - passes * unlabeled[part] / batch) < 1, path
         assert pytest.approx(5e-6) == solver.BASE_LR * solver.BACKBONE_MULTIPLIER
@@ -155,7 +188,7 @@ def test_segkc_has_the_values_of_the_paper(folder, unlabeled, passes, crop):
 def test_unimatch_v2_has_the_values_of_its_code():
     """60 epochs of whole batches of 4 processes with 4 images each; half of each loss; the EMA's scores are printed."""
     for part in ("92", "183", "366", "732", "1464"):
-        cfg = get_config(REPO / "configs" / "pascal_voc" / f"unimatch_v2_s_{part}.yaml")
+        cfg = get_config(CONFIGS / "pascal_voc" / "unimatch_v2_s.yaml", line(part))
         epoch = -(-UNLABELED_VOC[part] // 4) // 4
         assert (60 * epoch, 16, 16) == (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SSL.IMS_PER_BATCH)
         assert (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DPT.FEATURE_DROPOUT) == ("DPTSegmenter", True)
@@ -166,7 +199,7 @@ def test_unimatch_v2_has_the_values_of_its_code():
         assert (f"pascal_voc_train@{part}",) == cfg.DATASETS.TRAIN
         assert (f"pascal_voc_train@{part}:unlabeled",) == cfg.DATASETS.UNLABELED
         assert cfg.TEST.WEIGHTS == "teacher"
-        assert str(part) == cfg.OUTPUT_DIR.rpartition("_")[2]
+        assert str(part) == cfg.OUTPUT_DIR.rpartition("/")[2]
 
 
 @pytest.mark.parametrize(("folder", "iterations"), [("ade20k", 80000), ("coco_panoptic", 160000)])

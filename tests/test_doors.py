@@ -99,6 +99,7 @@ class Door:
         refused: what the one line of error says.
         append, replace: to what is printed.
         first: other commands that a user has run before; after: what the user does next.
+        header: for the command of a config's own header, where no document prints it too.
         makes: files that must be there then.
     """
 
@@ -110,6 +111,7 @@ class Door:
     replace: tuple[str, str] = ("", "")
     first: tuple[str, ...] = ()
     after: Callable[[Tour], None] | None = None
+    header: bool = False
     makes: tuple[str, ...] = ()
 
 
@@ -192,9 +194,8 @@ DOORS = (
         r"python datasets/prepare_captions\.py .*--model", "data", why="the captioner is a download",
         refused="--model /models/blip2-opt-2.7b cannot be loaded as an image-to-text model",
     ),
-    Door(r"python -m dearli_d2\.plan --config-file configs/ade20k/dearli_convnext_b_1_128\.yaml$", "data"),
+    Door(r"python -m dearli_d2\.plan --config-file configs/ade20k/dearli_convnext_b\.yaml DATASETS\.PARTITION 1_128$", "data"),
     Door(r"python -m dearli_d2\.plan --config-file configs/(pascal_voc|gta5_to_cityscapes)/", "data"),
-    Door(r"python -m dearli_d2\.plan --config-file configs/ade20k/", why=SAME),
     Door(
         r"python -m dearli_d2\.masks generate --dataset ade20k_panoptic_train .*--weights", "data",
         why="SAM's weights are a download", refused=r"no weight file sam_vit_h_4b8939\.pth",
@@ -205,8 +206,8 @@ DOORS = (
         r"python -m dearli_d2\.masks view --dataset ade20k_panoptic_train", "data",
         first=("python -m dearli_d2.masks generate --dataset ade20k_panoptic_train --out datasets/masks/ade20k --generator classical",),
     ),
-    Door(TRAIN + r"configs/pascal_voc/\S+ --num-gpus [24]$", why=SAME),
-    Door(TRAIN + r"\S+ --num-gpus [24]$", "data", why="it needs the GPUs", refused="--num-gpus [24] but there is no GPU"),
+    Door(TRAIN + r"configs/pascal_voc/\S+ --num-gpus [24] DATASETS\.PARTITION", why=SAME),
+    Door(TRAIN + r"configs/ade20k/\S+ --num-gpus [24] DATASETS\.PARTITION", "data", why="it needs the GPUs", refused="--num-gpus [24] but there is no GPU"),
     Door(
         TRAIN + r"configs/gta5_to_cityscapes", "data", why="it needs the 2975 images of Cityscapes",
         refused="cityscapes_train@n100: 100 images of a data set that has 1",
@@ -216,7 +217,7 @@ DOORS = (
         refused="(open_clip|timm) could not download .*MODEL.BACKBONE.WEIGHTS",
     ),
     Door(
-        TRAIN + r"configs/ade20k/dearli_convnext_b_1_128\.yaml$", "data", why="it starts from a warm-up that needs " + NO_CLIP,
+        TRAIN + r"configs/ade20k/dearli_convnext_b\.yaml DATASETS\.PARTITION 1_128$", "data", why="it starts from a warm-up that needs " + NO_CLIP,
         refused="no weight file output/.*model_final.pth|could not download",
     ),
     Door(r"python -m dearli_d2\.masks\.clip_regions --config-file configs/coco_stuff", "data", why=NO_CLIP, refused="could not download"),
@@ -258,6 +259,9 @@ DOORS = (
     ),
     # ------------------------------------------------------------------ programs that a sentence names
     Door(r"python -m dearli_d2\.(plan|predict|masks generate|masks\.clip_regions)$", why="names a program"),
+    # ------------------------------------------------------------------ headers of configs
+    Door(TRAIN + r"configs/\S+\.yaml( --num-gpus [248])?( DATASETS\.PARTITION \S+)?$", why="another config of its method is run", header=True),
+    Door(TRAIN + r"configs/\S+\.yaml --eval-only MODEL\.WEIGHTS \S+$", why="published weights are a download", header=True),
     # ------------------------------------------------------------------ around the project
     Door(r"bash scripts/make_env\.sh|python -m pip install .*--editable \.", why="this test's environment is made by `make env`"),
     Door(r"bash scripts/install_detectron2\.sh$", why="`make env` runs it"),
@@ -273,7 +277,8 @@ CHAINS = ("data", "bench", "own", "start", "demo", "runs")  # the longest first
 
 def door_of(command: Command) -> Door | None:
     """The first door that fits."""
-    return next((d for d in DOORS if re.match(d.pattern, " ".join(command.words))), None)
+    header = command.source.startswith("configs/") and command.source in command.text
+    return next((d for d in DOORS if d.header == header and re.match(d.pattern, " ".join(command.words))), None)
 
 
 def shown(command: Command) -> str:

@@ -15,7 +15,7 @@ from tests.conftest import REPO
 
 def test_plan_of_a_benchmark_that_is_not_here(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    path = REPO / "configs" / "ade20k" / "dearli_convnext_b_1_128.yaml"
+    path = REPO / "configs" / "ade20k" / "dearli_convnext_b.yaml"
     assert main(["--config-file", str(path)]) == 0
     text = capsys.readouterr().out
     assert "ade20k_panoptic_train@1_128:unlabeled" in text

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 from ..errors import DatasetError
+from .miniworld import SPLITS
 
 PLACEHOLDER = "PARTITION"  # stands for DATASETS.PARTITION in the name of a view
 WHOLE, NONE = "all", "n0"  # every image is labelled; none is
@@ -46,10 +47,8 @@ PUBLISHED: dict[str, Published] = {
     "coco_objects_train": _COCO,
     "coco_panoptic_train": _COCO,
     "coco_stuff_train": _COCO,
-    "miniworld_train": Published(1000),
-    "miniworld_night_train": Published(1000),
-    "miniworld_val": Published(100),
-    "miniworld_night_val": Published(100),
+    **{f"miniworld_{split}": Published(scenes) for split, scenes in SPLITS.items()},
+    **{f"miniworld_night_{split}": Published(scenes) for split, scenes in SPLITS.items()},
     "pascal_voc_train": _PASCAL_VOC,
     "pascal_voc_objects_train": _PASCAL_VOC,
 }

@@ -108,7 +108,7 @@ def test_a_normalised_head_has_the_names_and_shapes_it_always_had():
 def test_dinov2_s_with_the_head_has_the_printed_number_of_parameters(repo):
     """24.8 M is 24 795 637 in UniMatch V2's code, with a residual block of the coarsest level and a mask token that are never
     used."""
-    cfg = get_config(repo / "configs/pascal_voc/segkc_92_labels.yaml", ["MODEL.BACKBONE.WEIGHTS", ""])
+    cfg = get_config(repo / "configs/pascal_voc/segkc_labels.yaml", ["MODEL.BACKBONE.WEIGHTS", ""])
     never_used = 2 * (64 * 64 * 9 + 64) + 384
     assert sum(p.numel() for p in build_model(cfg).parameters()) + never_used == 24_795_637
 

@@ -45,7 +45,7 @@ def theirs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model():
     options = ["MODEL.BACKBONE.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
-    cfg = get_config(REPO / "configs/ade20k/dear_convnext_b_1_128.yaml", options)
+    cfg = get_config(REPO / "configs/ade20k/dear_convnext_b.yaml", options)
     names = tuple((f"class {c}",) for c in range(official.CLASSES))
     things = frozenset(range(100))
     taxonomy = Taxonomy(names, things, tuple(range(official.CLASSES)), tuple((0, 0, 0) for _ in names))

@@ -27,7 +27,7 @@ def pair(repo, monkeypatch):
 
     theirs = DPT("small", 21, 64, [48, 96, 192, 384]).eval()
     cfg = get_config(
-        repo / "configs/pascal_voc/segkc_92_labels.yaml", ["MODEL.BACKBONE.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
+        repo / "configs/pascal_voc/segkc_labels.yaml", ["MODEL.BACKBONE.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
     )
     ours = build_model(cfg).eval()
     copy_weights(theirs, ours)
