@@ -16,7 +16,7 @@ from benchmarks import found_segments
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
 from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.evaluation import PanopticQuality
-from dearli_d2.modeling.mask2former.segmenter import PseudoLabeling
+from dearli_d2.modeling.mask_classifier import PseudoLabeling
 from dearli_d2.structures import Targets
 
 CATEGORIES = [{"id": 10 + i, "name": f"c{i}", "isthing": int(i < 3)} for i in range(5)]

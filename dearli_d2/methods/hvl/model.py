@@ -330,7 +330,7 @@ class HVL(MaskFormer):
 
     @torch.no_grad()
     def pseudo_label(self, inputs: list[dict]) -> list[Targets]:
-        """The best class of each pixel; pixels below the confidence are not valid. See `MaskFormer.pseudo_label`."""
+        """The best class of each pixel; pixels below the confidence are not valid. See `MaskClassifier.pseudo_label`."""
         images: ImageList = self.preprocess(inputs)
         height, width = inputs[0]["image"].shape[-2:]
         class_logits, mask_logits = self.predict(images.tensor)

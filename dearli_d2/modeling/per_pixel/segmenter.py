@@ -47,7 +47,7 @@ class PixelSegmenter(Segmenter):
 
     @torch.no_grad()
     def pseudo_label(self, inputs: list[dict]) -> list[Targets]:
-        """The best class of each pixel; pixels below the confidence are not valid. See `MaskFormer.pseudo_label`."""
+        """The best class of each pixel; pixels below the confidence are not valid. See `MaskClassifier.pseudo_label`."""
         images = self.preprocess(inputs)
         height, width = inputs[0]["image"].shape[-2:]
         probability = self.scores(images, inputs)[..., :height, :width]

@@ -1,0 +1,209 @@
+"""What models share whose queries each give a class and a mask (MaskFormer): losses, read-outs and pseudo-labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import ImageList
+from torch import nn
+
+from ..data.taxonomy import Taxonomy
+from ..errors import ConfigError
+from ..structures import Targets
+from .mask2former.criterion import SetCriterion
+from .mask2former.inference import (
+    instance_inference,
+    panoptic_inference,
+    panoptic_regions,
+    resize_logits,
+    segments_of,
+    semantic_inference,
+)
+from .mask2former.matcher import HungarianMatcher
+from .mask2former.transformer_decoder import DecoderOutput
+from .segmenter import ReadOut, Segmenter
+
+
+@dataclass(frozen=True)
+class PseudoLabeling:
+    """How a teacher labels (keys `SSL.*`): weight of the learned posterior (eq. 6; 1 = no ensemble), thresholds of the
+    panoptic read-out, least area of a segment in pixels, and the weight of the losses that pseudo-labels give."""
+
+    alpha: float = 0.6
+    object_threshold: float = 0.0
+    overlap_threshold: float = 0.8
+    min_area: int = 0
+    loss_weight: float = 1.0
+
+
+class MaskClassifier(Segmenter):
+    """A model whose queries each give a class and a mask. A subclass has `predict` and `losses`.
+
+    Args:
+        backbone: with `size_divisibility`.
+        criterion: for training.
+        taxonomy: classes; None only in a model that is never asked for panoptic output or text.
+        pixel_mean, pixel_std: of 0..255 RGB.
+        read_out: what inference returns.
+        pseudo_labeling: what `pseudo_label` does.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        criterion: SetCriterion,
+        taxonomy: Taxonomy | None,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        read_out: ReadOut = ReadOut(),
+        pseudo_labeling: PseudoLabeling = PseudoLabeling(),
+    ) -> None:
+        super().__init__(backbone, taxonomy, pixel_mean, pixel_std, read_out)
+        self.criterion = criterion
+        self.pseudo_labeling = pseudo_labeling
+
+    @staticmethod
+    def common_arguments(cfg: CfgNode, taxonomy: Taxonomy | None) -> dict[str, Any]:
+        """The constructor's arguments from the config, all but the backbone."""
+        former, text = cfg.MODEL.MASK_FORMER, cfg.MODEL.CLASSIFIER == "text"
+        weights = {
+            "class_weight": 0.0 if cfg.MODEL.CLASSIFIER == "none" else former.CLASS_WEIGHT,
+            "mask_weight": former.MASK_WEIGHT,
+            "dice_weight": former.DICE_WEIGHT,
+        }
+        return {
+            "criterion": SetCriterion(
+                cfg.MODEL.NUM_CLASSES,
+                HungarianMatcher(**weights, num_points=former.TRAIN_NUM_POINTS),
+                **weights,
+                no_object_weight=former.NO_OBJECT_WEIGHT,
+                num_points=former.TRAIN_NUM_POINTS,
+                oversample_ratio=former.OVERSAMPLE_RATIO,
+                importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
+            ),
+            "taxonomy": taxonomy,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "read_out": ReadOut.from_config(cfg),
+            "pseudo_labeling": PseudoLabeling(
+                alpha=cfg.MODEL.ENSEMBLE.ALPHA if text and cfg.MODEL.ENSEMBLE.IN_PSEUDO_LABELS else 1.0,
+                object_threshold=cfg.SSL.OBJECT_THRESHOLD,
+                overlap_threshold=cfg.SSL.OVERLAP_THRESHOLD,
+                min_area=cfg.SSL.MIN_AREA,
+                loss_weight=cfg.SSL.LOSS_WEIGHT,
+            ),
+        }
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return len(self.criterion.empty_weight) - 1
+
+    def set_taxonomy(self, taxonomy: Taxonomy) -> None:
+        """Other names of as many classes from now on. Raises `ConfigError` for another number of classes."""
+        if len(taxonomy) != self.num_classes:
+            raise ConfigError(
+                f"this model has a linear classifier for {self.num_classes} classes; only a text "
+                "classifier (M2F-Lang) can take other classes"
+            )
+        self.taxonomy = taxonomy
+
+    def class_logits(self, class_outputs: torch.Tensor) -> torch.Tensor:
+        """Class outputs of the network to logits (..., Q, K + 1), last = no object."""
+        return class_outputs
+
+    def predict(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Final predictions for normalised (B, 3, H, W) images.
+
+        Returns:
+            (B, Q, K + 1) class logits, or log-probabilities; (B, Q, H/4, W/4) mask logits.
+        """
+        raise NotImplementedError
+
+    def predict_labels(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `predict`, for pseudo-labels."""
+        return self.predict(images)
+
+    def outputs(self, batch: list[dict]) -> list[dict]:
+        images = self.preprocess(batch)
+        class_logits, mask_logits = self.predict(images.tensor)
+        return [
+            self._read_out(class_logits[i : i + 1], mask_logits[i : i + 1], images, i, x) for i, x in enumerate(batch)
+        ]
+
+    def stream_losses(
+        self, streams: dict[str, list[dict]], output: DecoderOutput, targets: Sequence[Targets]
+    ) -> dict[str, torch.Tensor]:
+        """Losses of each stream with its own normalisers; the batch holds one stream after another."""
+        groups = [("" if name == "labeled" else f"{name}_", len(stream)) for name, stream in streams.items()]
+        losses = self.criterion(self.class_logits(output.class_outputs), output, targets, groups)
+        weight = self.pseudo_labeling.loss_weight
+        return {name: loss * weight if name.startswith("unlabeled_") else loss for name, loss in losses.items()}
+
+    def semantic_scores(self, class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
+        """(B, Q, K + 1) and (B, Q, H, W) to (B, K, H, W): what TEST.SEMANTIC_ON returns."""
+        return semantic_inference(class_logits, mask_logits)
+
+    def scores(self, inputs: ImageList, samples: list[dict]) -> torch.Tensor:
+        class_logits, mask_logits = self.predict(inputs.tensor)
+        return self.semantic_scores(class_logits, resize_logits(mask_logits, inputs.tensor.shape[-2:]))
+
+    @torch.no_grad()
+    def pseudo_label(self, inputs: list[dict]) -> list[Targets]:
+        """Hard labels and masks of weak views, as the teacher of semi-supervised training gives them (DEARLi, Sec. 3.2).
+
+        The panoptic read-out of the (ensembled) posterior: segments do not overlap, stuff of one class is one segment.
+
+        Args:
+            inputs: "image" (3, H, W) 0..255, all of one size, and optionally "inside" (H, W) bool: segments are cut to it.
+
+        Returns:
+            On the device, one per image; where "inside" is False nothing is valid.
+        """
+        images = self.preprocess(inputs)
+        size, options = inputs[0]["image"].shape[-2:], self.pseudo_labeling
+        class_logits, mask_logits = self.predict_labels(images.tensor)
+        regions, valid = [], []
+        for index, sample in enumerate(inputs):  # one image at a time: full-size masks of all queries are large
+            logits, masks = class_logits[index : index + 1], mask_logits[index : index + 1]
+            if self.device.type == "cpu":  # few queries are objects; on a GPU to know them means to wait
+                objects = (logits[0].argmax(-1) < logits.shape[-1] - 1).nonzero()[:, 0]
+                rows = objects if len(objects) else slice(0, 1)
+                logits, masks = logits[:, rows], masks[:, rows]
+            full = resize_logits(masks, images.tensor.shape[-2:])[..., : size[0], : size[1]]
+            thresholds = options.object_threshold, options.overlap_threshold
+            region = panoptic_regions(logits, full, self.taxonomy.thing_ids, *thresholds)
+            inside = sample["inside"].to(self.device, non_blocking=True) if "inside" in sample else None
+            if inside is not None:
+                region.panoptic.mul_(inside)
+            regions.append(region)
+            valid.append(inside)
+        return [
+            Targets(labels, masks, v)
+            for (labels, masks), v in zip(segments_of(regions, options.min_area), valid, strict=True)
+        ]
+
+    def _read_out(
+        self, class_logits: torch.Tensor, mask_logits: torch.Tensor, images: ImageList, index: int, inputs: dict
+    ) -> dict:
+        """Outputs of one image at its asked size; (1, Q, ...) inputs."""
+        height, width = images.image_sizes[index]
+        mask_logits = resize_logits(mask_logits, images.tensor.shape[-2:])[..., :height, :width]
+        mask_logits = resize_logits(mask_logits, (inputs.get("height", height), inputs.get("width", width)))
+        result, options = {}, self.read_out
+        if options.semantic:
+            result["sem_seg"] = self.semantic_scores(class_logits, mask_logits)[0]
+        if options.panoptic or options.instance:
+            if self.taxonomy is None:
+                raise ConfigError("panoptic and instance read-out need to know which classes are things: no taxonomy")
+            things = self.taxonomy.thing_ids
+        if options.panoptic:
+            thresholds = options.object_threshold, options.overlap_threshold
+            result["panoptic_seg"] = panoptic_inference(class_logits, mask_logits, things, *thresholds)[0]
+        if options.instance:
+            result["instances"] = instance_inference(class_logits, mask_logits, things, options.topk)[0]
+        return result
