@@ -12,8 +12,8 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..data.catalog import dataset_dicts, list_file, source_of, split_name
-from ..data.partitions import NONE, PLACEHOLDER, PUBLISHED, WHOLE, describe, drawn, published_size
+from ..data.catalog import dataset_dicts, source_of, split_name
+from ..data.partitions import NONE, PLACEHOLDER, PUBLISHED, WHOLE, describe, drawn, list_file, published_size
 from ..errors import ConfigError, DatasetError
 
 _KEYS = ("TRAIN", "SOURCE", "UNLABELED")

@@ -1,4 +1,4 @@
-"""Published partitions: the parts of training sets that papers label, with their sizes, in one table.
+"""Parts of data sets: the published ones, with their sizes in one table, and which images a part has.
 
 `DATASETS.PARTITION` names one of them. It fills the word PARTITION in the names of data sets: with `1_8`,
 `ade20k_panoptic_train@PARTITION` is `ade20k_panoptic_train@1_8`, see `catalog` for such names.
@@ -6,12 +6,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from ..errors import DatasetError
+import numpy as np
+
+from ..errors import DatasetError, first_few
+from .images import relative_name
+from .lists import read_list
 from .miniworld import SPLITS
+from .sources import Source
+
+logger = logging.getLogger(__name__)
 
 PLACEHOLDER = "PARTITION"  # stands for DATASETS.PARTITION in the name of a view
 WHOLE, NONE = "all", "n0"  # every image is labelled; none is
@@ -104,3 +113,55 @@ def published_size(dataset: str, part: str | None, unlabeled: bool) -> int | Non
             return None
         labeled = found[0]
     return published.images - labeled if unlabeled else labeled
+
+
+def choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: Source) -> list[dict]:
+    """The images of a part of a data set, or, if `unlabeled`, the others.
+
+    Args:
+        name: of the view. dicts: of the whole data set.
+    """
+    by_chance = drawn(part, len(dicts), name)
+    if by_chance is not None:
+        count, seed = by_chance
+        order = np.random.default_rng(seed).permutation(len(dicts))
+        chosen = sorted(order[count:] if unlabeled else order[:count])
+        return [dicts[i] for i in chosen]
+
+    labeled_file = list_file(name, part, source)
+    names = [relative_name(d["file_name"], source.image_root) for d in dicts]
+    chosen = read_list(labeled_file, names, name)
+    published = published_size(name.partition("@")[0], part, False)
+    if published not in (None, len(chosen)):
+        logger.warning(
+            "%s: %s labels %d images, the published partition %d", name, labeled_file, len(chosen), published
+        )
+    if not unlabeled:
+        return [dicts[i] for i in chosen]
+    unlabeled_file = labeled_file.with_name("unlabeled.txt")
+    if labeled_file.name == "labeled.txt" and unlabeled_file.is_file():
+        rest = read_list(unlabeled_file, names, name)
+        if both := sorted(set(rest) & set(chosen)):
+            raise DatasetError(
+                f"{name}: {len(both)} images stand in {labeled_file} and in {unlabeled_file}: "
+                f"{first_few([names[i] for i in both])}"
+            )
+        return [dicts[i] for i in rest]
+    labeled = set(chosen)
+    return [d for i, d in enumerate(dicts) if i not in labeled]
+
+
+def list_file(name: str, part: str, source: Source) -> Path:
+    """The list of a part's labelled images. Raises `DatasetError` where there is none."""
+    if part.endswith(".txt"):
+        path = Path(part).expanduser()
+    elif getattr(source, "partition_root", None) is None:
+        raise DatasetError(f"{name}: this data set has no partition folder; use a fraction or the path of a list file")
+    else:
+        path = source.partition_root / part / "labeled.txt"
+    if not path.is_file():
+        known = describe(name.partition("@")[0])
+        raise DatasetError(
+            f"{name}: no list file {path}; PART is a folder there, a list file (.txt) or a fraction; {known}"
+        )
+    return path

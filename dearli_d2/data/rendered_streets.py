@@ -11,9 +11,9 @@ import numpy as np
 
 from ..errors import DatasetError, first_few
 from ..reporting import report_errors
-from .catalog import datasets_root
 from .images import opened
 from .preparation import ids_to_rgb, save_png, semantic_segments, write_semantic_dataset
+from .sources import datasets_root
 from .streets import CATEGORIES, to_classes
 
 

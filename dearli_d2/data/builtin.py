@@ -1,0 +1,98 @@
+"""The data sets that the project knows by name: generated scenes, and what `datasets/prepare_*.py` write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from . import miniworld
+from .sources import PanopticSource, datasets_root
+from .streets import NOT_IN_SYNTHIA_16
+
+
+def _miniworld(domain: str, split: str) -> PanopticSource:
+    root = miniworld.root(domain)
+    return PanopticSource(
+        root / "images" / split, root / f"panoptic_{split}.json", root / "panoptic" / split, root / "semantic" / split,
+        captions=root / "captions" / f"{split}.jsonl",
+    )  # fmt: skip
+
+
+def _camvid(split: str) -> PanopticSource:
+    root = datasets_root() / "camvid"
+    return PanopticSource(
+        root / "images" / split, root / f"panoptic_{split}.json", root / f"panoptic_{split}", root / f"semantic_{split}",
+        root / "partitions", hint="put a CamVid folder as in datasets/README.md below DETECTRON2_DATASETS",
+    )  # fmt: skip
+
+
+def _ade20k(split: str) -> PanopticSource:
+    root = datasets_root() / "ADEChallengeData2016"
+    folder = {"train": "training", "val": "validation"}[split]
+    return PanopticSource(
+        root / "images" / folder, root / f"ade20k_panoptic_{split}.json", root / f"ade20k_panoptic_{split}",
+        root / "annotations_detectron2" / folder, datasets_root() / "partitions" / "ade20k",
+        hint="run python datasets/prepare_ade20k.py", classes="ade20k",
+    )  # fmt: skip
+
+
+def _coco(split: str, kind: str, classes: str, script: str, labels: str = "", semantic: str = "") -> PanopticSource:
+    root = datasets_root() / "coco"
+    return PanopticSource(
+        root / f"{split}2017", root / "annotations" / f"{kind}_{split}2017.json", root / labels / f"{kind}_{split}2017",
+        root / f"{semantic}_{split}2017" if semantic and split == "val" else None, datasets_root() / "partitions" / "coco",
+        hint=f"run python datasets/{script}", classes=classes,
+    )  # fmt: skip
+
+
+def _pascal_voc(split: str, without: tuple[str, ...] = ()) -> PanopticSource:
+    root = datasets_root() / "VOCdevkit" / "VOC2012"
+    return PanopticSource(
+        root / "JPEGImages", root / f"semantic_{split}.json", root / f"semantic_{split}", None,
+        datasets_root() / "partitions" / "pascal", "run python datasets/prepare_pascal_voc.py", without,
+        classes="pascal_voc",
+    )  # fmt: skip
+
+
+def _cityscapes(split: str, without: tuple[str, ...] = ()) -> PanopticSource:
+    root = datasets_root() / "cityscapes"
+    return PanopticSource(
+        root / "leftImg8bit" / split, root / f"semantic_{split}.json", root / f"semantic_{split}", None,
+        datasets_root() / "partitions" / "cityscapes", "run python datasets/prepare_cityscapes.py", without,
+        datasets_root() / "captions" / f"cityscapes_{split}.jsonl", "cityscapes",
+    )  # fmt: skip
+
+
+def _rendered_streets(name: str, images: str, without: tuple[str, ...] = ()) -> PanopticSource:
+    root = datasets_root() / name
+    return PanopticSource(
+        root / images, root / "semantic_train.json", root / "semantic_train",
+        hint=f"run python datasets/prepare_{name}.py", without=without, classes="cityscapes",
+    )  # fmt: skip
+
+
+def _of_split(split: str) -> dict[str, Callable[[], PanopticSource]]:
+    return {
+        f"miniworld_{split}": partial(_miniworld, "day", split),
+        f"miniworld_night_{split}": partial(_miniworld, "night", split),
+        f"camvid_{split}": partial(_camvid, split),
+        f"ade20k_panoptic_{split}": partial(_ade20k, split),
+        f"coco_panoptic_{split}": partial(_coco, split, "panoptic", "coco_panoptic", "prepare_coco.py"),
+        f"coco_objects_{split}": partial(
+            _coco, split, "panoptic_objects", "coco_objects", "prepare_coco_objects.py", semantic="semantic_objects"
+        ),
+        f"pascal_voc_{split}": partial(_pascal_voc, split),
+        f"pascal_voc_objects_{split}": partial(_pascal_voc, split, ("background",)),
+        f"coco_stuff_{split}": partial(_coco, split, "stuff171", "coco_stuff", "prepare_coco_stuff.py", "annotations"),
+        f"cityscapes_{split}": partial(_cityscapes, split),
+        f"cityscapes_16_{split}": partial(_cityscapes, split, NOT_IN_SYNTHIA_16),
+    }
+
+
+# called at use: the data root is an environment variable, and miniworld is generated
+BUILT_IN: dict[str, Callable[[], PanopticSource]] = {
+    **_of_split("train"),
+    **_of_split("val"),
+    "gta5_train": partial(_rendered_streets, "gta5", "images"),
+    "synthia_train": partial(_rendered_streets, "synthia", "RGB", NOT_IN_SYNTHIA_16),
+}
