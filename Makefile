@@ -1,5 +1,8 @@
 # Every target builds .venv first where it is missing or older than the requirements.
+#   make env PYTHON=python3.13                                          another Python
+#   make test VENV=.venv-oldest CONSTRAINTS=constraints/oldest.txt      another environment, with the oldest packages
 VENV ?= .venv
+CONSTRAINTS ?=
 PY := $(VENV)/bin/python
 PACKAGES := $(VENV)/.packages
 STAMP := $(VENV)/.installed
@@ -13,8 +16,8 @@ env: $(STAMP)  ## the environment, with the project in it
 
 packages: $(PACKAGES)  ## the environment without the project
 
-$(PACKAGES): requirements.txt requirements-dev.txt scripts/make_env.sh scripts/install_detectron2.sh
-	bash scripts/make_env.sh $(VENV)
+$(PACKAGES): requirements.txt requirements-dev.txt scripts/make_env.sh scripts/install_detectron2.sh $(CONSTRAINTS)
+	PYTHON=$(PYTHON) bash scripts/make_env.sh $(VENV) $(CONSTRAINTS)
 	touch $@
 
 $(STAMP): $(PACKAGES) pyproject.toml setup.py

@@ -16,7 +16,6 @@ __all__ = ["Predictor", "build_model", "get_config"]
 
 # said by fvcore and detectron2 as they are imported; users of this project can do nothing about it
 warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated", category=FutureWarning)
-warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
 
 if importlib.util.find_spec("detectron2") is None:
     from .files import beside_package

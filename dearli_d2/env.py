@@ -27,7 +27,6 @@ _PACKAGES = (
     "timm",
     "numpy",
     "segment-anything",
-    "panopticapi-lite",
     "pycocotools",
     "transformers",
 )

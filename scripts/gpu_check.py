@@ -11,8 +11,8 @@ last. A stage that fails or takes too long does not stop the others.
 The check imports the project from the checkout. It needs torch, torchvision and the packages of requirements.txt. On a
 machine without a package index, copy the missing packages into a folder and name it in PYTHONPATH, for example
 
-    pip install --target carried --no-deps open_clip_torch ftfy wcwidth fvcore iopath yacs termcolor omegaconf hydra-core \
-        antlr4-python3-runtime panopticapi-lite pycocotools segment-anything "setuptools<81"
+    pip install --target carried --no-deps open_clip_torch ftfy wcwidth fvcore iopath yacs termcolor omegaconf \
+        antlr4-python3-runtime pycocotools segment-anything
     bash scripts/install_detectron2.sh                      # then copy its folder detectron2 into carried/
     PYTHONPATH=carried python scripts/gpu_check.py output/gpu_check
 """

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs detectron2 for the Python given as $1 (default: python3). An importable detectron2 is left as it is.
-#   default         a pure-Python copy of detectron2 from the registry, pinned by hash; no compiler needed
+#   default         a copy of detectron2 from the package index, pinned by hash, as pure Python: no compiler needed, any Python
 #   DETECTRON2=git  upstream at a pinned commit (needs git, a compiler and network access to its repository)
 set -euo pipefail
 
@@ -24,8 +24,23 @@ site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 list=$(mktemp)
 trap 'rm -f "$list"' EXIT
 echo "sal-detectron2==$version --hash=sha256:$sha256" >"$list"
-# The wheel is tagged for another Python because of its compiled part, which nothing here uses.
+# The wheel is tagged for one Python because of its compiled part, which nothing here uses.
 "$python" -m pip install --quiet --no-deps --only-binary=:all: --python-version 3.10 --implementation cp \
     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
     --platform linux_x86_64 --require-hashes --target "$site" -r "$list"
+# Without the compiled part every Python sees the same package. Its Python files run on numpy 2 and import neither black nor
+# hydra where we use them, so pip is told of no dependency: requirements.txt lists them.
+"$python" - "$site" "$version" <<'PY'
+import sys
+from pathlib import Path
+
+site, version = Path(sys.argv[1]), sys.argv[2]
+for compiled in site.glob("detectron2/_C.*.so"):
+    compiled.unlink()
+about = site / f"sal_detectron2-{version}.dist-info"
+for name, drop, add in (("METADATA", "Requires-Dist:", ""), ("WHEEL", "Tag:", "Tag: py3-none-any\n")):
+    kept = [line for line in (about / name).read_text().splitlines(keepends=True) if not line.startswith(drop)]
+    head = kept.index("\n") if "\n" in kept else len(kept)
+    (about / name).write_text("".join([*kept[:head], add, *kept[head:]]))
+PY
 echo "detectron2 $version installed as pure Python"

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Creates or updates the virtual environment $1: the packages of requirements-dev.txt, and detectron2. `make env` installs
-# the project itself after it. A torch (or detectron2) that the base Python already has is used, never replaced.
+# Creates or updates the virtual environment $1: the packages of requirements-dev.txt, and detectron2. $2, if given, is a
+# file of constraints, such as constraints/oldest.txt. `make env` installs the project itself after it. A torch (or
+# detectron2) that the base Python already has is used, never replaced.
 set -euo pipefail
 
 venv=$1
+constraints=${2:-}
 base=${PYTHON:-python3}
 
-# numpy 1.x has no wheels for newer Pythons
-"$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || {
-    echo "dearli_d2 needs Python 3.10, 3.11 or 3.12; '$base' is $("$base" --version 2>&1). Set PYTHON=/path/to/python3.x" >&2
+"$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || {
+    echo "dearli_d2 needs Python 3.10, 3.11, 3.12 or 3.13; '$base' is $("$base" --version 2>&1). Set PYTHON=/path/to/python3.x" >&2
     exit 1
 }
 if [ ! -x "$venv/bin/python" ]; then
@@ -20,9 +21,9 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 
 python="$venv/bin/python"
-constraints=$(mktemp)
-trap 'rm -f "$constraints"' EXIT
-"$python" - >"$constraints" <<'PY'
+present=$(mktemp)
+trap 'rm -f "$present"' EXIT
+"$python" - >"$present" <<'PY'
 import importlib.metadata as metadata
 
 for name in ("torch", "torchvision"):
@@ -31,5 +32,8 @@ for name in ("torch", "torchvision"):
     except metadata.PackageNotFoundError:
         continue
 PY
-"$python" -m pip install --quiet --disable-pip-version-check --constraint "$constraints" -r requirements-dev.txt
+pip=("$python" -m pip install --quiet --disable-pip-version-check)
+"${pip[@]}" --constraint "$present" ${constraints:+--constraint "$constraints"} -r requirements-dev.txt
+# tests compare with it; it asks for numpy 1.x and runs on numpy 2
+"${pip[@]}" --no-deps panopticapi-lite==0.2.0
 bash scripts/install_detectron2.sh "$python"

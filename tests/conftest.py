@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def _seed() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _logs_reach_caplog() -> Iterator[None]:
+    """A command that a test runs ends the propagation of its loggers, which `caplog` before pytest 9.1 depends on."""
+    yield
+    for name in ("dearli_d2", "detectron2", "fvcore"):
+        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture
