@@ -1,4 +1,4 @@
-"""What an installation holds: dependencies, configs, scripts; and what is said where detectron2 is missing."""
+"""What an installation holds, which versions it admits, and what is said where detectron2 is missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
+import dearli_d2
 from dearli_d2.config import find_config
 from dearli_d2.errors import ConfigError
 from dearli_d2.files import beside_package
@@ -52,7 +56,7 @@ def test_wheel_holds_every_module_config_and_script(wheel):
     expected |= {p.relative_to(REPO).as_posix() for p in (REPO / "dearli_d2" / "assets").iterdir()}
     for folder, pattern in (("configs", "*.yaml"), ("datasets", "*.py"), ("scripts", "*.sh")):
         expected |= {f"dearli_d2/{p.relative_to(REPO).as_posix()}" for p in (REPO / folder).rglob(pattern)}
-    assert len(expected) > 300
+    assert len(expected) > 200
     assert not expected - inside
 
 
@@ -128,3 +132,48 @@ def test_missing_detectron2_is_one_line_that_names_the_command(tmp_path):
     script, python = re.search(r"dearli_d2 needs detectron2, .*: bash (\S+) (\S+?)\)", result.stderr).groups()
     assert Path(script).samefile(REPO / "scripts" / "install_detectron2.sh")
     assert python == sys.executable
+
+
+def read_requirements(name: str) -> list[Requirement]:
+    """Of a file at the top of the checkout; those of files that it includes are not among them."""
+    lines = (line.split("#")[0].strip() for line in (REPO / name).read_text().splitlines())
+    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+
+
+def everything() -> list[Requirement]:
+    return read_requirements("requirements.txt") + read_requirements("requirements-dev.txt")
+
+
+def test_oldest_constraints_are_the_lower_bounds():
+    bounds = set()
+    for requirement in everything():
+        lowest = [s.version for s in requirement.specifier if s.operator in (">=", "==")]
+        assert len(lowest) == 1, f"{requirement} needs one lower bound"
+        bounds.add((requirement.name, f"=={lowest[0]}", str(requirement.marker)))
+    pinned = {(r.name, str(r.specifier), str(r.marker)) for r in read_requirements("constraints/oldest.txt")}
+    assert bounds == pinned
+
+
+def test_newest_constraints_name_every_requirement_within_its_bounds():
+    pinned = {canonicalize_name(r.name): r for r in read_requirements("constraints/newest.txt")}
+    for requirement in everything():
+        if requirement.marker and not requirement.marker.evaluate({"python_version": "3.13"}):
+            continue
+        pin = pinned.get(canonicalize_name(requirement.name))
+        assert pin is not None, f"{requirement.name} is missing"
+        (version,) = (s.version for s in pin.specifier)
+        assert requirement.specifier.contains(version), f"{requirement}: {version}"
+
+
+def test_requirements_admit_every_python_that_is_said_to_work():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has it")
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    classifiers = {c.rpartition(" ")[2] for c in project["classifiers"] if re.search(r"Python :: 3\.\d", c)}
+    admitted = SpecifierSet(project["requires-python"])
+    assert classifiers == {f"3.{minor}" for minor in range(30) if admitted.contains(f"3.{minor}.0")}
+
+
+def test_newest_version_of_the_changelog_is_the_package_version():
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", (REPO / "CHANGELOG.md").read_text(), re.M)
+    assert versions[0] == dearli_d2.__version__
+    assert versions == sorted(versions, key=Version, reverse=True)
