@@ -93,7 +93,10 @@ def test_a_partition_without_effect_is_refused_also_in_a_file(config):
     lines = 'DATASETS:\n  TRAIN: ("miniworld_train@0.1",)\n  UNLABELED: ()\n  PARTITION: "0.2"\n'
     with pytest.raises(ConfigError, match=r"'0\.2', but no name in DATASETS\.TRAIN, SOURCE or UNLABELED waits for one"):
         config(lines)
-    # other data on the command line make the file's own partition idle, which is meant
+    # other data, on the command line or in a file on top, leave the partition of an earlier file behind
+    assert (
+        config("DATASETS:\n  TRAIN: ('miniworld_train@0.1',)\n", base="../camvid/labels.yaml").DATASETS.PARTITION == ""
+    )
     assert config(lines, "DATASETS.TRAIN", "('miniworld_train@0.3',)").DATASETS.TRAIN == ("miniworld_train@0.3",)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -296,13 +296,13 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
     """
     cfg = _detectron2_defaults()
     add_dearli_config(cfg)
-    files: set[str] = set()  # keys that they give
+    layers: list[Collection[str]] = []  # keys that each file and the command line give
     if config_file is not None:
         for path, content in read_config_files(find_config(config_file)):
             given: set[str] = set()
             _merge(cfg, content, f"{path}: ", given)
             choose_length(cfg, given, f"{path}: ")
-            files |= given
+            layers.append(given)
     overrides = list(map(str, overrides))
     option = next((key for key in overrides[::2] if key.startswith("-")), None)
     if option is not None:
@@ -313,9 +313,10 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
         if key == "DATASETS.CUSTOM.CLASSES" and re.fullmatch(r"[^\[(].*\.txt", value):
             value = [value]  # a class file without a list around it
         _set(cfg, key, value, "command line: ")
-    choose_length(cfg, overrides[::2], "command line: ")
-    part = fill_partition(cfg, overrides[::2])
-    if config_file is not None and "OUTPUT_DIR" not in (*files, *overrides[::2]):
+    layers.append(overrides[::2])
+    choose_length(cfg, layers[-1], "command line: ")
+    part = fill_partition(cfg, layers)
+    if config_file is not None and not any("OUTPUT_DIR" in keys for keys in layers):
         cfg.OUTPUT_DIR = output_folder(find_config(config_file), part)
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,7 +7,7 @@ A config that `config.get_config` returns has the names of its data sets, SOLVER
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -22,12 +22,12 @@ _FORMS = (
 )
 
 
-def fill_partition(cfg: CfgNode, given: Collection[str]) -> str:
+def fill_partition(cfg: CfgNode, layers: Sequence[Collection[str]]) -> str:
     """Puts DATASETS.PARTITION into the names that wait for it, in place, and returns it; "" where none does.
 
     Args:
         cfg: not frozen.
-        given: keys of the command line.
+        layers: keys that each file and the command line give, in their order.
 
     Raises:
         ConfigError: a partition that is missing, unknown to one of the data sets, or of no effect.
@@ -36,7 +36,7 @@ def fill_partition(cfg: CfgNode, given: Collection[str]) -> str:
     waiting = {key: [name for name in datasets[key] if _waits(name)] for key in _KEYS}
     names = [name for key in _KEYS for name in waiting[key]]
     if not names:
-        if part and ("DATASETS.PARTITION" in given or not {f"DATASETS.{key}" for key in _KEYS} & set(given)):
+        if part and _last(layers, "PARTITION") >= max(_last(layers, key) for key in _KEYS):
             raise ConfigError(
                 f"DATASETS.PARTITION is {part!r}, but no name in DATASETS.TRAIN, SOURCE or UNLABELED waits for one; write "
                 f'NAME@{PLACEHOLDER} there, as configs/ade20k/dear_convnext_b.yaml does, or set it to ""'
@@ -59,6 +59,11 @@ def fill_partition(cfg: CfgNode, given: Collection[str]) -> str:
         datasets[key] = type(datasets[key])(_filled(datasets[key], part))
     datasets.PARTITION = ""
     return part
+
+
+def _last(layers: Sequence[Collection[str]], key: str) -> int:
+    """Number of the last layer that gives DATASETS.`key`; data that a later layer gives need no partition of an earlier one."""
+    return max((i for i, keys in enumerate(layers) if f"DATASETS.{key}" in keys), default=-1)
 
 
 def _waits(name: str) -> bool:

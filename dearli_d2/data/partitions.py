@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -131,11 +132,7 @@ def choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: Sou
     labeled_file = list_file(name, part, source)
     names = [relative_name(d["file_name"], source.image_root) for d in dicts]
     chosen = read_list(labeled_file, names, name)
-    published = published_size(name.partition("@")[0], part, False)
-    if published not in (None, len(chosen)):
-        logger.warning(
-            "%s: %s labels %d images, the published partition %d", name, labeled_file, len(chosen), published
-        )
+    _compare_with_published(name.partition("@")[0], part, labeled_file, len(chosen))
     if not unlabeled:
         return [dicts[i] for i in chosen]
     unlabeled_file = labeled_file.with_name("unlabeled.txt")
@@ -149,6 +146,16 @@ def choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: Sou
         return [dicts[i] for i in rest]
     labeled = set(chosen)
     return [d for i, d in enumerate(dicts) if i not in labeled]
+
+
+@lru_cache
+def _compare_with_published(dataset: str, part: str, labeled_file: Path, count: int) -> None:
+    published = published_size(dataset, part, False)
+    if published not in (None, count):
+        logger.warning(
+            "%s@%s: %s labels %d images, the published partition %d, by which SOLVER.EPOCHS counts",
+            dataset, part, labeled_file, count, published,
+        )  # fmt: skip
 
 
 def list_file(name: str, part: str, source: Source) -> Path:
