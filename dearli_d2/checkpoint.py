@@ -27,6 +27,7 @@ from torch import nn
 from .arguments import add_config_file, add_overrides, command_parser
 from .errors import WeightsError, first_few
 from .files import parse_json, write_atomically
+from .modeling.segmenter import Segmenter
 from .pretrained import keep_activation
 from .reporting import report_errors
 from .weights import TORCH_SUFFIXES, read_file, state_dict_of, write_file
@@ -113,9 +114,11 @@ def compare(model: nn.Module, state: dict[str, torch.Tensor]) -> LoadReport:
     return report
 
 
-def _in_our_names(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Translated names; those of a file of a backbone alone get the model's prefix."""
+def in_our_names(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Translated names, also by the method; those of a file of a backbone alone get the model's prefix."""
     state = translate_names(state)
+    if isinstance(model, Segmenter):
+        state = model.own_names(state)
     own = model.state_dict()
     if not any(name in own for name in state) and any(f"backbone.{name}" in own for name in state):
         return {f"backbone.{name}": value for name, value in state.items()}
@@ -170,7 +173,7 @@ def check_normalization(model: nn.Module, content: dict, source: str | Path) -> 
 
 def load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path, strict: bool = True) -> LoadReport:
     """As `load_weights`, from tensors already read."""
-    state = _in_our_names(model, state)
+    state = in_our_names(model, state)
     report = compare(model, state)
     _check_finite(model, {name: state[name] for name in report.matched}, source)
     if not report.matched or (strict and not report.complete):
@@ -211,7 +214,7 @@ def verify(config_file: str, weights: str | None, names: str | None, overrides: 
             state = {name: torch.zeros(shape) for name, shape in shapes.items()}
         except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise WeightsError(f"{names} is no JSON file of names and shapes: {error}") from error
-    state = _in_our_names(model, state)
+    state = in_our_names(model, state)
     report = compare(model, state)
     if report.complete:
         model.load_state_dict(state, strict=True)

@@ -14,6 +14,7 @@ from dearli_d2 import checkpoint
 from dearli_d2.arguments import picture_file
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.checkpoints import RunCheckpoints
+from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.errors import WeightsError
 from dearli_d2.modeling import build_model
 from dearli_d2.weights import read_file, read_state_dict, state_dict_of, write_file
@@ -92,6 +93,21 @@ def test_published_mask2former_r50_names_load(repo):
     assert len(report.matched) == len(published) - 1  # the criterion's constant is no parameter
     covered = ("backbone.stem", "backbone.res", "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor.")
     assert all(name.startswith(covered) for name in own)
+
+
+def test_a_method_translates_the_names_of_its_published_checkpoints(mini_config, tmp_path, monkeypatch):
+    model = build_model(mini_config(), load_backbone=False)
+    theirs = {f"their.{name}": value for name, value in model.state_dict().items()}
+    torch.save(theirs, tmp_path / "theirs.pth")
+    with pytest.raises(WeightsError, match="does not fit this model: 0 matched"):
+        checkpoint.load_weights(model, tmp_path / "theirs.pth")
+    monkeypatch.setattr(
+        type(model), "own_names", lambda self, state: {n.removeprefix("their."): value for n, value in state.items()}
+    )
+    assert checkpoint.load_weights(model, tmp_path / "theirs.pth").complete
+    report = EMATeacher(model).load_weights(tmp_path / "theirs.pth")
+    assert "sem_seg_head.predictor.query_feat.weight" in report.matched
+    assert not report.unexpected
 
 
 def test_a_file_of_the_backbone_alone_loads_into_the_backbone(mini_config, tmp_path):

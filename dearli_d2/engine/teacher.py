@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..checkpoint import LoadReport, check_normalization, load_state, translate_names
+from ..checkpoint import LoadReport, check_normalization, in_our_names, load_state
 from ..structures import Targets
 from ..weights import read_file, state_dict_of
 
@@ -59,7 +59,7 @@ class EMATeacher:
         """Start weights from a file; what is shared with the student stays the student's."""
         own, content = self.own_state(), read_file(path)
         check_normalization(self.model, content, path)
-        state = {n: t for n, t in translate_names(state_dict_of(content, path)).items() if n in own}
+        state = {n: t for n, t in in_our_names(self.model, state_dict_of(content, path)).items() if n in own}
         return load_state(self.model, state, path, strict=False)
 
     def copy(self, student: nn.Module) -> None:

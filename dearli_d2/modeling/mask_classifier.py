@@ -135,6 +135,12 @@ class MaskClassifier(Segmenter):
             self._read_out(class_logits[i : i + 1], mask_logits[i : i + 1], images, i, x) for i, x in enumerate(batch)
         ]
 
+    def inputs_of(self, streams: dict[str, list[dict]]) -> tuple[torch.Tensor, list[Targets]]:
+        """(B, 3, H, W) normalised images of all streams, one after another, and their targets on the device."""
+        samples = [x for stream in streams.values() for x in stream]
+        images = self.preprocess(samples).tensor
+        return images, [x["targets"].to(self.device).padded(*images.shape[-2:]) for x in samples]
+
     def stream_losses(
         self, streams: dict[str, list[dict]], output: DecoderOutput, targets: Sequence[Targets]
     ) -> dict[str, torch.Tensor]:

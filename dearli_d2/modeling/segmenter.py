@@ -131,6 +131,14 @@ class Segmenter(nn.Module):
         """The learning rate of the parameter `name`, for methods whose layers learn at different speeds."""
         return LearningRate()
 
+    def own_names(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of a checkpoint that was published for this model, under the names that they have here.
+
+        Args:
+            state: of any file. What has the names of this model already is returned as it is.
+        """
+        return state
+
     def set_progress(self, step: int, total: int) -> None:
         """Called before each training step, for methods whose network or losses change during training.
 

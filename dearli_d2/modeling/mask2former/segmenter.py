@@ -144,10 +144,8 @@ class MaskFormer(MaskClassifier):
     # ------------------------------------------------------------------------------------------ passes
 
     def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
-        samples = [x for stream in streams.values() for x in stream]
-        images = self.preprocess(samples)
-        targets = [x["targets"].to(self.device).padded(*images.tensor.shape[-2:]) for x in samples]
-        return self.stream_losses(streams, self.sem_seg_head(self.backbone(images.tensor)), targets)
+        images, targets = self.inputs_of(streams)
+        return self.stream_losses(streams, self.sem_seg_head(self.backbone(images)), targets)
 
     def network(self, images: torch.Tensor) -> DecoderOutput:
         """All predictions for normalised (B, 3, H, W) images, as inference makes them."""
