@@ -31,8 +31,11 @@ def github_slug(heading: str, separator: str = "-") -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Headings have the same anchors on the site as on GitHub."""
+    """Headings have the same anchors on the site as on GitHub; the API part of the navigation lists the folders of the package."""
     config.mdx_configs["toc"]["slugify"] = github_slug
+    for entry in config.nav:
+        if "API" in entry:
+            entry["API"] = [{name: f"api/{name}.md"} for name in api_pages(ROOT)]
     return config
 
 
