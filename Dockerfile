@@ -1,6 +1,6 @@
 # docker build -t dearli_d2 .
 # docker run --gpus all --ipc host -v $PWD/datasets:/data -v $PWD/output:/home/user/dearli_d2/output dearli_d2 \
-#     --config-file configs/miniworld/m2f_lang.yaml --num-gpus 1
+#     train --config-file configs/miniworld/m2f_lang.yaml --num-gpus 1
 FROM pytorch/pytorch:2.10.0-cuda12.8-cudnn9-runtime
 
 # opencv-python-headless needs glib; make drives the installation; Triton builds its launchers with gcc
@@ -18,4 +18,4 @@ COPY --chown=user . .
 RUN make env
 
 ENV DETECTRON2_DATASETS=/data
-ENTRYPOINT [".venv/bin/python", "train_net.py"]
+ENTRYPOINT [".venv/bin/dearli"]

@@ -4,6 +4,7 @@
 VENV ?= .venv
 CONSTRAINTS ?=
 PY := $(VENV)/bin/python
+DEARLI := $(VENV)/bin/dearli
 PACKAGES := $(VENV)/.packages
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
@@ -25,10 +26,10 @@ $(STAMP): $(PACKAGES) pyproject.toml setup.py
 	touch $@
 
 demo: $(STAMP)  ## the DEARLi ladder on the generated data, minutes on a CPU
-	$(PY) -m dearli_d2.demo
+	$(DEARLI) demo
 
 ladder: $(STAMP)  ## the same with three seeds, mean and standard deviation
-	$(PY) -m dearli_d2.demo --out output/ladder --seeds 3 --iterations 600
+	$(DEARLI) demo --out output/ladder --seeds 3 --iterations 600
 
 test: $(STAMP)  ## fast tests with a coverage report
 	$(PY) -m pytest --cov --cov-report=term:skip-covered

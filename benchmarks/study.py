@@ -18,13 +18,13 @@ import numpy as np
 from tabulate import tabulate
 
 from dearli_d2.checkpoint import load_weights
-from dearli_d2.cli import set_up
 from dearli_d2.config import get_config
 from dearli_d2.engine.checkpoints import branch_off
 from dearli_d2.engine.evaluation import evaluate
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.modeling import build_model
 from dearli_d2.reporting import report_errors
+from dearli_d2.runs import set_up
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

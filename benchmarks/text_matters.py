@@ -16,11 +16,11 @@ import numpy as np
 from tabulate import tabulate
 
 from dearli_d2.checkpoint import load_weights
-from dearli_d2.cli import set_up
 from dearli_d2.config import get_config
 from dearli_d2.engine.evaluation import evaluate
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.modeling import build_model
+from dearli_d2.runs import set_up
 
 CONFIG = Path(__file__).parents[1] / "configs" / "miniworld" / "m2f_lang.yaml"
 CASES = [

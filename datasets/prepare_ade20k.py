@@ -12,18 +12,19 @@ folder, "annotations_instance.tar"):
 and writes ade20k_panoptic_{train,val}.json, ade20k_panoptic_{train,val}/*.png and
 annotations_detectron2/{training,validation}/*.png (class 0..149, 255 = ignore). An interrupted run resumes.
 
-    python datasets/prepare_ade20k.py --workers 8
+    dearli prepare ade20k --workers 8
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from dearli_d2.cli.base import command, run
+from dearli_d2.cli.prepare import workers
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.class_names import find_class
 from dearli_d2.data.mappers import read_image
@@ -39,7 +40,6 @@ from dearli_d2.data.preparation import (
 )
 from dearli_d2.errors import DatasetError
 from dearli_d2.files import read_text
-from dearli_d2.reporting import report_errors
 
 # scene-parsing class (1..150) of each of the 100 instance classes, in their order (published mapping)
 THING_CLASSES = (
@@ -125,12 +125,11 @@ def prepare(root: Path, workers: int) -> None:
         journal.unlink()
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=4)
-    args = parser.parse_args(argv)
-    return report_errors(lambda: prepare(datasets_root() / "ADEChallengeData2016", args.workers) or 0)
+@command(help=__doc__)
+@workers
+def main(workers: int) -> None:
+    prepare(datasets_root() / "ADEChallengeData2016", workers)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Captions of the images of a data set, one JSON line each, in $DETECTRON2_DATASETS/captions/NAME.jsonl.
 
-    python datasets/prepare_captions.py cityscapes_train gta5_train --model /models/blip2-opt-2.7b --batch 8 --shard 0/4
-    python datasets/prepare_captions.py cityscapes_train@1_8 --from-labels
+    dearli prepare captions cityscapes_train gta5_train --model /models/blip2-opt-2.7b --batch 8 --shard 0/4
+    dearli prepare captions cityscapes_train@1_8 --from-labels
 
 --model is any image-to-text model of `transformers` (BLIP-2 in the paper), a folder on this machine or a name of its hub.
 --from-labels names the annotated classes instead, largest first; only for images whose labels training reads anyway.
@@ -11,25 +11,25 @@ An interrupted run resumes. With --shard i/n each of n processes makes its share
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from dearli_d2.cli.base import POSITIVE, command, run
 from dearli_d2.data.captions import caption_file, read_captions, relative_name
 from dearli_d2.data.catalog import class_areas, dataset_dicts, source_of, split_name, taxonomy_of
 from dearli_d2.data.mappers import read_image
 from dearli_d2.data.preparation import listed
 from dearli_d2.errors import ConfigError, DatasetError, first_few
 from dearli_d2.files import write_atomically
-from dearli_d2.reporting import report_errors
 
 # images (as dicts) to captions
 Captioner = Callable[[Sequence[dict]], list[str]]
@@ -149,48 +149,44 @@ def _chunks(items: Sequence[str], size: int) -> Iterator[list[str]]:
         yield chunk
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
-    return int(text)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", help="data sets or views")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="folder or hub name of an image-to-text model")
-    source.add_argument("--from-labels", action="store_true")
-    parser.add_argument("--batch", type=positive, default=8)
-    parser.add_argument(
-        "--max-tokens", type=positive, default=30, help="of a generated caption; CLIP reads 77 with its own two"
-    )
-    parser.add_argument("--max-classes", type=positive, default=12, help="that --from-labels names")
-    parser.add_argument("--shard", default="0/1", help="i/n: the i-th of n processes")
-    args = parser.parse_args(argv)
-
-    def command() -> int:
-        shard, _, shards = args.shard.partition("/")
-        if not (shard.isdigit() and shards.isdigit() and int(shard) < int(shards)):
-            raise ConfigError(f"--shard {args.shard} is not i/n with i below n")
-        captioner = None if args.from_labels else load_captioner(args.model, args.max_tokens)
-        for name in args.names:
-            split_name(name)
-            made, left = write_captions(
-                name,
-                captioner or label_captioner(name, args.max_classes),
-                "labels" if args.from_labels else Path(args.model).name,
-                args.batch,
-                int(shard),
-                int(shards),
-            )
-            state = f"all in {caption_file(name)}" if not left else f"{left} images are left to other shards"
-            print(f"{name}: {made} captions made, {state}")
-        return 0
-
-    return report_errors(command)
+@command(help=__doc__, one_of=("model", "from_labels"))
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--model", metavar="MODEL", help="Folder or hub name of an image-to-text model.")
+@click.option("--from-labels", is_flag=True, help="Name the annotated classes.")
+@click.option("--batch", type=POSITIVE, default=8, metavar="N", show_default=True, help="Images at a time.")
+@click.option(
+    "--max-tokens",
+    type=POSITIVE,
+    default=30,
+    metavar="N",
+    show_default=True,
+    help="Of a generated caption. CLIP reads 77 with its own two.",
+)
+@click.option(
+    "--max-classes", type=POSITIVE, default=12, metavar="N", show_default=True, help="That --from-labels names."
+)
+@click.option("--shard", default="0/1", metavar="I/N", show_default=True, help="Which of how many processes this is.")
+def main(
+    names: tuple[str, ...],
+    model: str | None,
+    from_labels: bool,
+    batch: int,
+    max_tokens: int,
+    max_classes: int,
+    shard: str,
+) -> None:
+    share, _, shares = shard.partition("/")
+    if not (share.isdigit() and shares.isdigit() and int(share) < int(shares)):
+        raise ConfigError(f"--shard {shard} is not i/n with i below n")
+    captioner = load_captioner(model, max_tokens) if model else None
+    for name in names:
+        split_name(name)
+        source = "labels" if model is None else Path(model).name
+        captions = captioner or label_captioner(name, max_classes)
+        made, left = write_captions(name, captions, source, batch, int(share), int(shares))
+        state = f"all in {caption_file(name)}" if not left else f"{left} images are left to other shards"
+        print(f"{name}: {made} captions made, {state}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

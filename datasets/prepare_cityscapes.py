@@ -8,16 +8,17 @@ Reads below $DETECTRON2_DATASETS/cityscapes
 
 and writes semantic_{train,val}.json and semantic_{train,val}/*.png. An interrupted run resumes.
 
-    python datasets/prepare_cityscapes.py --workers 4
+    dearli prepare cityscapes --workers 4
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
 
+from dearli_d2.cli.base import command, run
+from dearli_d2.cli.prepare import workers
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.preparation import (
     ids_to_rgb,
@@ -28,7 +29,6 @@ from dearli_d2.data.preparation import (
 )
 from dearli_d2.data.streets import CATEGORIES, label_table, to_classes
 from dearli_d2.errors import DatasetError, first_few
-from dearli_d2.reporting import report_errors
 
 EXPECTED = {"train": 2975, "val": 500}
 IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
@@ -45,30 +45,24 @@ def convert(root: Path, split: str, name: str) -> dict:
     return {"stem": stem, "image": name + IMAGE, "height": height, "width": width, "segments_info": segments}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=4)
-    args = parser.parse_args(argv)
-
-    def command() -> int:
-        root = datasets_root() / "cityscapes"
-        for split in ("train", "val"):
-            images = root / "leftImg8bit" / split
-            names = sorted(str(p.relative_to(images)).removesuffix(IMAGE) for p in images.glob(f"*/*{IMAGE}"))
-            if not names:
-                raise DatasetError(f"{split}: no image in {images}/CITY; see --help for what to download")
-            absent = [n for n in names if not (root / "gtFine" / split / f"{n}{LABEL}").is_file()]
-            if absent:
-                raise DatasetError(
-                    f"{split}: {len(absent)} of {len(names)} images have no label in {root / 'gtFine' / split}: "
-                    f"{first_few(absent)}"
-                )
-            path, one = root / f"semantic_{split}.json", partial(convert, root, split)
-            write_semantic_dataset(f"cityscapes_{split}", path, names, one, CATEGORIES, args.workers, EXPECTED[split])
-        return 0
-
-    return report_errors(command)
+@command(help=__doc__)
+@workers
+def main(workers: int) -> None:
+    root = datasets_root() / "cityscapes"
+    for split in ("train", "val"):
+        images = root / "leftImg8bit" / split
+        names = sorted(str(p.relative_to(images)).removesuffix(IMAGE) for p in images.glob(f"*/*{IMAGE}"))
+        if not names:
+            raise DatasetError(f"{split}: no image in {images}/CITY; see --help for what to download")
+        absent = [n for n in names if not (root / "gtFine" / split / f"{n}{LABEL}").is_file()]
+        if absent:
+            raise DatasetError(
+                f"{split}: {len(absent)} of {len(names)} images have no label in {root / 'gtFine' / split}: "
+                f"{first_few(absent)}"
+            )
+        path, one = root / f"semantic_{split}.json", partial(convert, root, split)
+        write_semantic_dataset(f"cityscapes_{split}", path, names, one, CATEGORIES, workers, EXPECTED[split])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

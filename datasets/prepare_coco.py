@@ -8,12 +8,11 @@ Reads below $DETECTRON2_DATASETS/coco:
 
 and unpacks the label PNG files to panoptic_{train,val}2017/. An interrupted run resumes.
 
-    python datasets/prepare_coco.py --splits train val
+    dearli prepare coco train val
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import zipfile
@@ -21,11 +20,12 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from dearli_d2.cli.base import command, run
+from dearli_d2.cli.prepare import splits
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.preparation import read_official_json
 from dearli_d2.errors import DatasetError, first_few
 from dearli_d2.files import write_atomically
-from dearli_d2.reporting import report_errors
 
 EXPECTED = {"train": 118287, "val": 5000}
 HINT = "download the 2017 images and panoptic_annotations_trainval2017.zip from the COCO site and unpack them there"
@@ -81,12 +81,11 @@ def prepare(root: Path, splits: list[str]) -> None:
         print(f"coco_panoptic_{split}: {len(images)} images ready")
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--splits", nargs="+", choices=sorted(EXPECTED), default=["train", "val"])
-    args = parser.parse_args(argv)
-    return report_errors(lambda: prepare(datasets_root() / "coco", args.splits) or 0)
+@command(help=__doc__)
+@splits
+def main(splits: tuple[str, ...]) -> None:
+    prepare(datasets_root() / "coco", splits)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

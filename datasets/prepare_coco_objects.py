@@ -15,19 +15,21 @@ and writes
 --semantic panoptic makes the semantic labels from the panoptic ones instead: mIoU then differs from that of papers by what
 the two disagree about. An interrupted run resumes.
 
-    python datasets/prepare_coco_objects.py --splits train val --workers 4
-    python datasets/prepare_coco_objects.py --splits val --semantic panoptic
+    dearli prepare coco_objects train val --workers 4
+    dearli prepare coco_objects val --semantic panoptic
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
 
+from dearli_d2.cli.base import command, run
+from dearli_d2.cli.prepare import splits, workers
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.class_names import COCO_BACKGROUND, COCO_THINGS
 from dearli_d2.data.mappers import read_panoptic, segment_ids
@@ -42,7 +44,6 @@ from dearli_d2.data.preparation import (
 )
 from dearli_d2.errors import DatasetError, first_few
 from dearli_d2.files import write_json
-from dearli_d2.reporting import report_errors
 
 CATEGORIES = categories_of("coco_objects", things=COCO_THINGS)
 CLASS_OF = {category["id"]: index for index, category in enumerate(CATEGORIES)}
@@ -137,22 +138,20 @@ def _check_present(split: str, names: list[str], folder: Path, hint: str) -> Non
         )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--splits", nargs="+", choices=("train", "val"), default=["train", "val"])
-    parser.add_argument(
-        "--semantic", choices=("masks", "panoptic"), default="masks", help="origin of the semantic labels"
-    )
-    parser.add_argument("--workers", type=int, default=4)
-    args = parser.parse_args(argv)
-
-    def command() -> int:
-        for split in args.splits:
-            prepare(datasets_root() / "coco", split, args.semantic, args.workers)
-        return 0
-
-    return report_errors(command)
+@command(help=__doc__)
+@splits
+@click.option(
+    "--semantic",
+    type=click.Choice(("masks", "panoptic")),
+    default="masks",
+    show_default=True,
+    help="Origin of the semantic labels.",
+)
+@workers
+def main(splits: tuple[str, ...], semantic: str, workers: int) -> None:
+    for split in splits:
+        prepare(datasets_root() / "coco", split, semantic, workers)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

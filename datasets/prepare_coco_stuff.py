@@ -8,18 +8,19 @@ Reads below $DETECTRON2_DATASETS/coco
 
 and writes annotations/stuff171_{train,val}2017.json and annotations/stuff171_{train,val}2017/*.png. An interrupted run resumes.
 
-    python datasets/prepare_coco_stuff.py --workers 4 --splits train val
+    dearli prepare coco_stuff train val --workers 4
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from dearli_d2.cli.base import command, run
+from dearli_d2.cli.prepare import splits, workers
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.class_names import COCO_THINGS
 from dearli_d2.data.preparation import (
@@ -31,7 +32,6 @@ from dearli_d2.data.preparation import (
     semantic_segments,
     write_semantic_dataset,
 )
-from dearli_d2.reporting import report_errors
 
 CATEGORIES = categories_of("coco_stuff", things=COCO_THINGS)  # 80 + 91
 EXPECTED = {"train": 118287, "val": 5000}
@@ -55,24 +55,18 @@ def convert(source: Path, target: Path, stem: str) -> dict:
     return {"stem": stem, "height": semantic.shape[0], "width": semantic.shape[1], "segments_info": segments}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--splits", nargs="+", choices=("train", "val"), default=["train", "val"])
-    parser.add_argument("--workers", type=int, default=4)
-    args = parser.parse_args(argv)
-
-    def command() -> int:
-        root = datasets_root() / "coco"
-        for split in args.splits:
-            source = root / "stuffthingmaps" / f"{split}2017"
-            stems = check_pairs(root / f"{split}2017", [source], split, None, HINT)
-            path = root / "annotations" / f"stuff171_{split}2017.json"
-            one = partial(convert, source, path.with_suffix(""))
-            write_semantic_dataset(f"coco_stuff_{split}", path, stems, one, CATEGORIES, args.workers, EXPECTED[split])
-        return 0
-
-    return report_errors(command)
+@command(help=__doc__)
+@splits
+@workers
+def main(splits: tuple[str, ...], workers: int) -> None:
+    root = datasets_root() / "coco"
+    for split in splits:
+        source = root / "stuffthingmaps" / f"{split}2017"
+        stems = check_pairs(root / f"{split}2017", [source], split, None, HINT)
+        path = root / "annotations" / f"stuff171_{split}2017.json"
+        one = partial(convert, source, path.with_suffix(""))
+        write_semantic_dataset(f"coco_stuff_{split}", path, stems, one, CATEGORIES, workers, EXPECTED[split])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

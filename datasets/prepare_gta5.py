@@ -9,13 +9,15 @@ Reads below $DETECTRON2_DATASETS/gta5
 and writes semantic_train.json and semantic_train/*.png. Pairs whose sizes differ (the release has a few) are left out and
 named. An interrupted run resumes.
 
-    python datasets/prepare_gta5.py --workers 4
+    dearli prepare gta5 --workers 4
 """
 
 from __future__ import annotations
 
 import sys
 
+from dearli_d2.cli.base import command, run
+from dearli_d2.cli.prepare import workers
 from dearli_d2.data.preparation import read_label_ids
 from dearli_d2.data.rendered_streets import prepare
 from dearli_d2.data.streets import label_table
@@ -23,9 +25,11 @@ from dearli_d2.data.streets import label_table
 EXPECTED = 24966
 
 
-def main(argv: list[str] | None = None) -> int:
-    return prepare(argv, __doc__, "gta5", ("images", "labels"), read_label_ids, label_table(), EXPECTED)
+@command(help=__doc__)
+@workers
+def main(workers: int) -> None:
+    prepare("gta5", ("images", "labels"), read_label_ids, label_table(), EXPECTED, workers)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -11,12 +11,11 @@ Reads below $DETECTRON2_DATASETS
 and writes VOCdevkit/VOC2012/semantic_{train,val}.json and semantic_{train,val}/*.png. The training set is that of VOC and
 SBD without VOC's validation images: 10 582 images, VOC's own labels where there are two. An interrupted run resumes.
 
-    python datasets/prepare_pascal_voc.py --workers 4
+    dearli prepare pascal_voc --workers 4
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,8 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
+from dearli_d2.cli.base import command, run
+from dearli_d2.cli.prepare import workers
 from dearli_d2.data.catalog import datasets_root
 from dearli_d2.data.preparation import (
     categories_of,
@@ -37,7 +38,6 @@ from dearli_d2.data.preparation import (
 )
 from dearli_d2.errors import DatasetError, first_few
 from dearli_d2.files import read_text
-from dearli_d2.reporting import report_errors
 
 CATEGORIES = categories_of("pascal_voc")
 EXPECTED = {"train": 10582, "val": 1449}
@@ -83,27 +83,19 @@ def convert(labels: dict[str, Path], target: Path, stem: str) -> dict:
     return {"stem": stem, "height": semantic.shape[0], "width": semantic.shape[1], "segments_info": segments}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=4)
-    args = parser.parse_args(argv)
-
-    def command() -> int:
-        voc, sbd = datasets_root() / "VOCdevkit" / "VOC2012", datasets_root() / "benchmark_RELEASE" / "dataset"
-        for split, labels in splits(voc, sbd).items():
-            files = [*labels.values(), *(voc / "JPEGImages" / f"{stem}.jpg" for stem in labels)]
-            absent = [str(f) for f in files if not f.is_file()]
-            if absent:
-                raise DatasetError(f"{split}: {len(absent)} of {len(files)} files are missing: {first_few(absent)}")
-            path = voc / f"semantic_{split}.json"
-            one = partial(convert, labels, path.with_suffix(""))
-            write_semantic_dataset(
-                f"pascal_voc_{split}", path, list(labels), one, CATEGORIES, args.workers, EXPECTED[split]
-            )
-        return 0
-
-    return report_errors(command)
+@command(help=__doc__)
+@workers
+def main(workers: int) -> None:
+    voc, sbd = datasets_root() / "VOCdevkit" / "VOC2012", datasets_root() / "benchmark_RELEASE" / "dataset"
+    for split, labels in splits(voc, sbd).items():
+        files = [*labels.values(), *(voc / "JPEGImages" / f"{stem}.jpg" for stem in labels)]
+        absent = [str(f) for f in files if not f.is_file()]
+        if absent:
+            raise DatasetError(f"{split}: {len(absent)} of {len(files)} files are missing: {first_few(absent)}")
+        path = voc / f"semantic_{split}.json"
+        one = partial(convert, labels, path.with_suffix(""))
+        write_semantic_dataset(f"pascal_voc_{split}", path, list(labels), one, CATEGORIES, workers, EXPECTED[split])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -9,7 +9,7 @@ Reads below $DETECTRON2_DATASETS/synthia (the folder RAND_CITYSCAPES of the arch
 and writes semantic_train.json and semantic_train/*.png. The data set `synthia_train` has the usual 16 classes: terrain, truck
 and train carry no loss. Pairs whose sizes differ are left out and named. An interrupted run resumes.
 
-    python datasets/prepare_synthia.py --workers 4
+    dearli prepare synthia --workers 4
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dearli_d2.cli.base import command, run
+from dearli_d2.cli.prepare import workers
 from dearli_d2.data.rendered_streets import prepare
 from dearli_d2.data.streets import synthia_table
 from dearli_d2.errors import DatasetError
@@ -42,9 +44,11 @@ def read_labels(path: Path) -> np.ndarray:
     return ids.astype(np.uint8)
 
 
-def main(argv: list[str] | None = None) -> int:
-    return prepare(argv, __doc__, "synthia", ("RGB", "GT/LABELS"), read_labels, synthia_table(), EXPECTED)
+@command(help=__doc__)
+@workers
+def main(workers: int) -> None:
+    prepare("synthia", ("RGB", "GT/LABELS"), read_labels, synthia_table(), EXPECTED, workers)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "build_model", "get_config"]
+__all__ = ["Predictor", "build_model", "evaluate", "get_config", "train"]
 
 # said by fvcore and detectron2 as they are imported; users of this project can do nothing about it
 warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated", category=FutureWarning)
@@ -27,7 +27,13 @@ if importlib.util.find_spec("detectron2") is None:
         name=__name__,
     )
 
-_HOMES = {"get_config": ".config", "build_model": ".modeling", "Predictor": ".predict"}
+_HOMES = {
+    "Predictor": ".predict",
+    "build_model": ".modeling",
+    "evaluate": ".runs",
+    "get_config": ".config",
+    "train": ".runs",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,20 +1,8 @@
-"""Compares weight files with models, and makes small files of a run's checkpoints.
-
-`verify` says which names and shapes of a file fit the model of a config; its exit status is 1 unless all do.
-`export` writes what prediction needs, without optimiser and teacher.
-
-Examples:
-
-    python -m dearli_d2.checkpoint verify --config-file configs/miniworld/m2f_lang.yaml \\
-        --weights output/miniworld/m2f_lang/model_final.pth
-    python -m dearli_d2.checkpoint export --weights output/miniworld/dear/model_final.pth --out model.pth --which teacher
-    python -m dearli_d2.checkpoint export --weights output/miniworld/segkc/model_final.pth --out junior.pth --junior
-"""
+"""Compares weight files with models, and makes small files of a run's checkpoints."""
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,12 +12,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from .arguments import add_config_file, add_overrides, command_parser
 from .errors import WeightsError, first_few
 from .files import parse_json, write_atomically
 from .modeling.segmenter import Segmenter
 from .pretrained import keep_activation
-from .reporting import report_errors
 from .weights import TORCH_SUFFIXES, read_file, state_dict_of, write_file
 
 logger = logging.getLogger(__name__)
@@ -267,43 +253,3 @@ def _keep_junior(content: dict, weights: str) -> None:
     config.MODEL.DEVICE = "auto"  # of the machine that reads it
     del config.MODEL["SENIOR"], config.MODEL["SEGKC"]
     content["model"], content["config"] = state, config.dump()
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("python -m dearli_d2.checkpoint", __doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("verify", help="compare a weight file with the model of a config")
-    add_config_file(check)
-    source = check.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", metavar="FILE", help="weight file: .pth, .pt, .bin, .safetensors, .pkl")
-    source.add_argument("--names", metavar="FILE", help="instead of weights a JSON file {name: shape}")
-    add_overrides(check)
-    export_command = commands.add_parser("export", help="write what prediction needs of a checkpoint")
-    export_command.add_argument("--weights", metavar="FILE", required=True, help="checkpoint of a run")
-    export_command.add_argument("--out", metavar="FILE", required=True, help=".pth file to write")
-    part = export_command.add_mutually_exclusive_group()
-    part.add_argument(
-        "--which", choices=("student", "teacher"), default="student", help="of a semi-supervised run; default: student"
-    )
-    part.add_argument(
-        "--junior",
-        dest="which",
-        action="store_const",
-        const="junior",
-        help="the junior of a SegKC run alone; writes its config beside it, as .yaml",
-    )
-    args = parser.parse_args(argv)
-
-    def command() -> int:
-        if args.command == "export":
-            print(f"{args.out}: {export(args.weights, args.out, args.which)} tensors of the {args.which}")
-            return 0
-        report = verify(args.config_file, args.weights, args.names, args.opts)
-        print(report)
-        return 0 if report.complete else 1
-
-    return report_errors(command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,19 +1,12 @@
-"""Climbs the DEARLi ladder on miniworld: labels only, + SSL, + ensembled pseudo-labels (DEAR), + decoder warm-up (DEARLi).
+"""The DEARLi ladder on miniworld: labels only, + SSL, + ensembled pseudo-labels (DEAR), + decoder warm-up (DEARLi).
 
 It takes the first 400 scenes with 5 % of their labels: 20 labelled scenes for 16 classes, as few images a class as in the
-paper's smallest splits. `make demo` climbs once, in minutes on two CPU cores; `make ladder` climbs with three seeds.
-The same command continues after an interruption. It ends with a table and a report with pictures, OUT/report.md.
-
-Examples:
-
-    python -m dearli_d2.demo
-    python -m dearli_d2.demo --out output/ladder --seeds 3 --iterations 600
+paper's smallest splits.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +15,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from .arguments import command_parser
 from .checkpoint import load_weights
-from .cli import set_up
 from .config import get_config
 from .data import miniworld
 from .data.catalog import dataset_dicts
@@ -36,7 +27,7 @@ from .masks.classical import ClassicalGenerator
 from .masks.generate import generate
 from .masks.storage import MaskFolder
 from .modeling import build_model
-from .reporting import report_errors
+from .runs import set_up
 
 CONFIGS = beside_package("configs") / "miniworld"
 SCORED_ON = "miniworld_val"
@@ -198,25 +189,3 @@ What DEAR's student is trained on: weak view, the teacher's pseudo-label of it, 
 {batches}
 """
     write_atomically(out / "report.md", lambda temporary: temporary.write_text(text))
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("python -m dearli_d2.demo", __doc__)
-    parser.add_argument("--out", type=Path, default=Path("output/demo"), help="folder; default: %(default)s")
-    parser.add_argument("--seeds", type=int, default=1, help="climbs, each with other labels; default: %(default)s")
-    parser.add_argument("--iterations", type=int, default=500, help="of each training; default: %(default)s")
-    parser.add_argument("--warmup", type=int, default=100, help="iterations of the warm-up; default: %(default)s")
-    args = parser.parse_args(argv)
-    if args.iterations < 5:
-        parser.error("--iterations must be at least 5")
-
-    def command() -> int:
-        result = run(args.out, args.seeds, args.iterations, args.warmup)
-        print(f"\n{result}\n\nreport: {args.out / 'report.md'}")
-        return 0
-
-    return report_errors(command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

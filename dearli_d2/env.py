@@ -1,9 +1,4 @@
-"""Prints versions, devices, folders, and which optional parts are present. Paste it into bug reports.
-
-Example:
-
-    python -m dearli_d2.env
-"""
+"""Versions, devices, folders, and which optional parts are present."""
 
 from __future__ import annotations
 
@@ -16,7 +11,6 @@ import torch
 from tabulate import tabulate
 
 from . import __version__
-from .arguments import command_parser
 from .data.catalog import datasets_root
 from .files import cache_dir
 from .modeling.backbone.package_weights import PACKAGES
@@ -58,8 +52,3 @@ def report() -> str:
         ("cache", str(cache_dir())),
     ]
     return tabulate(rows, tablefmt="plain")
-
-
-if __name__ == "__main__":
-    command_parser("python -m dearli_d2.env", __doc__).parse_args()
-    print(report())

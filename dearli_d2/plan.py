@@ -1,18 +1,8 @@
-"""Shows what a training would do, without doing it.
-
-Three tables: which data sets and weights the config names and whether they are there, the schedule with the number of
-passes over the images, and the model with its parameters and the memory of a step. Nothing is written.
-
-Examples:
-
-    python -m dearli_d2.plan --config-file configs/miniworld/dearli.yaml
-    python -m dearli_d2.plan --config-file configs/ade20k/dearli_convnext_b.yaml DATASETS.PARTITION 1_128
-"""
+"""What a training would do, without doing it: its data, its schedule, its model and the memory of a step."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,20 +12,16 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import nn
 
-from .arguments import add_config_file, add_overrides, command_parser, picture_file
-from .config import get_config
 from .data.captions import reads_captions, with_captions
 from .data.catalog import dataset_dicts
-from .data.custom import register_custom
-from .data.inspection import inspect_custom, size_range, write_contact_sheet
+from .data.inspection import size_range
 from .data.taxonomy import Taxonomy, spread_colors
 from .engine.optimizer import autocast
 from .engine.teacher import has_ramp
-from .errors import ConfigError, DearliError
+from .errors import DearliError
 from .masks.storage import MaskFolder
 from .modeling import build_model
 from .modeling.segmenter import input_divisor
-from .reporting import report_errors
 
 _BYTES = 4  # of an fp32 number
 _PROBES = 128, 256  # sides in pixels
@@ -59,7 +45,7 @@ def data_rows(cfg: CfgNode) -> list[list[str]]:
             rows.append(["captions", name, _captions(name)])
     if cfg.DATASETS.MASKS:
         found = MaskFolder(cfg.DATASETS.MASKS).manifest()
-        state = f"by {found.get('generator')}" if found else "MISSING: python -m dearli_d2.masks generate makes them"
+        state = f"by {found.get('generator')}" if found else "MISSING: dearli masks generate makes them"
         rows.append(["class-agnostic masks", cfg.DATASETS.MASKS, state])
     for key, path in (("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS), ("SSL.TEACHER_WEIGHTS", cfg.SSL.TEACHER_WEIGHTS)):
         if path:
@@ -231,34 +217,3 @@ def plan(cfg: CfgNode) -> Iterator[str]:
         (["model", cfg.MODEL.META_ARCHITECTURE], model_rows),
     ):
         yield tabulate(rows(cfg), headers, tablefmt="github")
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("python -m dearli_d2.plan", __doc__)
-    add_config_file(parser)
-    parser.add_argument(
-        "--picture", type=picture_file, metavar="FILE", help="own data: write labelled images beside their segments"
-    )
-    add_overrides(parser)
-    args = parser.parse_args(argv)
-
-    def command() -> int:
-        cfg = get_config(args.config_file, args.opts)
-        if cfg.DATASETS.CUSTOM.ROOT:
-            print("looking at the data ...", file=sys.stderr)
-            register_custom(cfg.DATASETS.CUSTOM)
-            print(inspect_custom(cfg.DATASETS.CUSTOM), end="\n\n")
-            if args.picture:
-                write_contact_sheet(args.picture)
-        elif args.picture:
-            raise ConfigError("--picture shows own data, so it needs DATASETS.CUSTOM.ROOT")
-        print("computing parameters and memory with two small images, up to two minutes on a CPU ...", file=sys.stderr)
-        for table in plan(cfg):
-            print(table, end="\n\n", flush=True)
-        return 0
-
-    return report_errors(command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

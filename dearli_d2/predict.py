@@ -1,31 +1,8 @@
-"""Segments image files with a trained model.
-
-For each image it writes three files, named after the image's path below the folder that was given (`day/b.jpg` becomes
-`day/b_panoptic.png`; of several arguments, below the folder that holds all of them). Where images differ in the suffix only it
-stays: `b.jpg_panoptic.png`, `b.png_panoptic.png`.
-
-    NAME_panoptic.png   segment id = R + 256 G + 65536 B, 0 = no segment
-    NAME_semantic.png   class of each pixel, as its id in the training data; for own masks, the pixel value there;
-                        with --text its place in that list, from 0
-    NAME_overlay.png    the segments over the image, with a legend
-
-`predictions.json` is a COCO-panoptic file of all of them, in the same ids; "info" says "complete": false while it is written, or
-if that was interrupted. Images that cannot be read are reported, skipped and listed there. The same command may be repeated, also
-with more images. Predictions of another model or of other images are not replaced without --overwrite, and pictures of earlier
-predictions are not taken for images. In Python: `dearli_d2.Predictor`.
-
-Examples:
-
-    python -m dearli_d2.predict --config-file output/miniworld/m2f_lang/config.yaml \\
-        --weights output/miniworld/m2f_lang/model_final.pth photo.jpg folder/ --out predictions
-    python -m dearli_d2.predict --config-file output/miniworld/m2f_lang/config.yaml \\
-        --weights output/miniworld/m2f_lang/model_final.pth photo.jpg --out other_words --text "meadow|grass, sky, red thing"
-"""
+"""Segments image files with a trained model."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import sys
 from collections import Counter
@@ -39,7 +16,6 @@ from detectron2.config import CfgNode
 from PIL import Image
 from tqdm import tqdm
 
-from .arguments import add_config_file, command_parser
 from .checkpoint import load_content
 from .config import get_config
 from .data.captions import read_captions
@@ -52,8 +28,8 @@ from .errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from .files import file_digest, write_atomically
 from .modeling import build_model
 from .modeling.per_pixel.semantic import class_segments
-from .prediction_folder import Inputs, PredictionFolder, find_inputs
-from .reporting import is_out_of_memory, report_errors
+from .prediction_folder import Inputs, PredictionFolder
+from .reporting import is_out_of_memory
 from .visualization import prediction_picture
 from .weights import read_file
 
@@ -284,47 +260,3 @@ def save_prediction(folder: PredictionFolder, name: str, image: np.ndarray, pred
     }
     for kind, picture in pictures.items():
         write_atomically(folder.path(name, kind), picture.save)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("python -m dearli_d2.predict", __doc__)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders of them")
-    add_config_file(parser)
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS of the config")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="where to write")
-    parser.add_argument(
-        "--text",
-        metavar="CLASSES",
-        help="other classes than those of training, 'cat, dog|puppy, grass': a comma between classes, | between synonyms; "
-        "for models with a text classifier (M2F-Lang, DEARLi)",
-    )
-    parser.add_argument(
-        "--captions",
-        type=Path,
-        metavar="FILE",
-        help='JSON lines {"file", "caption"}, for a model that reads captions (SemiDAViL)',
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace predictions of another model or other images in --out"
-    )
-    parser.add_argument(
-        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="new values of config keys, in pairs"
-    )
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-
-    def command() -> int:
-        inputs = find_inputs(args.images)
-        predictor = Predictor(get_config(args.config_file, args.opts), args.weights, args.text)
-        captions = None if args.captions is None else captions_of(inputs, args.captions)
-        folder = PredictionFolder(args.out, inputs, identity(predictor, args.text, args.captions), args.overwrite)
-        skipped = predict_files(predictor, folder, captions)
-        done = len(inputs.paths) - len(skipped)
-        print(json.dumps({"predicted": done, "skipped": len(skipped), "out": str(args.out)}))
-        return 0 if done else 1
-
-    return report_errors(command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -47,7 +47,7 @@ def report_errors(command: Callable[[], int]) -> int:
         return _end(error, describe_os_error(error), USER_ERROR)
     except Exception as error:
         if is_out_of_memory(error):
-            advice = "use smaller batches or crops; python -m dearli_d2.plan estimates what a training needs"
+            advice = "use smaller batches or crops; dearli plan estimates what a training needs"
             return _end(
                 error,
                 f"out of memory: {str(error).splitlines()[0] if str(error) else 'of this machine'}; {advice}",

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_PROGRAM = re.compile(r"(?:[A-Z][A-Z0-9_]*=\S+ +)*(?:python|torchrun|make|docker|pip|bash|source|export|cp|cat)(?= )")
-_PYTHON = re.compile(r"(?:[A-Z][A-Z0-9_]*=\S+ +)*(?:python (?:-m |\S+\.py\b)|torchrun )")
+_PROGRAM = re.compile(
+    r"(?:[A-Z][A-Z0-9_]*=\S+ +)*(?:dearli|python|torchrun|make|docker|pip|bash|source|export|cp|cat)(?= )"
+)
+_PYTHON = re.compile(r"(?:[A-Z][A-Z0-9_]*=\S+ +)*(?:dearli |python (?:-m |\S+\.py\b)|torchrun )")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
 _TARGET = re.compile(r"^([a-z][a-z-]*):", re.MULTILINE)
@@ -70,7 +72,7 @@ def of_makefile(text: str) -> Iterator[tuple[str, bool]]:
     """`make TARGET` of every target, and what the recipes run."""
     yield from ((f"make {target}", True) for target in _TARGET.findall(text))
     for line in logical_lines(line[1:] for line in text.splitlines() if line.startswith("\t")):
-        yield line.replace("$(PY)", "python").replace("$(VENV)", ".venv"), True
+        yield line.replace("$(PY)", "python").replace("$(DEARLI)", "dearli").replace("$(VENV)", ".venv"), True
 
 
 def of_comments(text: str) -> Iterator[tuple[str, bool]]:

@@ -1,6 +1,6 @@
 """What a user sees when something is wrong: the table in docs/bad_input.md, row by row.
 
-Every case goes through `train_net.py`'s main function: exit status 2, one line, no stack trace, nothing trained.
+Every case goes through the command line: exit status 2, one line, no stack trace, nothing trained.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ DATA_CASES = {
 }
 
 
-def run(tmp_path, capsys, *overrides, config=CONFIG, flags=(), base=MINI_OVERRIDES):
-    arguments = ["--config-file", config, *flags, *base, "OUTPUT_DIR", str(tmp_path / "out"), *overrides]
+def run(tmp_path, capsys, *overrides, config=CONFIG, command="train", base=MINI_OVERRIDES):
+    arguments = [command, "--config-file", config, *base, "OUTPUT_DIR", str(tmp_path / "out"), *overrides]
     status = main(arguments)
     _, marker, error = capsys.readouterr().err.rpartition("error: ")
     assert status == 2
@@ -222,7 +222,7 @@ def test_the_unbroken_copy_trains(world, tmp_path):
         "DATASETS.TRAIN",
         "('broken_train',)",
     ]
-    assert main(["--config-file", CONFIG, *arguments]) == 0
+    assert main(["train", "--config-file", CONFIG, *arguments]) == 0
     assert (tmp_path / "out" / "model_final.pth").is_file()
 
 
@@ -267,7 +267,7 @@ def test_weights_of_another_model(tmp_path, capsys):
 
 
 def test_evaluation_without_weights(tmp_path, capsys):
-    assert "--eval-only needs MODEL.WEIGHTS" in run(tmp_path, capsys, flags=["--eval-only"])
+    assert "evaluation needs weights: --weights FILE" in run(tmp_path, capsys, command="eval")
 
 
 def renumbered(content):
@@ -291,7 +291,10 @@ def flipped_kind(content):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    assert main(["--config-file", CONFIG, *MINI_OVERRIDES, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(folder)]) == 0
+    assert (
+        main(["train", "--config-file", CONFIG, *MINI_OVERRIDES, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(folder)])
+        == 0
+    )
     return folder / "model_final.pth"
 
 
@@ -307,7 +310,7 @@ def test_evaluation_on_data_with_other_categories(world, trained, tmp_path, caps
     """The same number of classes under other ids, in another order, or of another kind; with the first one that differs."""
     edit(world, change)
     weights = ["MODEL.WEIGHTS", str(trained), "DATASETS.TEST", "('broken_train',)"]
-    error = run(tmp_path, capsys, *weights, flags=["--eval-only"])
+    error = run(tmp_path, capsys, *weights, command="eval")
     assert re.search(f"broken_train has other categories than .*model_final.pth was made for: {words}", error), error
 
 
@@ -357,7 +360,7 @@ def empty_source(w):
 
 
 ADAPTATION_CASES = {
-    "no caption file": (lambda w: None, "", r"broken_train: no caption file .*captions.jsonl; python datasets/prepare_captions.py"),
+    "no caption file": (lambda w: None, "", r"broken_train: no caption file .*captions.jsonl; dearli prepare captions"),
     "captions of other files": (other_captions, "", r"is of other files: it has 1 captions such as that of x.jpg"),
     "images without a caption": (missing_captions, "", r"5 of 6 images have no caption in .*captions.jsonl: 000000.jpg"),
     "caption longer than the text tower reads": (long_captions, "", r"000004.jpg: its caption: 32 tokens, the text tower reads 24"),

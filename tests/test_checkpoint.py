@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import pickle
+import re
 
+import click
 import numpy as np
 import pytest
 import torch
 
 from dearli_d2 import checkpoint
-from dearli_d2.arguments import picture_file
+from dearli_d2.cli import main
+from dearli_d2.cli.base import PictureFile
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.checkpoints import RunCheckpoints
 from dearli_d2.engine.teacher import EMATeacher
@@ -25,7 +27,7 @@ def test_official_dearli_names_load_strictly(shared, repo, capsys):
     names = shared / "checkpoints" / "dearli_official_state_dict.json"
     config = repo / "configs" / "ade20k" / "m2f_lang_convnext_b.yaml"
     assert len(json.loads(names.read_text())) == 793
-    assert checkpoint.main(["verify", "--config-file", str(config), "--names", str(names)]) == 0
+    assert main(["checkpoint", "verify", "--config-file", str(config), "--names", str(names)]) == 0
     assert "0 missing, 0 unexpected, 0 of wrong shape" in capsys.readouterr().out
 
 
@@ -33,19 +35,26 @@ def test_a_wrong_name_and_a_wrong_shape_fail_verification(mini_config, repo, tmp
     model = build_model(mini_config())
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     path = tmp_path / "names.json"
-    arguments = ["verify", "--config-file", str(repo / "configs/miniworld/m2f_lang.yaml"), "--names", str(path)]
+    arguments = [
+        "checkpoint",
+        "verify",
+        "--config-file",
+        str(repo / "configs/miniworld/m2f_lang.yaml"),
+        "--names",
+        str(path),
+    ]
     path.write_text(json.dumps(shapes))
-    assert checkpoint.main(arguments) == 0
+    assert main(arguments) == 0
     shapes["void_embedding.weight"] = [1, 63]
     shapes["extra.part.weight"] = [2]
     del shapes["sem_seg_head.predictor.logit_scale"]
     path.write_text(json.dumps(shapes))
-    assert checkpoint.main(arguments) == 1
+    assert main(arguments) == 1
     out = capsys.readouterr().out
     assert "1 missing, 1 unexpected, 1 of wrong shape" in out
     assert "void_embedding.weight is (1, 63) in the file, (1, 64) in the model" in out
     path.write_text("{")
-    assert checkpoint.main(arguments) == 2
+    assert main(arguments) == 2
 
 
 def test_verification_accepts_names_that_are_translated_or_left_out(mini_config, repo, tmp_path, capsys):
@@ -59,7 +68,9 @@ def test_verification_accepts_names_that_are_translated_or_left_out(mini_config,
     weights = tmp_path / "published.pth"
     torch.save({"model": {name: torch.zeros(shape) for name, shape in shapes.items()}}, weights)
     for source in (("--names", str(names)), ("--weights", str(weights))):
-        assert checkpoint.main(["verify", "--config-file", str(repo / "configs/miniworld/m2f_lang.yaml"), *source]) == 0
+        assert (
+            main(["checkpoint", "verify", "--config-file", str(repo / "configs/miniworld/m2f_lang.yaml"), *source]) == 0
+        )
         assert "0 missing, 0 unexpected, 0 of wrong shape" in capsys.readouterr().out
 
 
@@ -229,8 +240,8 @@ def test_a_damaged_note_of_the_last_evaluation_is_named(tmp_path, content):
 
 @pytest.mark.parametrize("name", ["folder", "a.nix"])
 def test_pictures_have_a_name_that_says_their_format(name):
-    with pytest.raises(argparse.ArgumentTypeError, match="is no name of a picture; name it .png"):
-        picture_file(name)
+    with pytest.raises(click.BadParameter, match="is no name of a picture; name it .png"):
+        PictureFile().convert(name, None, None)
 
 
 def test_export_refuses_names_that_could_not_be_read_again(tmp_path):
@@ -248,9 +259,6 @@ def test_export_refuses_names_that_could_not_be_read_again(tmp_path):
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many"])
 def test_options_that_count_take_numbers_from_one_on(value, capsys):
-    from dearli_d2.masks.__main__ import main
-
-    with pytest.raises(SystemExit) as caught:
-        main(["generate", "--images", ".", "--out", "o", "--generator", "classical", "--batch-size", value])
-    assert caught.value.code == 2
-    assert f"{value} is no whole number from 1 on" in capsys.readouterr().err
+    command = ["masks", "generate", "--images", ".", "--out", "o", "--generator", "classical", "--batch-size", value]
+    assert main(command) == 2
+    assert re.search(f"--batch-size': '?{value}'? is not ", capsys.readouterr().err)

@@ -1,4 +1,4 @@
-"""`train_net.py` as a user meets it: refused starts, locks, full disks, errors in one line, evaluation."""
+"""`dearli train` and `dearli eval` as a user meets them: refused starts, locks, full disks, errors in one line, evaluation."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ CONFIG = str(REPO / "configs/miniworld/m2f_lang.yaml")
 FEW = (*MINI_OVERRIDES, "SOLVER.MAX_ITER", "2", "SOLVER.CHECKPOINT_PERIOD", "1", "DATALOADER.NUM_WORKERS", "0")
 
 
-def start(folder: Path, *overrides: str, flags: tuple[str, ...] = ()) -> int:
-    return main(["--config-file", CONFIG, *flags, *FEW, "OUTPUT_DIR", str(folder), *overrides])
+def start(folder: Path, *overrides: str, flags: tuple[str, ...] = (), command: str = "train") -> int:
+    return main([command, "--config-file", CONFIG, *flags, *FEW, "OUTPUT_DIR", str(folder), *overrides])
 
 
 def content(folder: Path) -> dict[Path, bytes]:
@@ -37,7 +37,7 @@ def content(folder: Path) -> dict[Path, bytes]:
 def test_processes_on_the_cpu_see_no_gpu_so_that_nccl_does_not_join_them(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     seen = []
-    monkeypatch.setattr("dearli_d2.cli.launch", lambda *_: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr("dearli_d2.runs.launch", lambda *_: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
     for processes in ("1", "2"):
         assert start(tmp_path, flags=("--num-gpus", processes)) == 0
     assert seen == ["0,1", ""]
@@ -70,7 +70,7 @@ def test_neither_evaluation_nor_a_refused_resume_rewrites_the_config_of_a_run(fi
     before = (finished / "config.yaml").read_bytes()
     test_set = ("DATASETS.TEST", "('miniworld_val@0.02',)", "TEST.PICTURES", "0")
     weights_of = ("MODEL.WEIGHTS", str(finished / "model_final.pth"), "TEST.OBJECT_THRESHOLD", "0.3")
-    assert start(finished, *test_set, *weights_of, flags=("--eval-only",)) == 0
+    assert start(finished, *test_set, *weights_of, command="eval") == 0
     assert "OBJECT_THRESHOLD: 0.3" in (finished / "evaluation/config.yaml").read_text()
     assert start(finished, "SEED", "3", flags=("--resume",)) == 2
     assert "SEED was 0, is 3" in capsys.readouterr().err
@@ -93,8 +93,8 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_ends_in_any_way(tmp
     assert ready.wait(30)
     (tmp_path / "log.txt").write_text("of the other run\n")
     before = content(tmp_path)
-    for flags in ((), ("--resume",), ("--eval-only",)):
-        assert start(tmp_path, flags=flags) == 2
+    for command, flags in (("train", ()), ("train", ("--resume",)), ("eval", ())):
+        assert start(tmp_path, command=command, flags=flags) == 2
         assert f"OUTPUT_DIR {tmp_path} is in use by process {other.pid} on " in capsys.readouterr().err
     with pytest.raises(ConfigError, match=f"in use by process {other.pid}"):
         FolderLock(tmp_path)
@@ -264,8 +264,8 @@ def test_impossible_machines_are_refused_at_once(tmp_path, capsys, flags, words)
 
 
 def test_evaluation_needs_a_data_set(tmp_path, finished, capsys):
-    assert start(tmp_path, "MODEL.WEIGHTS", str(finished / "model_final.pth"), flags=("--eval-only",)) == 2
-    assert "--eval-only needs DATASETS.TEST" in capsys.readouterr().err
+    assert start(tmp_path, flags=("--weights", str(finished / "model_final.pth")), command="eval") == 2
+    assert "evaluation needs DATASETS.TEST" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------- weights

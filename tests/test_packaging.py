@@ -95,11 +95,11 @@ def test_installed_package_finds_its_configs_far_from_a_checkout(installed, tmp_
 
 
 def test_installed_package_trains_and_prepares_without_a_checkout(installed):
-    """The modules that stand for `train_net.py` and for the scripts in `datasets/`."""
-    result = installed("-m", "dearli_d2.cli", "--config-file", "configs/miniworld/m2f.yaml", "--eval-only")
+    """`python -m dearli_d2` is the script `dearli`, which a plain copy of the wheel's files lacks."""
+    result = installed("-m", "dearli_d2", "eval", "--config-file", "configs/miniworld/m2f.yaml")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
-    assert "--eval-only needs MODEL.WEIGHTS" in result.stderr
-    result = installed("-m", "dearli_d2.datasets.prepare_ade20k")
+    assert "evaluation needs weights: --weights FILE" in result.stderr
+    result = installed("-m", "dearli_d2", "prepare", "ade20k")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert "objectInfo150.txt; download" in result.stderr
 
@@ -121,7 +121,7 @@ def test_missing_detectron2_is_one_line_that_names_the_command(tmp_path):
     (tmp_path / "dearli_d2").symlink_to(REPO / "dearli_d2")
     (tmp_path / "scripts").symlink_to(REPO / "scripts")
     result = subprocess.run(
-        [sys.executable, "-S", "-m", "dearli_d2.predict", "--help"],
+        [sys.executable, "-S", "-m", "dearli_d2", "predict", "--help"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

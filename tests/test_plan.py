@@ -6,24 +6,25 @@ import json
 
 import torch
 
+from dearli_d2.cli import main
 from dearli_d2.config import get_config
 from dearli_d2.data.custom import write_example
 from dearli_d2.modeling import build_model
-from dearli_d2.plan import data_rows, main, model_rows, schedule_rows
+from dearli_d2.plan import data_rows, model_rows, schedule_rows
 from tests.conftest import REPO
 
 
 def test_plan_of_a_benchmark_that_is_not_here(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     path = REPO / "configs" / "ade20k" / "dearli_convnext_b.yaml"
-    assert main(["--config-file", str(path)]) == 0
+    assert main(["plan", "--config-file", str(path)]) == 0
     text = capsys.readouterr().out
     assert "ade20k_panoptic_train@1_128:unlabeled" in text
     assert text.count("MISSING") == 4  # three data sets, and the warm-up's weights
-    assert "run python datasets/prepare_ade20k.py" in text
+    assert "run dearli prepare ade20k" in text
     assert "20.35 M" in text  # trainable parameters, as published
     assert "1.05 GiB" in text  # 4 bytes x (5 x 20.35 M + 179.39 M): weight, gradient, two moments, teacher; frozen once
-    assert main(["--config-file", "none.yaml"]) == 2
+    assert main(["plan", "--config-file", "none.yaml"]) == 2
 
 
 def test_rows_of_miniworld(mini_config):
@@ -136,11 +137,11 @@ def test_own_data_are_looked_at_and_drawn(tmp_path, capsys):
     config = ["--config-file", str(REPO / "configs/custom/small.yaml")]
     own = ["DATASETS.CUSTOM.ROOT", str(tmp_path / "mine"), "MODEL.DEVICE", "cpu"]
     picture = tmp_path / "sheet.png"
-    assert main([*config, "--picture", str(picture), *own, "INPUT.CROP_SIZE", "320"]) == 0
+    assert main(["plan", *config, "--picture", str(picture), *own, "INPUT.CROP_SIZE", "320"]) == 0
     text = capsys.readouterr().out
     assert "custom_train: 6 images, 128 x 128 to 128 x 128 pixels" in text
     assert "% of pixels" in text
     assert "a short side of at most 128 pixels and are enlarged; INPUT.CROP_SIZE 128 needs less" in text
     assert picture.is_file()
-    assert main([*config[:1], str(REPO / "configs/miniworld/m2f.yaml"), "--picture", str(picture)]) == 2
+    assert main(["plan", *config[:1], str(REPO / "configs/miniworld/m2f.yaml"), "--picture", str(picture)]) == 2
     assert "--picture shows own data" in capsys.readouterr().err

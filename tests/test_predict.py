@@ -12,6 +12,7 @@ from PIL import Image
 
 import dearli_d2
 from dearli_d2 import predict
+from dearli_d2.cli import main
 from dearli_d2.data import mappers
 from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.mappers import read_panoptic, segment_ids
@@ -65,7 +66,7 @@ def test_folder_with_a_damaged_image(weights, images, tmp_path, capsys):
     (images / "broken.jpg").write_bytes((images / "more" / "scene0.jpg").read_bytes()[:700])
     (images / "notes.txt").write_text("no image")
     out = tmp_path / "out"
-    status = predict.main([str(images), "--config-file", LANG, "--weights", weights["lang"], "--out", str(out)])
+    status = main(["predict", str(images), "--config-file", LANG, "--weights", weights["lang"], "--out", str(out)])
     assert status == 0
     content = json.loads((out / "predictions.json").read_text())
     assert [Path(s["image"]).name for s in content["skipped"]] == ["broken.jpg"]
@@ -90,14 +91,23 @@ def test_folder_with_a_damaged_image(weights, images, tmp_path, capsys):
 
 
 def test_the_same_command_may_be_repeated_and_another_may_not_replace_it(weights, images, tmp_path, capsys):
-    command = [str(images), "--config-file", LANG, "--weights", weights["lang"], "--out", str(tmp_path / "out")]
-    assert predict.main(command) == predict.main([*command, "--opts", "MODEL.DEVICE", "cpu"]) == 0
+    command = [
+        "predict",
+        str(images),
+        "--config-file",
+        LANG,
+        "--weights",
+        weights["lang"],
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(command) == main([*command, "MODEL.DEVICE", "cpu"]) == 0
     before = (tmp_path / "out" / "predictions.json").read_bytes()
-    for more, other in ((["--text", "cat"], "classes"), (["--opts", "INPUT.MIN_SIZE_TEST", "64"], "settings")):
-        assert predict.main([*command, *more]) == 2
+    for more, other in ((["--text", "cat"], "classes"), (["INPUT.MIN_SIZE_TEST", "64"], "settings")):
+        assert main([*command, *more]) == 2
         assert f"holds predictions made with other {other}; choose another --out" in capsys.readouterr().err
     assert (tmp_path / "out" / "predictions.json").read_bytes() == before
-    assert predict.main([*command, "--text", "cat", "--overwrite"]) == 0
+    assert main([*command, "--text", "cat", "--overwrite"]) == 0
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["categories"][0]["name"] == "cat"
 
 
@@ -133,21 +143,30 @@ def test_errors_name_the_fix(weights, images, tmp_path, capsys):
     with pytest.raises(ConfigError, match="needs weights"):
         dearli_d2.Predictor(LANG)
     arguments = ["--config-file", LANG, "--weights", weights["lang"]]
-    assert predict.main([str(tmp_path / "none"), *arguments, "--out", str(tmp_path / "o")]) == 2
+    assert main(["predict", str(tmp_path / "none"), *arguments, "--out", str(tmp_path / "o")]) == 2
     assert "there is no image or folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
-    assert predict.main([str(tmp_path / "empty"), *arguments, "--out", str(tmp_path / "o")]) == 2
+    assert main(["predict", str(tmp_path / "empty"), *arguments, "--out", str(tmp_path / "o")]) == 2
     assert "no image (" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    assert predict.main([str(images), *arguments, "--out", str(tmp_path / "file" / "o")]) == 2
+    assert main(["predict", str(images), *arguments, "--out", str(tmp_path / "file" / "o")]) == 2
     assert "error: Not a directory" in capsys.readouterr().err
 
 
 def test_all_images_damaged_is_a_failure(weights, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     assert (
-        predict.main(
-            [str(tmp_path / "a.png"), "--config-file", LANG, "--weights", weights["lang"], "--out", str(tmp_path / "o")]
+        main(
+            [
+                "predict",
+                str(tmp_path / "a.png"),
+                "--config-file",
+                LANG,
+                "--weights",
+                weights["lang"],
+                "--out",
+                str(tmp_path / "o"),
+            ]
         )
         == 1
     )
@@ -183,8 +202,8 @@ def test_a_model_that_reads_captions_gets_them_from_a_file(mini_config, images, 
     captions = tmp_path / "captions.jsonl"
     entries = [("scene0.png", "grass"), (str(images / "scene1.png"), "striped red and sky"), ("scene0.jpg", "grass")]
     captions.write_text("".join(json.dumps({"file": f, "caption": c}) + "\n" for f, c in entries))
-    command = [str(images), "--config-file", config, "--weights", weights, "--out", str(tmp_path / "out")]
-    assert predict.main([*command, "--captions", str(captions)]) == 0
+    command = ["predict", str(images), "--config-file", config, "--weights", weights, "--out", str(tmp_path / "out")]
+    assert main([*command, "--captions", str(captions)]) == 0
     image = np.asarray(Image.open(images / "scene1.png"))
     predictor = dearli_d2.Predictor(cfg, weights)
     expected = predictor(image, "striped red and sky").semantic
@@ -193,10 +212,10 @@ def test_a_model_that_reads_captions_gets_them_from_a_file(mini_config, images, 
     assert not np.array_equal(predictor(image, "grass").semantic, expected)
     capsys.readouterr()
     command[-1] = str(tmp_path / "without")
-    assert predict.main(command) == 2
+    assert main(command) == 2
     assert "has no caption" in capsys.readouterr().err
     captions.write_text(json.dumps({"file": "scene0.png", "caption": "grass"}) + "\n")
-    assert predict.main([*command, "--captions", str(captions)]) == 2
+    assert main([*command, "--captions", str(captions)]) == 2
     assert "2 of 3 images have no caption" in capsys.readouterr().err
 
 

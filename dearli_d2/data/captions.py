@@ -1,4 +1,4 @@
-"""Captions of images: JSON lines {"file", "caption", "model"}, made once by `datasets/prepare_captions.py`.
+"""Captions of images: JSON lines {"file", "caption", "model"}, made once by `dearli prepare captions`.
 
 "file" is the image's path below the image folder of its data set.
 """
@@ -69,7 +69,7 @@ def with_captions(name: str, dicts: Sequence[dict]) -> list[dict]:
     """
     path = caption_file(name)
     base = split_name(name)[0]
-    command = f"python datasets/prepare_captions.py {base} makes them, or set MODEL.SEMIDAVIL.CAPTIONS class_names"
+    command = f"dearli prepare captions {base} makes them, or set MODEL.SEMIDAVIL.CAPTIONS class_names"
     try:
         captions = read_captions(path)
     except DatasetError as error:

@@ -1,6 +1,6 @@
 """Own data from one YAML file (keys `DATASETS.CUSTOM.*`): a folder of images with masks, and one of unlabelled images.
 
-The command `example` writes such a folder to try everything out.
+`dearli data example --out mine` writes such a folder to try everything out.
 
     ROOT/images/**           labelled images, in subfolders if you like
     ROOT/masks/**.png        index masks at the same places: pixel value = class id; or, with PANOPTIC_JSON, COCO-panoptic PNG
@@ -9,10 +9,6 @@ The command `example` writes such a folder to try everything out.
 
 Index masks are converted once to the COCO-panoptic format of all other data sets, in the cache folder: a stuff class is one
 segment of an image, a thing class one segment for each connected region.
-
-Example:
-
-    python -m dearli_d2.data.custom example --out mine
 """
 
 from __future__ import annotations
@@ -22,7 +18,6 @@ import json
 import logging
 import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +29,6 @@ from detectron2.config import CfgNode
 from scipy import ndimage
 from tqdm import tqdm
 
-from ..arguments import command_parser
 from ..errors import ConfigError, DatasetError, first_few
 from ..files import cache_dir, read_text, remove_leftovers, same_writing, write_json
 from ..progress import progress
@@ -465,20 +459,3 @@ def write_example(out: Path, labeled: int = 40, unlabeled: int = 200) -> None:
             shown |= {c.id for c in scene.classes}
     lines = [f"{c.id - 1} {'thing' if c.isthing else 'stuff'} {c.name}" for c in miniworld.CLASSES if c.id in shown]
     (out / "classes.txt").write_text("\n".join(lines) + os.linesep)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("python -m dearli_d2.data.custom", __doc__)
-    commands = parser.add_subparsers(required=True)
-    example = commands.add_parser("example", help="write an example folder, made of generated scenes")
-    example.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
-    example.add_argument("--labeled", type=int, default=40, metavar="N", help="images with masks; default: %(default)s")
-    example.add_argument("--unlabeled", type=int, default=200, metavar="N", help="images without; default: %(default)s")
-    args = parser.parse_args(argv)
-    write_example(args.out, args.labeled, args.unlabeled)
-    print(f"{args.out}: {args.labeled} labelled and {args.unlabeled} unlabelled images, classes in classes.txt")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,10 +8,8 @@ carry and localisation is what a decoder must learn. Class frequencies are long-
 A scene is a function of (seed, domain, split, index) alone. On disk a domain is what real data sets are: JPEG images,
 COCO-panoptic PNG + JSON, semantic PNG and a JSONL file of captions.
 
-Nothing need be done before training: a domain is generated when it is read first. Examples:
-
-    python -m dearli_d2.data.miniworld preview --out miniworld.png
-    python -m dearli_d2.data.miniworld generate
+Nothing need be done before training: a domain is generated when it is read first. `dearli data generate` does it at once,
+`dearli data preview --out miniworld.png` draws some scenes.
 """
 
 from __future__ import annotations
@@ -30,7 +28,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..arguments import command_parser
 from ..files import cache_dir, remove_leftovers, write_json
 from .preparation import ids_to_rgb, listed, segment_info
 
@@ -362,24 +359,3 @@ def _colour_map(scene: Scene, palette: np.ndarray) -> np.ndarray:
     edge[:, 1:] |= scene.segments[:, 1:] != scene.segments[:, :-1]
     colours[edge] = 255
     return colours
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = command_parser("python -m dearli_d2.data.miniworld", __doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    picture = commands.add_parser("preview", help="write one picture of some scenes and their segments")
-    picture.add_argument(
-        "--out", type=Path, default=Path("output/miniworld.png"), metavar="FILE", help="default: %(default)s"
-    )
-    commands.add_parser("generate", help="write both domains, day and night, to the cache folder, and print where")
-    args = parser.parse_args(argv)
-    if args.command == "preview":
-        preview(args.out)
-        print(args.out)
-        return
-    for domain in DOMAINS:
-        print(root(domain))
-
-
-if __name__ == "__main__":
-    main()

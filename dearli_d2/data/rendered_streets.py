@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DatasetError, first_few
-from ..reporting import report_errors
 from .images import opened
 from .preparation import ids_to_rgb, save_png, semantic_segments, write_semantic_dataset
 from .sources import datasets_root
@@ -18,34 +16,32 @@ from .streets import CATEGORIES, to_classes
 
 
 def prepare(
-    argv: Sequence[str] | None,
-    description: str,
     name: str,
     folders: tuple[str, str],
     read_labels: Callable[[Path], np.ndarray],
     table: np.ndarray,
     expected: int,
-) -> int:
-    """The command line of a preparation script; returns its exit status.
+    workers: int,
+) -> None:
+    """Writes the data set NAME_train.
 
     Args:
-        name: folder below the data-set root; the data set is NAME_train. folders: of images and labels, below it.
-        read_labels: (H, W) label ids of a file. table: (256,) class of each id. expected: images of the release.
+        name: folder below the data-set root.
+        folders: of images and labels, below it.
+        read_labels: (H, W) label ids of a file.
+        table: (256,) class of each id.
+        expected: images of the release.
+        workers: processes.
+
+    Raises:
+        DatasetError: no images, images without a label, or an id outside the table.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=4)
-    args = parser.parse_args(argv)
-
-    def command() -> int:
-        root = datasets_root() / name
-        images, labels = (root / folder for folder in folders)
-        stems = paired_stems(name, images, labels)
-        out = root / "semantic_train.json"
-        convert = partial(street_record, out.with_suffix(""), images, labels, read_labels, table)
-        write_semantic_dataset(f"{name}_train", out, stems, convert, CATEGORIES, args.workers, expected)
-        return 0
-
-    return report_errors(command)
+    root = datasets_root() / name
+    images, labels = (root / folder for folder in folders)
+    stems = paired_stems(name, images, labels)
+    out = root / "semantic_train.json"
+    convert = partial(street_record, out.with_suffix(""), images, labels, read_labels, table)
+    write_semantic_dataset(f"{name}_train", out, stems, convert, CATEGORIES, workers, expected)
 
 
 def paired_stems(name: str, images: Path, labels: Path) -> list[str]:

@@ -162,7 +162,7 @@ class Taxonomy:
         if moved:
             logger.warning(
                 "%d categories have other ids than in %s: %s; files that an older version has prepared? Then run "
-                "datasets/prepare_*.py again",
+                "dearli prepare NAME again",
                 len(moved), dataset, first_few(moved),
             )  # fmt: skip
         return Taxonomy(

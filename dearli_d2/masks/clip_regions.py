@@ -1,16 +1,7 @@
-"""Fills a cache of the regions that Split Matching learns from.
-
-Training with MODEL.SPLIT.REGIONS.CACHE FOLDER then reads them there, and makes itself what is missing. The same command
-continues after an interruption. Several processes share the images: torchrun, or --shard 0/2 and --shard 1/2.
-
-Example:
-
-    python -m dearli_d2.masks.clip_regions --config-file configs/miniworld/split_matching.yaml --out regions --view 8
-"""
+"""Fills a cache of the regions that Split Matching learns from."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +9,15 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 
-from ..arguments import add_config_file, add_overrides, command_parser, positive
-from ..config import get_config
 from ..data.build import labeled_dicts
 from ..errors import ConfigError
 from ..methods.split_matching.data import whole_image
 from ..methods.split_matching.region_folder import RegionFolder
 from ..methods.split_matching.regions import RegionFinder, region_masks
 from ..modeling import build_model
-from ..reporting import report_errors
 from ..structures import Regions
 from ..visualization import save_mask_picture
-from .generate import default_device, generate, parse_shard
+from .generate import generate
 
 
 @dataclass(frozen=True)
@@ -92,28 +80,3 @@ def fill(cfg: CfgNode, out: Path, shard: tuple[int, int], batch_size: int, pictu
                 out / "pictures" / f"{Path(name).stem}.png", image.numpy().transpose(1, 2, 0).copy(), masks
             )
     return f"{out}: {counts['done']} images done, {counts['present']} were there, {counts['failed']} could not be read"
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("python -m dearli_d2.masks.clip_regions", __doc__)
-    add_config_file(parser)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="a later call continues there")
-    parser.add_argument("--shard", metavar="I/N", help="this process's share of the images; default: as torchrun says")
-    parser.add_argument(
-        "--batch-size", type=positive, default=16, metavar="N", help="images at a time; default: %(default)s"
-    )
-    parser.add_argument("--view", type=int, default=8, metavar="N", help="pictures to write; default: %(default)s")
-    parser.add_argument("--device", help="default: the GPU of this process, or cpu")
-    add_overrides(parser)
-    args = parser.parse_args(argv)
-
-    def command() -> int:
-        cfg = get_config(args.config_file, [*args.opts, "MODEL.DEVICE", args.device or default_device()])
-        print(fill(cfg, args.out, parse_shard(args.shard), args.batch_size, args.view))
-        return 0
-
-    return report_errors(command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

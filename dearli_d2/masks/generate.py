@@ -147,7 +147,5 @@ def folder_of(path: str | Path) -> MaskFolder:
     """The mask folder at `path`, which must have been made by `generate`. Raises `DatasetError`."""
     folder = MaskFolder(path)
     if folder.manifest() is None:
-        raise DatasetError(
-            f"{path} is no folder of masks, it has no manifest.json; python -m dearli_d2.masks generate makes one"
-        )
+        raise DatasetError(f"{path} is no folder of masks, it has no manifest.json; dearli masks generate makes one")
     return folder

@@ -16,7 +16,7 @@ from ..errors import DatasetError, first_few
 from ..files import parse_json, write_atomically, write_json
 
 _MANIFEST = "manifest.json"
-_HINT = "python -m dearli_d2.masks generate makes them"
+_HINT = "dearli masks generate makes them"
 OTHER_IMAGE = "was made of another image of that name; delete the file and make it again, or choose another folder"
 _ENDS = 2**16  # bytes at the start and the end of an image file that tell it from others
 _CHECKED = 2000  # mask files that are compared with their image before training

@@ -135,7 +135,7 @@ def test_training_on_own_data_from_the_command_line(tmp_path, capfd):
     overrides = [*MINI_OVERRIDES, "DATASETS.TEST", "('custom_val',)", "DATASETS.CUSTOM.ROOT", str(tmp_path / "mine"),
                  "DATASETS.CUSTOM.CLASSES", str(lines), "OUTPUT_DIR", str(out), "SSL.IMS_PER_BATCH", "2", "SSL.START", "0",
                  "SOLVER.MAX_ITER", "2"]  # fmt: skip
-    assert main(["--config-file", str(REPO / "configs/custom/small.yaml"), *overrides]) == 0
+    assert main(["train", "--config-file", str(REPO / "configs/custom/small.yaml"), *overrides]) == 0
     log = (out / "log.txt").read_text()
     assert "custom_train: 8 images, 128 x 128" in log
     assert "custom_unlabeled: 6 images" in log
@@ -144,10 +144,7 @@ def test_training_on_own_data_from_the_command_line(tmp_path, capfd):
     assert (out / "model_final.pth").is_file()
     assert (out / "evaluation" / "custom_val" / "results.json").is_file()
     # the saved config finds the data again
-    assert (
-        main(["--config-file", str(out / "config.yaml"), "--eval-only", "MODEL.WEIGHTS", str(out / "model_final.pth")])
-        == 0
-    )
+    assert main(["eval", "--config-file", str(out / "config.yaml"), "--weights", str(out / "model_final.pth")]) == 0
 
 
 @pytest.mark.parametrize(

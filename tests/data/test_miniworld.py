@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dearli_d2.cli import main
 from dearli_d2.data import miniworld
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
 from dearli_d2.data.mappers import read_panoptic, segment_ids
@@ -103,7 +104,7 @@ def test_interrupted_generation_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_preview_is_a_picture(tmp_path):
-    miniworld.main(["preview", "--out", str(tmp_path / "sheet.png")])
+    assert main(["data", "preview", "--out", str(tmp_path / "sheet.png")]) == 0
     with Image.open(tmp_path / "sheet.png") as picture:
         assert picture.size == (4 * 2 * 192, 3 * 192)
 

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import zipfile
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from dearli_d2.cli.base import run
 from dearli_d2.config import get_config
 from dearli_d2.data import streets
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
@@ -33,6 +35,7 @@ def script(name):
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
+    module.main = partial(run, module.main)
     return module
 
 
@@ -147,7 +150,7 @@ def test_coco_sample_goes_from_download_to_training_and_evaluation(coco, tmp_pat
         "DATASETS.TEST", "('coco_panoptic_val',)", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2",
         "OUTPUT_DIR", str(tmp_path / "run"),
     ]  # fmt: skip
-    assert main(["--config-file", str(repo / "configs/miniworld/m2f.yaml"), *overrides]) == 0
+    assert main(["train", "--config-file", str(repo / "configs/miniworld/m2f.yaml"), *overrides]) == 0
     results = json.loads((tmp_path / "run/evaluation/coco_panoptic_val/results.json").read_text())["results"]
     assert len(results["panoptic"]["per_class"]) == 133
     assert 0 <= results["semantic"]["mIoU"] <= 100

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks import ssl_camvid, study
-from dearli_d2.checkpoint import load_weights, main
+from dearli_d2.checkpoint import load_weights
+from dearli_d2.cli import main
 from dearli_d2.data.build import build_streams
 from dearli_d2.data.catalog import ImageFolder, annotated_dicts, dataset_dicts, register
 from dearli_d2.engine.checkpoints import branch_off
@@ -259,7 +260,7 @@ def test_student_teacher_or_both_are_evaluated(ssl_config):
         load_weights(model, path, which=which)
         assert all(torch.equal(v, expected.state_dict()[k]) for k, v in model.state_dict().items())
     small = Path(cfg.OUTPUT_DIR) / "teacher.pth"
-    assert main(["export", "--weights", str(path), "--out", str(small), "--which", "teacher"]) == 0
+    assert main(["checkpoint", "export", "--weights", str(path), "--out", str(small), "--which", "teacher"]) == 0
     exported = torch.load(small, weights_only=True)
     assert set(exported) == {"model", "taxonomy", "config"}
     assert all(torch.equal(v, exported["model"][k]) for k, v in trainer.teacher.model.state_dict().items())

@@ -44,7 +44,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def start(folder: Path, *arguments: str, config: str = "m2f_lang.yaml", iterations: int = 8) -> subprocess.Popen:
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, "--config-file", f"configs/miniworld/{config}", *arguments,
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, "train", "--config-file", f"configs/miniworld/{config}", *arguments,
                *MINI_OVERRIDES, "SOLVER.MAX_ITER", str(iterations), "OUTPUT_DIR", str(folder)]  # fmt: skip
     return subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 

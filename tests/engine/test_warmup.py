@@ -119,7 +119,7 @@ def test_warm_up_carries_over_exactly_the_decoder(warmup_config, ssl_config, tmp
 
 
 def test_masks_that_are_missing_stop_the_run_before_it_starts(warmup_config, mask_folder):
-    with pytest.raises(DatasetError, match=r"990 of 1000 images have no masks.*python -m dearli_d2.masks generate"):
+    with pytest.raises(DatasetError, match=r"990 of 1000 images have no masks.*dearli masks generate"):
         DualStreamTrainer(warmup_config("DATASETS.TRAIN", "('miniworld_train',)"))
     with pytest.raises(DatasetError, match="holds no manifest.json"):
         DualStreamTrainer(warmup_config("DATASETS.MASKS", str(mask_folder.folder / "nowhere")))

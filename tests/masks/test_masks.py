@@ -14,9 +14,9 @@ from pycocotools import mask as rle
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
+from dearli_d2.cli import main
 from dearli_d2.data import miniworld
 from dearli_d2.errors import ConfigError, DatasetError, WeightsError
-from dearli_d2.masks.__main__ import main
 from dearli_d2.masks.classical import ClassicalGenerator
 from dearli_d2.masks.generate import generate, shard_of_process
 from dearli_d2.masks.sam import SamGenerator, load_sam
@@ -318,21 +318,28 @@ def test_a_killed_run_loses_at_most_the_image_at_hand(images, tmp_path):
 
 def test_command_line_generates_and_shows(images, tmp_path, capsys):
     source, out = str(tmp_path / "images"), str(tmp_path / "out")
-    assert main(["generate", "--images", source, "--out", out, "--generator", "classical", "--shard", "0/1"]) == 0
+    assert (
+        main(["masks", "generate", "--images", source, "--out", out, "--generator", "classical", "--shard", "0/1"]) == 0
+    )
     assert "7 images done" in capsys.readouterr().out
-    assert main(["view", "--images", source, "--masks", out, "--out", str(tmp_path / "view"), "--count", "3"]) == 0
+    assert (
+        main(["masks", "view", "--images", source, "--masks", out, "--out", str(tmp_path / "view"), "--count", "3"])
+        == 0
+    )
     pictures = list((tmp_path / "view").glob("*.png"))
     assert len(pictures) == 3
     mine = tmp_path / "images" / "0.png"
     (tmp_path / "images" / "0.jpg").rename(mine)
     content = mine.read_bytes()
-    command = ["view", "--images", source, "--masks", out, "--out", source]
+    command = ["masks", "view", "--images", source, "--masks", out, "--out", source]
     assert main(command) == 2
     assert "pictures would replace images" in capsys.readouterr().err
     assert mine.read_bytes() == content
     assert Image.open(pictures[0]).size == (256 + 4 + 256 + 4, 18 + 18 + 256)
-    assert main(["generate", "--images", source, "--out", out]) == 2
+    assert main(["masks", "generate", "--images", source, "--out", out]) == 2
     assert "needs --weights" in capsys.readouterr().err
-    assert main(["generate", "--images", source, "--out", out, "--generator", "classical", "--shard", "a"]) == 2
-    assert main(["view", "--images", source, "--masks", str(tmp_path), "--out", out]) == 2
+    assert (
+        main(["masks", "generate", "--images", source, "--out", out, "--generator", "classical", "--shard", "a"]) == 2
+    )
+    assert main(["masks", "view", "--images", source, "--masks", str(tmp_path), "--out", out]) == 2
     assert "is no folder of masks" in capsys.readouterr().err

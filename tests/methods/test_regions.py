@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 
+from dearli_d2.cli import main
 from dearli_d2.data.build import build_labeled_mapper, labeled_dicts
 from dearli_d2.data.streams import seeded
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError
-from dearli_d2.masks.clip_regions import fill, main
+from dearli_d2.masks.clip_regions import fill
 from dearli_d2.methods.split_matching.data import square, unannotated_pixels, whole_image
 from dearli_d2.methods.split_matching.region_folder import RegionFolder
 from dearli_d2.methods.split_matching.regions import (
@@ -253,11 +254,25 @@ def test_a_cache_of_other_settings_is_refused(zero_shot, tmp_path):
 
 def test_the_command_line_makes_a_shard(zero_shot, tmp_path, capsys):
     config = str(REPO / "configs/miniworld/split_matching.yaml")
-    arguments = ["--config-file", config, "--out", str(tmp_path), "--view", "0", "--device", "cpu", "--shard", "1/50"]
+    arguments = [
+        "regions",
+        "--config-file",
+        config,
+        "--out",
+        str(tmp_path),
+        "--view",
+        "0",
+        "--device",
+        "cpu",
+        "--shard",
+        "1/50",
+    ]
     assert main([*arguments, "DATASETS.TRAIN", "('miniworld_train@0.1',)"]) == 0
     assert "2 images done" in capsys.readouterr().out
     assert main([*arguments[:-1], "5", "DATASETS.TRAIN", "('miniworld_train@0.1',)"]) == 2
-    assert main(["--config-file", str(REPO / "configs/miniworld/m2f.yaml"), "--out", str(tmp_path / "x")]) == 2
+    assert (
+        main(["regions", "--config-file", str(REPO / "configs/miniworld/m2f.yaml"), "--out", str(tmp_path / "x")]) == 2
+    )
 
 
 def test_squares_keep_labels_crisp():

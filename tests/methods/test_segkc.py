@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dearli_d2.checkpoint import export, load_weights, main
+from dearli_d2.checkpoint import export, load_weights
+from dearli_d2.cli import main
 from dearli_d2.config import get_config
 from dearli_d2.engine.cutmix import CutMix
 from dearli_d2.engine.optimizer import parameter_groups
@@ -75,7 +76,7 @@ def test_an_exported_junior_predicts_bit_by_bit_the_same(segkc, tmp_path):
     DualStreamTrainer(cfg).train()
     path = f"{cfg.OUTPUT_DIR}/model_final.pth"
     small = tmp_path / "junior.pth"
-    assert main(["export", "--weights", path, "--out", str(small), "--junior"]) == 0
+    assert main(["checkpoint", "export", "--weights", path, "--out", str(small), "--junior"]) == 0
     content = torch.load(small, weights_only=True)
     assert not any("senior" in name for name in content["model"])
     assert "SENIOR" not in content["config"]
@@ -96,7 +97,17 @@ def test_export_of_a_run_without_a_junior_is_an_error(segkc, tmp_path, capsys):
         export(f"{cfg.OUTPUT_DIR}/model_final.pth", tmp_path / "j.pth", "junior")
     assert not list(tmp_path.glob("j.*"))
     assert (
-        main(["export", "--weights", f"{cfg.OUTPUT_DIR}/model_final.pth", "--out", str(tmp_path / "j.pth"), "--junior"])
+        main(
+            [
+                "checkpoint",
+                "export",
+                "--weights",
+                f"{cfg.OUTPUT_DIR}/model_final.pth",
+                "--out",
+                str(tmp_path / "j.pth"),
+                "--junior",
+            ]
+        )
         == 2
     )
     assert "SegKC" in capsys.readouterr().err

@@ -63,7 +63,7 @@ class RegionFolder(MaskFolder):
         manifest = self.manifest()
         if manifest is None:
             raise ConfigError(
-                f"MODEL.SPLIT.REGIONS.CACHE {self.folder} holds no manifest.json; python -m dearli_d2.masks.clip_regions makes it"
+                f"MODEL.SPLIT.REGIONS.CACHE {self.folder} holds no manifest.json; dearli regions makes it"
             )
         for key, value in settings.items():
             if manifest.get(key) != value:

@@ -5,14 +5,11 @@ It plays the part of the web-trained CLIP on the embedded data: it has seen capt
 mask, and is frozen afterwards. It is trained on mosaics: captioned crops tiled to one image, one forward, features
 pooled over the middle of each tile, so that its dense features stay local enough to be pooled under masks.
 
-The command trains it anew, in about nine minutes on two CPU cores. Example:
-
-    python -m dearli_d2.modeling.backbone.tiny_clip --out clip.safetensors
+`dearli data tiny-clip --out clip.safetensors` trains it anew, in about nine minutes on two CPU cores.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +22,6 @@ from timm.models.convnext import ConvNeXt
 from torch import nn
 from tqdm import trange
 
-from ...arguments import command_parser
 from ...data import miniworld
 from ...files import write_atomically
 
@@ -149,22 +145,3 @@ def oracle_accuracy(model: nn.Module, scenes: int = 100, seed: int = 0) -> dict[
             hits[cls.isthing].append(guess == cls.id - 1)
     share = {name: float(np.mean(hits[flag])) for name, flag in (("things", True), ("stuff", False))}
     return {**share, "all": float(np.mean(hits[True] + hits[False]))}
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = command_parser("python -m dearli_d2.modeling.backbone.tiny_clip", __doc__)
-    parser.add_argument("--steps", type=int, default=3500, metavar="N", help="of training; default: %(default)s")
-    parser.add_argument("--scenes", type=int, default=5000, metavar="N", help="to take crops of; default: %(default)s")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
-    args = parser.parse_args(argv)
-    model = train(args.steps, args.scenes)
-    save(model, args.out)
-    shares = oracle_accuracy(model)
-    print(
-        "right class under ground-truth masks:",
-        ", ".join(f"{k} {math.floor(1000 * v) / 10} %" for k, v in shares.items()),
-    )
-
-
-if __name__ == "__main__":
-    main()

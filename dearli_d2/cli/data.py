@@ -1,0 +1,102 @@
+"""`dearli data`: what is generated."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+
+from .base import FILE_OR_FOLDER, POSITIVE, Group, PictureFile
+
+
+@click.group(cls=Group)
+def data() -> None:
+    """Writes data that are generated: an example of own data, and miniworld.
+
+    Examples:
+
+        dearli data example --out mine
+        dearli data preview --out miniworld.png
+    """
+
+
+@data.command()
+@click.option("--out", type=FILE_OR_FOLDER, metavar="FOLDER", required=True, help="Folder to write.")
+@click.option("--labeled", type=POSITIVE, default=40, metavar="N", show_default=True, help="Images with masks.")
+@click.option(
+    "--unlabeled", type=click.IntRange(min=0), default=200, metavar="N", show_default=True, help="Images without masks."
+)
+def example(out: Path, labeled: int, unlabeled: int) -> None:
+    """Writes an example of own data, made of generated scenes.
+
+    The folder has the layout that `docs/custom_data.md` describes: images with index masks, images without masks, and a list
+    of classes.
+
+    Example:
+
+        dearli data example --out mine
+    """
+    from ..data.custom import write_example
+
+    write_example(out, labeled, unlabeled)
+    print(f"{out}: {labeled} labelled and {unlabeled} unlabelled images, classes in classes.txt")
+
+
+@data.command()
+@click.option(
+    "--out",
+    type=PictureFile(),
+    default="output/miniworld.png",
+    metavar="FILE",
+    show_default=True,
+    help="Picture to write.",
+)
+def preview(out: Path) -> None:
+    """Draws some scenes of miniworld and their segments in one picture.
+
+    Example:
+
+        dearli data preview --out miniworld.png
+    """
+    from ..data.miniworld import preview
+
+    preview(out)
+    print(out)
+
+
+@data.command()
+def generate() -> None:
+    """Generates miniworld in the cache folder, and prints where.
+
+    Training does the same when it reads miniworld for the first time. There are two domains, day and night.
+
+    Example:
+
+        dearli data generate
+    """
+    from ..data.miniworld import DOMAINS, root
+
+    for domain in DOMAINS:
+        print(root(domain))
+
+
+@data.command("tiny-clip")
+@click.option("--steps", type=POSITIVE, default=3500, metavar="N", show_default=True, help="Steps of training.")
+@click.option("--scenes", type=POSITIVE, default=5000, metavar="N", show_default=True, help="Scenes to take crops of.")
+@click.option("--out", type=FILE_OR_FOLDER, metavar="FILE", required=True, help="File to write, .safetensors.")
+def tiny_clip(steps: int, scenes: int, out: Path) -> None:
+    """Trains the small CLIP model of miniworld anew, in about nine minutes on two CPU cores.
+
+    The package brings its weights along, so nobody needs to do this.
+
+    Example:
+
+        dearli data tiny-clip --out clip.safetensors
+    """
+    from ..modeling.backbone.tiny_clip import oracle_accuracy, save, train
+
+    model = train(steps, scenes)
+    save(model, out)
+    shares = (f"{name} {math.floor(1000 * share) / 10} %" for name, share in oracle_accuracy(model).items())
+    print("right class under ground-truth masks:", ", ".join(shares))

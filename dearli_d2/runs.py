@@ -1,0 +1,239 @@
+"""A training or an evaluation as a whole: its folder, its log, its checks, its processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessExitedException
+
+from .checkpoint import load_content
+from .data.catalog import class_source, taxonomy_of
+from .data.custom import register_custom
+from .data.inspection import inspect_custom, write_contact_sheet
+from .data.overlap import check_roles
+from .data.taxonomy import Taxonomy
+from .data.validation import validate_dataset
+from .engine import evaluation
+from .engine.launch import launch
+from .engine.run_folder import FolderLock, check_writable
+from .engine.trainer import DualStreamTrainer, check_fresh
+from .env import report as environment_report
+from .errors import ConfigError
+from .files import write_atomically
+from .modeling import build_model
+from .reporting import log_thread_error, report_dead_rank, report_errors
+from .weights import read_file
+
+logger = logging.getLogger(__name__)
+
+_LOGGERS = "dearli_d2", "detectron2", "fvcore"
+
+
+def set_up(cfg: CfgNode) -> None:
+    """Output folder and log files."""
+    check_writable(cfg.OUTPUT_DIR)
+    # a full disk would print stack traces, for every line and of TensorBoard's thread
+    logging.raiseExceptions, threading.excepthook = False, log_thread_error
+    _forget_logs()
+    for name in _LOGGERS:
+        # the file itself: detectron2 would take a folder "run.txt" for it
+        setup_logger(os.path.join(cfg.OUTPUT_DIR, "log.txt"), distributed_rank=comm.get_rank(), name=name)
+    if comm.is_main_process():
+        logger.info("environment:\n%s", environment_report())
+
+
+def _forget_logs() -> None:
+    """Of an earlier run in this process."""
+    setup_logger.cache_clear()
+    for name in _LOGGERS:
+        logging.getLogger(name).handlers.clear()
+
+
+def _register_custom(cfg: CfgNode) -> None:
+    custom = cfg.DATASETS.CUSTOM
+    if not custom.ROOT:
+        return
+    logger.info("reading own data in %s ...", custom.ROOT)
+    # the others of this machine find the converted masks in the cache
+    for turn in (comm.get_local_rank() == 0, comm.get_local_rank() != 0):
+        if turn:
+            register_custom(custom)
+        comm.synchronize()
+    if comm.is_main_process():
+        logger.info("own data in %s\n%s", custom.ROOT, inspect_custom(custom))
+
+
+def train(cfg: CfgNode, resume: bool = False) -> Path:
+    """Trains the model of a config, in this process; `dearli train` calls it in each of its processes.
+
+    A start that is refused leaves what a run has written in OUTPUT_DIR.
+
+    Args:
+        cfg: from `get_config`.
+        resume: continue the run in OUTPUT_DIR; without a run there, start one.
+
+    Returns:
+        OUTPUT_DIR, which holds `config.yaml`, `model_final.pth`, scores, pictures and the log.
+
+    Raises:
+        DearliError: OUTPUT_DIR is in use or holds a run, the data are faulty, weights do not fit, the losses are not finite.
+    """
+    with _run_folder(cfg, resume=resume):
+        trainer = DualStreamTrainer(cfg, resume=resume)
+        if cfg.DATASETS.CUSTOM.ROOT and comm.is_main_process():
+            sheet = Path(cfg.OUTPUT_DIR) / "data.png"
+            write_contact_sheet(sheet)
+            logger.info("pictures of own data: %s", sheet)
+        trainer.train()
+    return Path(cfg.OUTPUT_DIR)
+
+
+def evaluate(cfg: CfgNode) -> dict[str, float]:
+    """Evaluates MODEL.WEIGHTS on DATASETS.TEST, in this process; `dearli eval` calls it in each of its processes.
+
+    Args:
+        cfg: from `get_config`.
+
+    Returns:
+        Scores in percent, such as "panoptic/PQ" and "semantic/mIoU". The name of the data set stands before them where there
+        are several, "teacher/" before those of the teacher with TEST.WEIGHTS both. In processes other than the first {}.
+
+    Raises:
+        ConfigError: MODEL.WEIGHTS or DATASETS.TEST is empty.
+        DearliError: OUTPUT_DIR is in use, the data are faulty, weights do not fit, or the data sets have other classes than
+            the weights were made for.
+    """
+    with _run_folder(cfg):
+        return evaluate_weights(cfg)
+
+
+@contextmanager
+def _run_folder(cfg: CfgNode, resume: bool | None = None) -> Iterator[None]:
+    """OUTPUT_DIR, locked and checked, with the log files open. `resume` is for a training, None for an evaluation."""
+    _forget_logs()
+    with FolderLock(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
+        if resume is not None:
+            check_fresh(cfg, resume)
+        comm.synchronize()
+        set_up(cfg)
+        _register_custom(cfg)
+        yield
+
+
+def evaluate_weights(cfg: CfgNode) -> dict[str, float]:
+    """`evaluate` in a folder that is ready."""
+    path = cfg.MODEL.WEIGHTS
+    if not path:
+        raise ConfigError("evaluation needs weights: --weights FILE, or MODEL.WEIGHTS FILE")
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("evaluation needs DATASETS.TEST, for example DATASETS.TEST \"('miniworld_val',)\"")
+    check_roles(cfg)
+    for name in cfg.DATASETS.TEST:
+        logger.info("checking the files of %s ...", name)
+        logger.info("%s", validate_dataset(name, cfg.MODEL.NUM_CLASSES))
+    content = read_file(path)
+    taxonomy, source = Taxonomy.of_checkpoint(content, path), path
+    if taxonomy is None:
+        taxonomy, source = taxonomy_of(class_source(cfg)), class_source(cfg)
+    evaluation.check_test_classes(cfg, taxonomy, source)
+    if comm.is_main_process():
+        note = Path(cfg.OUTPUT_DIR) / "evaluation" / "config.yaml"  # the run's own stays
+        write_atomically(note, lambda temporary: temporary.write_text(cfg.dump()))
+    logger.info("building the model ...")
+    model = build_model(cfg, taxonomy, load_backbone=False)
+    first, *rest = ("student", "teacher") if cfg.TEST.WEIGHTS == "both" else (cfg.TEST.WEIGHTS,)
+    load_content(model, content, path, which=first)
+    scores = evaluation.evaluate(cfg, model)
+    for which in rest:
+        load_content(model, content, path, which=which)
+        scores |= evaluation.evaluate(cfg, model, label=which)
+    return scores
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who takes part in a run.
+
+    Attributes:
+        local: processes of this machine: one a GPU, or of the CPU.
+        machines, machine: number of machines, and which of them this is, from 0 on.
+        url: where machine 0 waits for the others; only for several machines.
+    """
+
+    local: int = 1
+    machines: int = 1
+    machine: int = 0
+    url: str = "auto"
+
+    def check(self, device: str, cpu_is_chosen: bool) -> None:
+        """Raises `ConfigError` for what this machine cannot do.
+
+        Args:
+            device: MODEL.DEVICE.
+            cpu_is_chosen: the user has named the device, so that several processes of the CPU are meant.
+        """
+        local, machines, machine, url = self.local, self.machines, self.machine, self.url
+        if local < 1:
+            raise ConfigError(f"--num-gpus {local} must be 1 or more; without a GPU, MODEL.DEVICE cpu")
+        if machines < 1:
+            raise ConfigError(f"--num-machines {machines} must be 1 or more")
+        if not 0 <= machine < machines:
+            raise ConfigError(f"--machine-rank {machine} must be in 0..{machines - 1} for --num-machines {machines}")
+        if machines > 1 and not re.fullmatch(r"tcp://.+:\d+|file:///.+", url):
+            raise ConfigError(
+                f"--num-machines {machines} needs --dist-url, for example tcp://10.0.0.1:29500, not {url}"
+            )
+        if local > 1 and device == "cpu" and not cpu_is_chosen:
+            raise ConfigError(
+                f"--num-gpus {local} but there is no GPU (MODEL.DEVICE cpu asks for that many CPU processes)"
+            )
+        if device == "cuda" and local > torch.cuda.device_count():
+            raise ConfigError(f"--num-gpus {local} but this machine has {torch.cuda.device_count()}")
+
+
+def start(job: Callable[[CfgNode], Any], cfg: CfgNode, processes: Processes) -> int:
+    """Runs a job in every process, and waits for its end.
+
+    Args:
+        job: such as `train`; it can be pickled.
+
+    Returns:
+        The exit status.
+    """
+    if cfg.MODEL.DEVICE == "cpu" and processes.local * processes.machines > 1:
+        # where it sees a GPU, detectron2 joins processes by NCCL, which takes no tensor on the CPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        launch(_run_rank, processes.local, processes.machines, processes.machine, processes.url, (job, cfg))
+    except ProcessExitedException as error:
+        return report_dead_rank(error, cfg.OUTPUT_DIR)
+    return 0
+
+
+def _run_rank(job: Callable[[CfgNode], Any], cfg: CfgNode) -> None:
+    if comm.get_world_size() == 1:
+        job(cfg)
+        return
+
+    def rank() -> int:
+        job(cfg)
+        return 0
+
+    # the launcher would show a worker's exception as a stack trace of its own
+    status = report_errors(rank)
+    if status:
+        sys.stdout.flush()
+        os._exit(status)
