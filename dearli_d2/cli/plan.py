@@ -25,7 +25,7 @@ def plan(config_file: str, picture: Path | None, overrides: tuple[str, ...]) -> 
     Examples:
 
         dearli plan --config-file configs/miniworld/dearli.yaml
-        dearli plan --config-file configs/ade20k/dearli_convnext_b_1_128.yaml SOLVER.IMS_PER_BATCH 8
+        dearli plan --config-file configs/ade20k/dearli_convnext_b.yaml DATASETS.PARTITION 1_128
     """
     from ..config import get_config
     from ..data.custom import register_custom

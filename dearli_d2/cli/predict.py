@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
 from pathlib import Path
 
 import click
@@ -68,7 +67,7 @@ def predict(
     from ..prediction_folder import PredictionFolder, find_inputs
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    files, overrides = split_at_first_key(words, get_config())
+    files, overrides = split_at_first_key(words)
     inputs = find_inputs(files)
     predictor = Predictor(get_config(config_file, overrides), weights, text)
     of_images = None if captions is None else captions_of(inputs, captions)
@@ -79,11 +78,13 @@ def predict(
     return 0 if done else 1
 
 
-def split_at_first_key(words: tuple[str, ...], config: Collection[str]) -> tuple[list[str], list[str]]:
-    """Images, and KEY VALUE pairs behind them.
+def split_at_first_key(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Images, and KEY VALUE pairs behind them. What is a file or a folder is no key."""
+    from detectron2.config import get_cfg
 
-    Args:
-        config: knows the first parts of all keys. A file or folder of that name is an image nevertheless.
-    """
+    from ..config import add_dearli_config
+
+    config = get_cfg()
+    add_dearli_config(config)
     count = next((i for i, w in enumerate(words) if w.split(".")[0] in config and not Path(w).exists()), len(words))
     return list(words[:count]), list(words[count:])

@@ -46,7 +46,7 @@ def train(resume: bool, **options: object) -> int:
         dearli train --config-file configs/miniworld/m2f_lang.yaml
         dearli train --config-file configs/miniworld/m2f_lang.yaml --resume
         dearli train --config-file configs/miniworld/m2f_lang.yaml SOLVER.MAX_ITER 1000 OUTPUT_DIR output/longer
-        dearli train --config-file configs/ade20k/m2f_lang_convnext_b_1_128.yaml --num-gpus 2
+        dearli train --config-file configs/ade20k/m2f_lang_convnext_b.yaml --num-gpus 2 DATASETS.PARTITION 1_128
     """
     return _start(**options, resume=resume)
 

@@ -126,7 +126,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     cfg.MODEL.SPLIT.CANDIDATE_EMBEDDING = "cls"
     cfg.MODEL.SPLIT.SEEN_PENALTY = 0.0  # taken from the seen classes' scores at inference (calibrated stacking)
     cfg.MODEL.SPLIT.REGIONS = CfgNode()  # clusters of CLIP's features in un-annotated pixels
-    cfg.MODEL.SPLIT.REGIONS.CACHE = ""  # folder of `python -m dearli_d2.masks.clip_regions`; "" = made in training
+    cfg.MODEL.SPLIT.REGIONS.CACHE = ""  # folder of `dearli regions`; "" = made in training
     cfg.MODEL.SPLIT.REGIONS.IMAGE_SIZE = 512  # pixels; the whole image as a square
     cfg.MODEL.SPLIT.REGIONS.WINDOWS = (8, 16)  # cells; their means are the first centroids
     cfg.MODEL.SPLIT.REGIONS.ITERATIONS = 10  # of K-means, at most
@@ -170,7 +170,7 @@ def add_dearli_config(cfg: CfgNode) -> None:
     # fills the word PARTITION in names above, such as "ade20k_panoptic_train@PARTITION": one that is published (data/partitions.py),
     # a fraction, a number or a list file as in data/catalog.py, or "all"; "n0": no labels, with DATASETS.SOURCE
     cfg.DATASETS.PARTITION = ""
-    cfg.DATASETS.MASKS = ""  # folder of `python -m dearli_d2.masks generate`; targets where MODEL.CLASSIFIER is "none"
+    cfg.DATASETS.MASKS = ""  # folder of `dearli masks generate`; targets where MODEL.CLASSIFIER is "none"
 
     cfg.DATASETS.ALLOW_OVERLAP = False  # True: images of TEST may be in TRAIN, SOURCE or UNLABELED too
 

@@ -1,4 +1,4 @@
-"""The data sets that the project knows by name: generated scenes, and what `datasets/prepare_*.py` write."""
+"""The data sets that the project knows by name: generated scenes, and what `dearli prepare` writes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _ade20k(split: str) -> PanopticSource:
     return PanopticSource(
         root / "images" / folder, root / f"ade20k_panoptic_{split}.json", root / f"ade20k_panoptic_{split}",
         root / "annotations_detectron2" / folder, datasets_root() / "partitions" / "ade20k",
-        hint="run python datasets/prepare_ade20k.py", classes="ade20k",
+        hint="run dearli prepare ade20k", classes="ade20k",
     )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def _coco(split: str, kind: str, classes: str, script: str, labels: str = "", se
     return PanopticSource(
         root / f"{split}2017", root / "annotations" / f"{kind}_{split}2017.json", root / labels / f"{kind}_{split}2017",
         root / f"{semantic}_{split}2017" if semantic and split == "val" else None, datasets_root() / "partitions" / "coco",
-        hint=f"run python datasets/{script}", classes=classes,
+        hint=f"run dearli prepare {script}", classes=classes,
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def _pascal_voc(split: str, without: tuple[str, ...] = ()) -> PanopticSource:
     root = datasets_root() / "VOCdevkit" / "VOC2012"
     return PanopticSource(
         root / "JPEGImages", root / f"semantic_{split}.json", root / f"semantic_{split}", None,
-        datasets_root() / "partitions" / "pascal", "run python datasets/prepare_pascal_voc.py", without,
+        datasets_root() / "partitions" / "pascal", "run dearli prepare pascal_voc", without,
         classes="pascal_voc",
     )  # fmt: skip
 
@@ -58,7 +58,7 @@ def _cityscapes(split: str, without: tuple[str, ...] = ()) -> PanopticSource:
     root = datasets_root() / "cityscapes"
     return PanopticSource(
         root / "leftImg8bit" / split, root / f"semantic_{split}.json", root / f"semantic_{split}", None,
-        datasets_root() / "partitions" / "cityscapes", "run python datasets/prepare_cityscapes.py", without,
+        datasets_root() / "partitions" / "cityscapes", "run dearli prepare cityscapes", without,
         datasets_root() / "captions" / f"cityscapes_{split}.jsonl", "cityscapes",
     )  # fmt: skip
 
@@ -67,7 +67,7 @@ def _rendered_streets(name: str, images: str, without: tuple[str, ...] = ()) -> 
     root = datasets_root() / name
     return PanopticSource(
         root / images, root / "semantic_train.json", root / "semantic_train",
-        hint=f"run python datasets/prepare_{name}.py", without=without, classes="cityscapes",
+        hint=f"run dearli prepare {name}", without=without, classes="cityscapes",
     )  # fmt: skip
 
 
@@ -77,13 +77,13 @@ def _of_split(split: str) -> dict[str, Callable[[], PanopticSource]]:
         f"miniworld_night_{split}": partial(_miniworld, "night", split),
         f"camvid_{split}": partial(_camvid, split),
         f"ade20k_panoptic_{split}": partial(_ade20k, split),
-        f"coco_panoptic_{split}": partial(_coco, split, "panoptic", "coco_panoptic", "prepare_coco.py"),
+        f"coco_panoptic_{split}": partial(_coco, split, "panoptic", "coco_panoptic", "coco"),
         f"coco_objects_{split}": partial(
-            _coco, split, "panoptic_objects", "coco_objects", "prepare_coco_objects.py", semantic="semantic_objects"
+            _coco, split, "panoptic_objects", "coco_objects", "coco_objects", semantic="semantic_objects"
         ),
         f"pascal_voc_{split}": partial(_pascal_voc, split),
         f"pascal_voc_objects_{split}": partial(_pascal_voc, split, ("background",)),
-        f"coco_stuff_{split}": partial(_coco, split, "stuff171", "coco_stuff", "prepare_coco_stuff.py", "annotations"),
+        f"coco_stuff_{split}": partial(_coco, split, "stuff171", "coco_stuff", "coco_stuff", "annotations"),
         f"cityscapes_{split}": partial(_cityscapes, split),
         f"cityscapes_16_{split}": partial(_cityscapes, split, NOT_IN_SYNTHIA_16),
     }

@@ -51,9 +51,9 @@ def test_captions_reach_the_images_they_name(folder):
         ([line("a.jpg"), {"file": "c.jpg"}], "line 2"),
         ([line("a.jpg"), line("c.jpg", "  ")], "line 2"),
         ([line("a.jpg"), line("c.jpg"), line("a.jpg")], r"a\.jpg in lines 1 and 3"),
-        ([line("a.jpg")], r"2 of 3 images have no caption.*b/a\.jpg.*prepare_captions\.py pictures"),
+        ([line("a.jpg")], r"2 of 3 images have no caption.*b/a\.jpg.*dearli prepare captions pictures"),
         ([line("x.jpg"), line("y.jpg")], r"is of other files: it has 2 captions such as that of x\.jpg"),
-        (None, r"no caption file .*pictures\.jsonl.*prepare_captions\.py pictures"),
+        (None, r"no caption file .*pictures\.jsonl.*dearli prepare captions pictures"),
     ],
 )
 def test_faults_are_named_with_their_lines(folder, lines, message):
