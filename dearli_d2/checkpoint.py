@@ -14,8 +14,8 @@ from torch import nn
 
 from .errors import WeightsError, first_few
 from .files import parse_json, write_atomically
+from .methods import methods
 from .modeling.segmenter import Segmenter
-from .pretrained import keep_activation
 from .weights import TORCH_SUFFIXES, read_file, state_dict_of, write_file
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 # published name: ours, where a part of a name was changed between releases
 _RENAMED_PARTS = {"predictor.static_query.": "predictor.query_feat."}
 _IGNORED_ENDINGS = ("criterion.empty_weight", "criterion_labeled.empty_weight", "criterion_pseudolabeled.empty_weight")
-_SENIOR = "senior."  # of SegKC
 _IGNORED_NAMES = ("pixel_mean", "pixel_std")  # constants of the config, in some published files
 
 
@@ -211,8 +210,8 @@ def export(weights: str, out: str | Path, which: str) -> int:
     """Writes what inference needs of a run's checkpoint: weights, classes, config; no optimiser.
 
     Args:
-        which: "student", "teacher", or "junior": of SegKC the junior alone, as a `DPTSegmenter`, whose config is written
-            beside `out` too, as `.yaml`.
+        which: "student", "teacher", or a part that the method exports alone; then the part's config is written beside
+            `out` too, as `.yaml`.
 
     Returns:
         The number of tensors.
@@ -228,9 +227,10 @@ def export(weights: str, out: str | Path, which: str) -> int:
         )
     content = read_file(weights)
     small = {key: content[key] for key in ("taxonomy", "config") if key in content}
-    small["model"] = state_dict_of(content, weights, "student" if which == "junior" else which)
-    if which == "junior":
-        _keep_junior(small, weights)
+    whole = which in ("student", "teacher")
+    small["model"] = state_dict_of(content, weights, which if whole else "student")
+    if not whole:
+        small = _only(which, small, weights)
         path, text = Path(out).with_suffix(".yaml"), small["config"]
         if path.exists() and path.read_text() != text:
             raise WeightsError(
@@ -241,15 +241,12 @@ def export(weights: str, out: str | Path, which: str) -> int:
     return len(small["model"])
 
 
-def _keep_junior(content: dict, weights: str) -> None:
-    state = {name: value for name, value in content["model"].items() if not name.startswith(_SENIOR)}
-    if len(state) == len(content["model"]) or "config" not in content:
-        raise WeightsError(
-            f"{weights} is no checkpoint of a SegKC run, which holds a senior and a junior; export it without --junior"
-        )
-    config = CfgNode.load_cfg(content["config"])
-    config.MODEL.META_ARCHITECTURE = "DPTSegmenter"
-    keep_activation(config.MODEL.BACKBONE)
-    config.MODEL.DEVICE = "auto"  # of the machine that reads it
-    del config.MODEL["SENIOR"], config.MODEL["SEGKC"]
-    content["model"], content["config"] = state, config.dump()
+def _only(part: str, content: dict, weights: str) -> dict:
+    """A part of a checkpoint that its method can export alone."""
+    owners = [method for method in methods().values() if part in method.exports]
+    if "config" in content:
+        name = CfgNode.load_cfg(content["config"]).MODEL.META_ARCHITECTURE
+        owners = [method for method in owners if method.architecture == name] or owners
+    if not owners:
+        raise WeightsError(f"there is no part {part!r} of a checkpoint")
+    return owners[0].export(part, content, weights)

@@ -20,6 +20,7 @@ from .engine.optimizer import autocast
 from .engine.teacher import has_ramp
 from .errors import DearliError
 from .masks.storage import MaskFolder
+from .methods import method_of
 from .modeling import build_model
 from .modeling.segmenter import input_divisor
 
@@ -50,10 +51,9 @@ def data_rows(cfg: CfgNode) -> list[list[str]]:
     for key, path in (("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS), ("SSL.TEACHER_WEIGHTS", cfg.SSL.TEACHER_WEIGHTS)):
         if path:
             rows.append([key, path, "there" if Path(path).is_file() else "MISSING"])
-    backbones = {"backbone weights": cfg.MODEL.BACKBONE}
-    if cfg.MODEL.META_ARCHITECTURE == "SegKC":
-        backbones["senior's backbone weights"] = cfg.MODEL.SENIOR.BACKBONE
-    rows += [[role, backbone.WEIGHTS or "none (random)", backbone.ARCH] for role, backbone in backbones.items()]
+    for network in method_of(cfg).networks:
+        backbone = network.config(cfg).BACKBONE
+        rows.append([f"{network.role} weights", backbone.WEIGHTS or "none (random)", backbone.ARCH])
     return rows
 
 
@@ -133,9 +133,7 @@ def _enlarged(cfg: CfgNode) -> str:
 
 
 def _teacher(cfg: CfgNode) -> str:
-    if cfg.MODEL.META_ARCHITECTURE == "SegKC":
-        return "junior and senior, of each other"
-    return f"EMA {cfg.SSL.EMA_DECAY:g}{' after a ramp' if has_ramp(cfg) else ''}"
+    return method_of(cfg).teaching or f"EMA {cfg.SSL.EMA_DECAY:g}{' after a ramp' if has_ramp(cfg) else ''}"
 
 
 def _pseudo_labels(cfg: CfgNode) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import open_clip
 import timm
@@ -17,6 +18,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_pretrained_cfg
 
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .methods.base import Network
 
 OWN = "own"  # as a tag: weights that follow none
 SHIPPED = "shipped"
@@ -78,9 +82,9 @@ def text_keys(message: str) -> str:
     return message.replace("MODEL.BACKBONE.ARCH", "MODEL.TEXT.ENCODER").replace("MODEL.BACKBONE.", "MODEL.TEXT.")
 
 
-def senior_keys(message: str) -> str:
-    """A message about MODEL.BACKBONE with the keys of MODEL.SENIOR.BACKBONE."""
-    return message.replace("MODEL.BACKBONE.", "MODEL.SENIOR.BACKBONE.")
+def section_keys(message: str, section: str) -> str:
+    """A message about MODEL.BACKBONE with the keys of another network's section, such as "MODEL.SENIOR"."""
+    return message.replace("MODEL.BACKBONE.", f"{section}.BACKBONE.")
 
 
 # ------------------------------------------------------------------------------------------ open_clip
@@ -240,27 +244,36 @@ def _shown(values: Sequence[float]) -> str:
     return f"[{', '.join(f'{v:.6g}' for v in values)}]"
 
 
-def resolve_normalization(cfg: CfgNode) -> None:
-    """Fills an empty MODEL.PIXEL_MEAN and PIXEL_STD with what the backbone's weights expect, else ImageNet's, or OpenAI's for
-    a CLIP tower without weights; and those of MODEL.SENIOR, where each of SegKC's backbones takes the other's if its own
-    weights are random.
+def resolve_normalization(cfg: CfgNode, networks: Sequence[Network]) -> None:
+    """Fills an empty PIXEL_MEAN and PIXEL_STD of each network with what its weights expect.
+
+    A network with random weights takes those of the method's other network, else ImageNet's, or OpenAI's for a CLIP tower.
+
+    Args:
+        networks: of the method; the first is that of MODEL.
 
     Raises:
         ConfigError: a value that contradicts the weights, with the right one; see `facts_of`.
     """
     if cfg.MODEL.TEXT.ENCODER:
         text_facts(cfg.MODEL.TEXT)  # refuses what it must
-    backbone, pair = cfg.MODEL.BACKBONE, cfg.MODEL.META_ARCHITECTURE == "SegKC"
-    facts, senior = facts_of(backbone), senior_facts(cfg) if pair else None
+    facts, *others = [_facts_in(network.config(cfg), network.section) for network in networks]
+    backbone = cfg.MODEL.BACKBONE
     if backbone.NAME == "build_resnet_backbone" and cfg.MODEL.WEIGHTS:
         # the published files whose names fit detectron2's ResNet are torchvision's
         facts = Pretrained("detectron2's ResNet", "torchvision", IMAGENET_MEAN, IMAGENET_STD, 224)
     default = (OPENAI_MEAN, OPENAI_STD) if is_clip(backbone) else (IMAGENET_MEAN, IMAGENET_STD)
-    if senior is not None:
-        default = senior.mean, senior.std
-    _resolve(cfg.MODEL, "MODEL", facts, default)
-    if pair:
-        _resolve(cfg.MODEL.SENIOR, "MODEL.SENIOR", senior, (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
+    known = next((other for other in others if other is not None), None)
+    _resolve(cfg.MODEL, "MODEL", facts, default if known is None else (known.mean, known.std))
+    for network, own in zip(networks[1:], others, strict=True):
+        _resolve(network.config(cfg), network.section, own, (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
+
+
+def _facts_in(section: CfgNode, name: str) -> Pretrained | None:
+    try:
+        return facts_of(section.BACKBONE)
+    except ConfigError as error:
+        raise ConfigError(section_keys(str(error), name)) from error
 
 
 def _resolve(section: CfgNode, name: str, facts: Pretrained | None, default: Sequence[Sequence[float]]) -> None:
@@ -276,11 +289,3 @@ def _resolve(section: CfgNode, name: str, facts: Pretrained | None, default: Seq
                 f"{name}.{key} is {_shown(given)}, but the weights of {facts.source} expect {_shown(right)}; leave the key "
                 f"out, it follows the weights. Weights of your own: {name}.BACKBONE.TAG {OWN}"
             )
-
-
-def senior_facts(cfg: CfgNode) -> Pretrained | None:
-    """Of MODEL.SENIOR.BACKBONE; see `facts_of`."""
-    try:
-        return facts_of(cfg.MODEL.SENIOR.BACKBONE)
-    except ConfigError as error:
-        raise ConfigError(senior_keys(str(error))) from error

@@ -1,6 +1,6 @@
 """Every key has a rule, keeps it, and refuses wrong values with one error that names key, value and what is allowed.
 
-A new key of `dearli_d2/config/build.py` needs a line in `SCHEMA` of `dearli_d2/config/schema.py`, and nothing here.
+A new key needs a field in a section (`dearli_d2/config/sections.py` or a method's `options.py`), and nothing here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from detectron2.config import get_cfg as detectron2_defaults
 
 from dearli_d2.config import add_dearli_config, get_config
 from dearli_d2.config.build import _set
-from dearli_d2.config.schema import SCHEMA, Choice, Items, Number, Switch, Text
+from dearli_d2.config.schema import schema
+from dearli_d2.config.values import Choice, Items, Number, Switch, Text
 from dearli_d2.errors import ConfigError
 from tests.conftest import REPO
 
@@ -31,23 +32,24 @@ def defaults() -> CfgNode:
     return cfg
 
 
+RULES = schema()
 ALL, FOREIGN = leaves(defaults()), leaves(detectron2_defaults())
 
 
 def test_every_key_of_the_project_has_a_rule():
     own = {key for key, value in ALL.items() if key not in FOREIGN or value != FOREIGN[key]}
-    missing = sorted(own - set(SCHEMA))
-    assert not missing, f"add a line to SCHEMA in dearli_d2/config/schema.py for: {', '.join(missing)}"
+    missing = sorted(own - set(RULES))
+    assert not missing, f"declare these in a section: {', '.join(missing)}"
 
 
 def test_every_rule_is_of_a_key():
-    assert set(SCHEMA) <= set(ALL)
+    assert set(RULES) <= set(ALL)
 
 
-@pytest.mark.parametrize("key", SCHEMA)
+@pytest.mark.parametrize("key", RULES)
 def test_the_default_obeys_its_rule(key):
     value = ALL[key]
-    read = SCHEMA[key].read(value)
+    read = RULES[key].read(value)
     assert (tuple(read) if isinstance(value, tuple) else read) == value
 
 
@@ -99,19 +101,19 @@ def right_values(rule) -> list:
     return list(rule.options) if isinstance(rule, Choice) else ["auto" if rule.pattern else "a"]
 
 
-@pytest.mark.parametrize("key", SCHEMA)
+@pytest.mark.parametrize("key", RULES)
 def test_wrong_values_name_the_key_the_value_and_what_is_allowed(key):
     cfg = defaults()
-    for wrong in wrong_values(SCHEMA[key]):
+    for wrong in wrong_values(RULES[key]):
         with pytest.raises(ConfigError) as caught:
             _set(cfg, key, wrong, "command line: ")
         message = str(caught.value)
         if not isinstance(wrong, str):  # of which Python may read another value
-            assert f"{key} is {wrong!r}; it must be {SCHEMA[key].allowed}" in message
+            assert f"{key} is {wrong!r}; it must be {RULES[key].allowed}" in message
     assert leaves(cfg) == ALL  # nothing was taken over
 
 
-@pytest.mark.parametrize("key", sorted(set(ALL) - set(SCHEMA)))
+@pytest.mark.parametrize("key", sorted(set(ALL) - set(RULES)))
 def test_keys_of_detectron2_without_effect_are_refused_unless_they_keep_their_default(key):
     cfg = defaults()
     _set(cfg, key, ALL[key], "")

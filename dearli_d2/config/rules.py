@@ -1,4 +1,4 @@
-"""What the values of several configuration keys must satisfy together; single keys are in `schema.py`."""
+"""What the values of several configuration keys must satisfy together; single keys are in the sections, and a method's conditions in its folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from ..data.custom import output_among_images
 from ..errors import ConfigError
+from ..methods import method_of, methods
 
 
 def _boxes_fit(area: float, aspect: Sequence[float]) -> bool:
@@ -19,79 +20,6 @@ def _boxes_fit(area: float, aspect: Sequence[float]) -> bool:
     ratios = [aspect[0] + (aspect[1] - aspect[0]) * (i + 0.5) / steps for i in range(steps)]
     places = [max(1 - math.sqrt(area / r), 0) * max(1 - math.sqrt(area * r), 0) for r in ratios]
     return sum(places) >= 0.001 * steps
-
-
-def _hvl_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
-    hvl, former = cfg.MODEL.HVL, cfg.MODEL.MASK_FORMER
-    textual = hvl.TEXTUAL_QUERIES
-    return [
-        (
-            cfg.INPUT.TARGETS == "semantic" and not (cfg.TEST.PANOPTIC_ON or cfg.TEST.INSTANCE_ON),
-            "HVL segments semantically: INPUT.TARGETS semantic, TEST.PANOPTIC_ON and TEST.INSTANCE_ON False",
-        ),
-        (cfg.MODEL.CLASSIFIER == "linear", "HVL has a linear classifier: MODEL.CLASSIFIER linear"),
-        (
-            not textual or former.NUM_QUERIES or hvl.PRESENCE != "image",
-            "without free queries (MODEL.MASK_FORMER.NUM_QUERIES 0) a class that CLIP does not see in the whole image cannot be "
-            "predicted at all: set MODEL.HVL.PRESENCE to dense or all",
-        ),
-        (textual or former.NUM_QUERIES, "HVL without MODEL.HVL.TEXTUAL_QUERIES needs MODEL.MASK_FORMER.NUM_QUERIES"),
-        (
-            not textual or cfg.MODEL.PIXEL_DECODER.DIM == former.HIDDEN_DIM,
-            "textual queries pass both decoders: MODEL.PIXEL_DECODER.DIM must equal MODEL.MASK_FORMER.HIDDEN_DIM",
-        ),
-        (
-            not (textual and hvl.VL_WEIGHT) or (not cfg.MODEL.BACKBONE.FREEZE and not cfg.MODEL.TEXT.ENCODER),
-            "MODEL.HVL.VL_WEIGHT trains the image tower of CLIP: it needs an OpenCLIP backbone with MODEL.BACKBONE.FREEZE "
-            "False; else set it to 0",
-        ),
-    ]
-
-
-def _split_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
-    return [
-        (
-            cfg.INPUT.TARGETS == "semantic" and not (cfg.TEST.PANOPTIC_ON or cfg.TEST.INSTANCE_ON),
-            "SplitMatching segments semantically: INPUT.TARGETS semantic, TEST.PANOPTIC_ON and TEST.INSTANCE_ON False",
-        ),
-        (cfg.MODEL.CLASSIFIER == "text", "SplitMatching has text embeddings as classes: MODEL.CLASSIFIER text"),
-        (bool(cfg.DATASETS.UNSEEN_CLASSES), "SplitMatching needs DATASETS.UNSEEN_CLASSES"),
-        (
-            not cfg.TEST.BEST_METRIC,
-            f"TEST.BEST_METRIC {cfg.TEST.BEST_METRIC} would choose a checkpoint with annotations of unseen classes: set it to "
-            '"", the final model counts',
-        ),
-        (not cfg.DATASETS.UNLABELED and not cfg.DATASETS.SOURCE, "SplitMatching learns from DATASETS.TRAIN alone"),
-    ]
-
-
-def _semidavil_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
-    return [
-        (
-            cfg.INPUT.TARGETS == "semantic" and not (cfg.TEST.PANOPTIC_ON or cfg.TEST.INSTANCE_ON),
-            "SemiDAViL segments semantically: INPUT.TARGETS semantic, TEST.PANOPTIC_ON and TEST.INSTANCE_ON False",
-        ),
-        (cfg.MODEL.CLASSIFIER == "linear", "SemiDAViL has a linear classifier: MODEL.CLASSIFIER linear"),
-    ]
-
-
-def _dpt_rules(cfg: CfgNode) -> list[tuple[bool, str]]:
-    name = cfg.MODEL.META_ARCHITECTURE
-    return [
-        (
-            cfg.INPUT.TARGETS == "semantic" and not (cfg.TEST.PANOPTIC_ON or cfg.TEST.INSTANCE_ON),
-            f"{name} segments semantically: INPUT.TARGETS semantic, TEST.PANOPTIC_ON and TEST.INSTANCE_ON False",
-        ),
-        (cfg.MODEL.CLASSIFIER == "linear", f"{name} has a linear classifier: MODEL.CLASSIFIER linear"),
-        (
-            name != "SegKC" or cfg.TEST.WEIGHTS == "student",
-            "SegKC has no EMA teacher: TEST.WEIGHTS must be student; MODEL.SEGKC.READ senior evaluates the senior",
-        ),
-        (
-            name != "SegKC" or not cfg.SSL.TEACHER_WEIGHTS,
-            "SegKC has no EMA teacher: SSL.TEACHER_WEIGHTS must be empty",
-        ),
-    ]
 
 
 def _backbone_rules(key: str, backbone: CfgNode) -> list[tuple[bool, str]]:
@@ -125,6 +53,7 @@ def _is_scored(metric: str, cfg: CfgNode) -> bool:
 
 def validate(cfg: CfgNode) -> None:
     """Raises `ConfigError` for the first rule that does not hold."""
+    method = method_of(cfg)
     former, decoder = cfg.MODEL.MASK_FORMER, cfg.MODEL.PIXEL_DECODER
     metric = cfg.TEST.BEST_METRIC
     rules = [
@@ -138,27 +67,19 @@ def validate(cfg: CfgNode) -> None:
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} lies in the folder of {output_among_images(cfg)}: the pictures that a run writes would be "
             "taken for images there; choose a folder outside of it",
         ),
-        *_backbone_rules("MODEL.BACKBONE", cfg.MODEL.BACKBONE),
-        *_backbone_rules("MODEL.SENIOR.BACKBONE", cfg.MODEL.SENIOR.BACKBONE),
+        *(
+            rule
+            for network in method.networks
+            for rule in _backbone_rules(f"{network.section}.BACKBONE", network.config(cfg).BACKBONE)
+        ),
         (former.HIDDEN_DIM % former.HEADS == 0, "MODEL.MASK_FORMER.HIDDEN_DIM must be a multiple of its HEADS"),
         (
             former.HIDDEN_DIM % 4 == 0 and decoder.DIM % 4 == 0,
             "HIDDEN_DIM and PIXEL_DECODER.DIM must be multiples of 4",
         ),
         (
-            former.NUM_QUERIES or cfg.MODEL.META_ARCHITECTURE not in ("MaskFormer", "SplitMatching"),
-            "MODEL.MASK_FORMER.NUM_QUERIES is 0; a model without queries predicts nothing",
-        ),
-        (
             former.CLASS_WEIGHT + former.MASK_WEIGHT + former.DICE_WEIGHT > 0,
             "MODEL.MASK_FORMER: CLASS_WEIGHT, MASK_WEIGHT and DICE_WEIGHT are all 0, nothing would be learned",
-        ),
-        (
-            former.CLASS_WEIGHT
-            or cfg.MODEL.CLASSIFIER == "none"
-            or cfg.MODEL.META_ARCHITECTURE not in ("MaskFormer", "HVL", "SplitMatching"),
-            "MODEL.MASK_FORMER.CLASS_WEIGHT is 0, so nothing teaches the classifier; a class-agnostic model is "
-            "MODEL.CLASSIFIER none",
         ),
         (decoder.DIM % decoder.HEADS == 0, "MODEL.PIXEL_DECODER.DIM must be a multiple of its HEADS"),
         (
@@ -197,20 +118,11 @@ def validate(cfg: CfgNode) -> None:
             not cfg.TEST.WINDOW or not (cfg.TEST.PANOPTIC_ON or cfg.TEST.INSTANCE_ON),
             "TEST.WINDOW gives semantic scores only: TEST.PANOPTIC_ON and TEST.INSTANCE_ON must be off",
         ),
-        *(_dpt_rules(cfg) if cfg.MODEL.META_ARCHITECTURE in ("DPTSegmenter", "SegKC") else []),
-        *(_hvl_rules(cfg) if cfg.MODEL.META_ARCHITECTURE == "HVL" else []),
-        *(_semidavil_rules(cfg) if cfg.MODEL.META_ARCHITECTURE == "SemiDAViL" else []),
-        *(_split_rules(cfg) if cfg.MODEL.META_ARCHITECTURE == "SplitMatching" else []),
+        *method.rules(cfg),
         (
-            not cfg.DATASETS.UNSEEN_CLASSES or cfg.MODEL.META_ARCHITECTURE == "SplitMatching",
-            "DATASETS.UNSEEN_CLASSES is for MODEL.META_ARCHITECTURE SplitMatching",
-        ),
-        (
-            cfg.INPUT.TARGETS == "panoptic"
-            or cfg.MODEL.META_ARCHITECTURE != "MaskFormer"
-            or not cfg.DATASETS.UNLABELED,
-            "MODEL.META_ARCHITECTURE MaskFormer makes panoptic pseudo-labels: INPUT.TARGETS must be panoptic; HVL with "
-            "MODEL.HVL.TEXTUAL_QUERIES False is its semantic counterpart",
+            not cfg.DATASETS.UNSEEN_CLASSES or method.zero_shot,
+            "DATASETS.UNSEEN_CLASSES is for MODEL.META_ARCHITECTURE "
+            + " or ".join(name for name, other in methods().items() if other.zero_shot),
         ),
         (
             cfg.MODEL.CLASSIFIER != "none" or not (cfg.DATASETS.UNLABELED or cfg.DATASETS.TEST),

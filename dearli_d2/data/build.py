@@ -10,8 +10,7 @@ from detectron2.utils import comm
 
 from ..errors import DatasetError
 from ..masks.storage import MaskFolder
-from ..methods.split_matching.data import ZeroShotTrainMapper
-from ..methods.split_matching.region_folder import RegionFolder
+from ..methods import method_of
 from .captions import prepared_for
 from .catalog import class_source, dataset_dicts, taxonomy_of
 from .mappers import (
@@ -75,14 +74,9 @@ def build_labeled_mapper(cfg: CfgNode, scales: Sequence[float] = ()) -> Callable
     options = _geometry(cfg, scales), _labeled_colors(cfg), cfg.INPUT.CROP_SIZE, cfg.INPUT.PAD_VALUE
     if cfg.MODEL.CLASSIFIER == "none":
         return MaskTrainMapper(MaskFolder(cfg.DATASETS.MASKS), *options)
-    if cfg.MODEL.META_ARCHITECTURE == "SplitMatching":
-        regions = cfg.MODEL.SPLIT.REGIONS
-        return ZeroShotTrainMapper(
-            *options,
-            unseen=unseen_classes(cfg.DATASETS.UNSEEN_CLASSES, taxonomy_of(cfg.DATASETS.TRAIN[0])),
-            size=regions.IMAGE_SIZE,
-            cache=RegionFolder(regions.CACHE) if regions.CACHE else None,
-        )
+    own = method_of(cfg).labeled_mapper(cfg, *options)
+    if own is not None:
+        return own
     return PanopticTrainMapper(
         *options, targets=semantic_targets if cfg.INPUT.TARGETS == "semantic" else panoptic_targets
     )

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 
 from ..errors import DatasetError, first_few
 from ..files import parse_json, read_text
+from ..methods import method_of
 from .catalog import datasets_root, source_of, split_name
 from .images import relative_name
 
@@ -91,8 +92,7 @@ def with_captions(name: str, dicts: Sequence[dict]) -> list[dict]:
 
 def reads_captions(cfg: CfgNode) -> bool:
     """Whether the method of a config needs a caption for each image."""
-    options = cfg.MODEL.SEMIDAVIL
-    return cfg.MODEL.META_ARCHITECTURE == "SemiDAViL" and options.GUIDANCE and options.CAPTIONS == "file"
+    return method_of(cfg).reads_captions(cfg)
 
 
 def prepared_for(cfg: CfgNode, name: str, dicts: list[dict]) -> list[dict]:

@@ -14,6 +14,7 @@ from ..config import all_keys
 from ..config.schema import plain
 from ..data.catalog import dataset_dicts
 from ..errors import ConfigError, DatasetError, WeightsError
+from ..methods import method_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,6 @@ _FREE = {
     "MODEL.DEVICE",
     "MODEL.DEFORM_ATTN_IMPL",
     "MODEL.BACKBONE.CHECKPOINT_BLOCKS",
-    "MODEL.SENIOR.BACKBONE.CHECKPOINT_BLOCKS",
     "DATASETS.CUSTOM.ROOT",  # the images themselves are compared
     "DATALOADER.NUM_WORKERS",
     "SOLVER.EPOCH_OF",  # SOLVER.MAX_ITER has what they come to
@@ -69,7 +69,7 @@ def check_settings(state: dict, cfg: CfgNode, scored_with: dict[str, Any] | None
     """
     saved_cfg = CfgNode.load_cfg(state["config"])
     saved, here = _leaves(saved_cfg), _leaves(cfg)
-    free = set(_FREE) | {_LENGTH}
+    free = _FREE | {_LENGTH, *method_of(cfg).memory_keys}
     if not saved_cfg.DATASETS.UNLABELED and cfg.DATASETS.UNLABELED and state["iteration"] <= cfg.SSL.START:
         free |= {key for key in here if key.startswith(_UNLABELED)}
     free |= set(scoring_settings(cfg))  # compared with those of the last evaluation

@@ -5,30 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
-from torch import nn
+from detectron2.modeling import BACKBONE_REGISTRY
 
 from ..data.catalog import class_source, taxonomy_of
 from ..data.taxonomy import Taxonomy
 from ..errors import ConfigError, DatasetError
-from ..methods import load_methods
+from ..methods import method_of
 from ..pretrained import keep_activation
 from .backbone import open_clip as _open_clip  # noqa: F401  registration
 from .backbone import timm as _timm  # noqa: F401  registration
-from .mask2former import segmenter as _segmenter  # noqa: F401  registration
 from .segmenter import Segmenter
 from .unused import freeze_unused
 
 _RESNET = "build_resnet_backbone"  # the one of detectron2's backbones whose maps are res2..res5
 
 
-def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: bool = True) -> nn.Module:
+def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: bool = True) -> Segmenter:
     """The model of a config, on `cfg.MODEL.DEVICE`.
 
     Args:
         taxonomy: classes; None = those of the first labelled data set. Where that is not on this machine the model is
             built without; a checkpoint of this project brings its own.
-        load_backbone: False leaves the WEIGHTS of MODEL.BACKBONE, MODEL.SENIOR.BACKBONE and MODEL.TEXT alone, since a checkpoint
+        load_backbone: False leaves the WEIGHTS of every network and of MODEL.TEXT alone, since a checkpoint
             follows that holds all of them.
 
     Raises:
@@ -47,20 +45,16 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
         )
     if taxonomy is not None and cfg.MODEL.TEXT.CLASS_NAMES:
         taxonomy = taxonomy.with_names_of(cfg.MODEL.TEXT.CLASS_NAMES)
-    load_methods()
-    architectures = {
-        n: kind for n, kind in META_ARCH_REGISTRY if isinstance(kind, type) and issubclass(kind, Segmenter)
-    }
-    _check_known("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, architectures)
+    method = method_of(cfg)
     backbones = [n for n, build in BACKBONE_REGISTRY if n == _RESNET or not build.__module__.startswith("detectron2.")]
-    for key, backbone in (("MODEL.BACKBONE", cfg.MODEL.BACKBONE), ("MODEL.SENIOR.BACKBONE", cfg.MODEL.SENIOR.BACKBONE)):
-        _check_known(f"{key}.NAME", backbone.NAME, backbones)
+    for network in method.networks:
+        _check_known(f"{network.section}.BACKBONE.NAME", network.config(cfg).BACKBONE.NAME, backbones)
     if not load_backbone:
         cfg = cfg.clone()
         cfg.defrost()
-        for section in (cfg.MODEL.BACKBONE, cfg.MODEL.SENIOR.BACKBONE, cfg.MODEL.TEXT):
+        for section in (*(network.config(cfg).BACKBONE for network in method.networks), cfg.MODEL.TEXT):
             keep_activation(section)
-    model = architectures[cfg.MODEL.META_ARCHITECTURE](cfg, taxonomy=taxonomy)
+    model = method.segmenter()(cfg, taxonomy=taxonomy)
     freeze_unused(model)
     return model.to(cfg.MODEL.DEVICE)
 

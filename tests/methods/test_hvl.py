@@ -238,7 +238,7 @@ def test_a_batch_of_different_presence_equals_the_images_one_by_one(hvl):
 
 @pytest.mark.parametrize("joint", [True, False])
 def test_groups_of_queries_see_each_other_only_in_the_joint_decoder(hvl, joint):
-    hvl.options = replace(hvl.options, joint=joint)
+    hvl.options = replace(hvl.options, joint_decoder=joint)
     hvl.eval()
     features, queries = hvl.backbone(torch.randn(1, 3, 64, 64)), torch.randn(LEVELS, K, 64)
     with torch.no_grad():
@@ -520,7 +520,7 @@ def test_a_plain_backbone_takes_its_text_from_a_clip_model_beside_it(hvl_config)
         (("MODEL.HVL.PRESENCE", "maybe"), "'image', 'dense' or 'all'"),
         (("MODEL.MASK_FORMER.HIDDEN_DIM", "32"), "MODEL.PIXEL_DECODER.DIM must equal"),
         (("MODEL.HVL.TEXTUAL_QUERIES", "False", "MODEL.MASK_FORMER.NUM_QUERIES", "0"), "needs MODEL.MASK_FORMER"),
-        (("MODEL.META_ARCHITECTURE", "MaskFormer"), "its semantic counterpart"),
+        (("MODEL.META_ARCHITECTURE", "MaskFormer"), "segments semantically"),
         (("MODEL.HVL.PRESENCE", "image", "MODEL.MASK_FORMER.NUM_QUERIES", "0"), "MODEL.HVL.PRESENCE to dense or all"),
         (
             ("DATALOADER.RARE_CLASS_TEMPERATURE", "0.0"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dearli_d2.config.schema import SCHEMA
+from dearli_d2.config.schema import schema
 from dearli_d2.modeling.mask2former import deformable_attention
 from dearli_d2.modeling.mask2former.deformable_attention import (
     IMPLEMENTATIONS,
@@ -32,7 +32,7 @@ def inputs(dtype=torch.float32):
 
 
 def test_the_config_accepts_every_implementation():
-    assert SCHEMA["MODEL.DEFORM_ATTN_IMPL"].options == ("auto", *IMPLEMENTATIONS)
+    assert schema()["MODEL.DEFORM_ATTN_IMPL"].options == ("auto", *IMPLEMENTATIONS)
 
 
 def brute_force(value, locations, weights):

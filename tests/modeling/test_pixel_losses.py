@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dearli_d2.config.schema import SCHEMA
+from dearli_d2.config.schema import schema
 from dearli_d2.errors import ConfigError
 from dearli_d2.modeling.per_pixel import losses as pixel_losses
 from dearli_d2.modeling.per_pixel.losses import (
@@ -183,7 +183,7 @@ def test_weighted_cross_entropy_is_torchs_with_weights_of_inverse_frequency():
 
 
 def test_the_config_knows_the_losses():
-    assert tuple(LOSSES) == SCHEMA["MODEL.SEMIDAVIL.LOSS"].options
+    assert tuple(LOSSES) == schema()["MODEL.SEMIDAVIL.LOSS"].options
     with pytest.raises(ConfigError, match="dice"):
         PixelLoss("dice", 3)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -24,6 +24,7 @@ from ...modeling.mask2former.transformer_decoder import DecoderOutput, GivenQuer
 from ...modeling.per_pixel.semantic import confident_targets, entropy, normalized, semantic_argmax
 from ...modeling.segmenter import BackbonePaths, levels_of
 from ...structures import Targets
+from .options import HVLOptions
 from .prompts import PromptGenerator, PromptLearner, prompt_loss
 from .textual_matcher import TextualMatcher
 from .textual_queries import (
@@ -42,29 +43,6 @@ _LEVELS = 3  # of the pixel decoder
 _SILENT = 20.0
 
 
-@dataclass(frozen=True)
-class HVLOptions:
-    """Keys `MODEL.HVL.*`, see `config`."""
-
-    textual_queries: bool = True
-    refinement: bool = True
-    joint: bool = True
-    prompt_tokens: int = 8
-    per_class_prompts: bool = False
-    presence: str = "image"
-    presence_threshold: float = 0.05
-    inference: str = "marginal"
-    diversity_weight: float = 0.1
-    prompt_weight: float = 0.1
-    anchor_beta: float = 1.0
-    vl_weight: float = 0.1
-    align_weight: float = 1.0
-    mask_weight: float = 1.0
-    temperature: float = 0.07
-    entropy_weight: float = 0.01
-    confidence: float = 0.95
-
-
 @META_ARCH_REGISTRY.register()
 class HVL(MaskFormer):
     """Mask2Former whose queries are, for each class and level, made from the class's name (HTQG), exchange information with
@@ -74,6 +52,7 @@ class HVL(MaskFormer):
 
     Args:
         options: see `HVLOptions`.
+        confidence: of a pixel's class, from which on it is a pseudo-label (SSL.CONFIDENCE).
         language: the CLIP model that gives text and zero-shot recognition; the backbone itself, or a frozen one beside it.
         templates: fixed prompts of CLIP's own text embeddings.
         level_dims: (channels of the queries, heads, feed-forward channels, layers of the pixel decoder).
@@ -85,13 +64,14 @@ class HVL(MaskFormer):
         self,
         *,
         options: HVLOptions,
+        confidence: float,
         language: OpenCLIPBackbone | None,
         fixed_templates: Sequence[str],
         level_dims: tuple[int, int, int, int],
         **core,
     ) -> None:
         super().__init__(**core)
-        self.options = options
+        self.options, self.confidence = options, confidence
         self.fixed_templates = fixed_templates
         self._fixed: torch.Tensor | None = None
         self.classes = len(self.criterion.empty_weight) - 1
@@ -123,25 +103,8 @@ class HVL(MaskFormer):
         language = language_beside(cfg, core["backbone"]) if hvl.TEXTUAL_QUERIES else None
         return {
             **core,
-            "options": HVLOptions(
-                textual_queries=hvl.TEXTUAL_QUERIES,
-                refinement=hvl.REFINEMENT,
-                joint=hvl.JOINT_DECODER,
-                prompt_tokens=hvl.PROMPT_TOKENS,
-                per_class_prompts=hvl.PER_CLASS_PROMPTS,
-                presence=hvl.PRESENCE,
-                presence_threshold=hvl.PRESENCE_THRESHOLD,
-                inference=hvl.INFERENCE,
-                diversity_weight=hvl.DIVERSITY_WEIGHT,
-                prompt_weight=hvl.PROMPT_WEIGHT,
-                anchor_beta=hvl.ANCHOR_BETA,
-                vl_weight=hvl.VL_WEIGHT,
-                align_weight=hvl.ALIGN_WEIGHT,
-                mask_weight=hvl.MASK_WEIGHT,
-                temperature=hvl.TEMPERATURE,
-                entropy_weight=hvl.ENTROPY_WEIGHT,
-                confidence=cfg.SSL.CONFIDENCE,
-            ),
+            "options": HVLOptions.of(cfg),
+            "confidence": cfg.SSL.CONFIDENCE,
             "language": language,
             "fixed_templates": read_templates(cfg.MODEL.TEXT.TEMPLATES),
             "level_dims": (decoder.DIM, decoder.HEADS, decoder.FEEDFORWARD_DIM, decoder.LAYERS),
@@ -255,7 +218,7 @@ class HVL(MaskFormer):
             pixels = head.pixel_decoder(features, exchange)
             content = exchange.queries
         given = GivenQueries(
-            content.flatten(1, 2), position.flatten(1, 2), absent.repeat(1, self.levels), self.options.joint
+            content.flatten(1, 2), position.flatten(1, 2), absent.repeat(1, self.levels), self.options.joint_decoder
         )
         return _silenced(head.predictor(pixels, given))
 
@@ -339,7 +302,7 @@ class HVL(MaskFormer):
             masks = resize_logits(mask_logits[index : index + 1], images.tensor.shape[-2:])[..., :height, :width]
             probability = normalized(semantic_inference(class_logits[index : index + 1], masks))
             valid = sample["inside"].to(self.device, non_blocking=True) if "inside" in sample else None
-            targets += confident_targets(probability, self.options.confidence, [valid])
+            targets += confident_targets(probability, self.confidence, [valid])
         return targets
 
 

@@ -20,7 +20,7 @@ from ...modeling.per_pixel import DPTHead
 from ...modeling.per_pixel.losses import consistency_loss, distillation_loss, supervised_loss
 from ...modeling.per_pixel.semantic import confident_targets
 from ...modeling.segmenter import BackbonePaths, input_divisor, levels_of
-from ...pretrained import senior_keys
+from ...pretrained import section_keys
 from ...structures import Targets
 from ..dpt.model import DPTSegmenter, build_network, fitted, pyramid_of
 
@@ -127,7 +127,7 @@ class SegKC(DPTSegmenter):
         try:
             backbone, head = build_network(senior_config(cfg))
         except (ConfigError, WeightsError) as error:
-            raise type(error)(senior_keys(str(error))) from error
+            raise type(error)(section_keys(str(error), "MODEL.SENIOR")) from error
         before, after = ((part.PIXEL_MEAN, part.PIXEL_STD) for part in (cfg.MODEL, cfg.MODEL.SENIOR))
         renormalization = None if after == before else Renormalization(before, after)
         consultation = Consultation(arguments["head"].dim, head.dim) if options.CONSULT else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -37,25 +36,11 @@ from .matching import (
     label_map,
     pixel_losses,
 )
+from .options import RegionOptions, SplitOptions
 from .region_folder import RegionFolder
 from .regions import RegionFinder, RegionSettings, candidate_masks
 
 _START_PROBABILITY = 0.01  # of a class, as focal losses want it
-
-
-@dataclass(frozen=True)
-class SplitOptions:
-    """Keys `MODEL.SPLIT.*`, see `config`."""
-
-    candidate_queries: int = 50
-    random_queries: int = 50
-    random_seed: int = 0
-    cosine_weight: float = 1.0
-    mfe_weight: float = 1.0
-    mfe_temperature: float = 0.07
-    seen_penalty: float = 0.0
-    candidate_embedding: str = "cls"
-    mfe_norm: str = "GN"
 
 
 @META_ARCH_REGISTRY.register()
@@ -64,6 +49,7 @@ class SplitMatching(MaskFormer):
 
     Args:
         options: see `SplitOptions`.
+        mfe_norm: the norm of the enhancement on the device of the run.
         language: frozen CLIP; None = the backbone itself, which must then be frozen.
         clip_mean, clip_std: its normalisation of 0..255 RGB.
         region_settings: of the regions made on line.
@@ -78,6 +64,7 @@ class SplitMatching(MaskFormer):
         self,
         *,
         options: SplitOptions,
+        mfe_norm: str,
         language: OpenCLIPBackbone | None,
         clip_mean: torch.Tensor,
         clip_std: torch.Tensor,
@@ -101,7 +88,7 @@ class SplitMatching(MaskFormer):
         self.class_bias = nn.Parameter(torch.tensor(_START_PROBABILITY).logit())
         self.enhancement = (
             MultiScaleEnhancement(
-                level_dim, self.language.embedding_dim, self.sem_seg_head.predictor.num_levels, options.mfe_norm
+                level_dim, self.language.embedding_dim, self.sem_seg_head.predictor.num_levels, mfe_norm
             )
             if options.mfe_weight
             else None
@@ -116,7 +103,7 @@ class SplitMatching(MaskFormer):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
-        split, former = cfg.MODEL.SPLIT, cfg.MODEL.MASK_FORMER
+        split, former = SplitOptions.of(cfg), cfg.MODEL.MASK_FORMER
         # the core's own parts: text embeddings as classes, but a frozen CLIP beside the backbone may give them
         plain = cfg.clone()
         plain.defrost()
@@ -130,7 +117,7 @@ class SplitMatching(MaskFormer):
                 "regions come from a frozen CLIP model: set MODEL.BACKBONE.FREEZE True, or MODEL.TEXT.ENCODER to one beside it"
             )
         plain.MODEL.CLASSIFIER = "text"
-        plain.MODEL.MASK_FORMER.NUM_QUERIES = former.NUM_QUERIES + split.CANDIDATE_QUERIES
+        plain.MODEL.MASK_FORMER.NUM_QUERIES = former.NUM_QUERIES + split.candidate_queries
         channels = level_channels(backbone, cfg.MODEL.BACKBONE.NAME)
         weights = {
             "class_weight": former.CLASS_WEIGHT,
@@ -152,17 +139,8 @@ class SplitMatching(MaskFormer):
             mean, std = clip_normalization(language)
         return {
             **core,
-            "options": SplitOptions(
-                candidate_queries=split.CANDIDATE_QUERIES,
-                random_queries=split.RANDOM_QUERIES,
-                random_seed=split.RANDOM_SEED,
-                cosine_weight=split.COSINE_WEIGHT,
-                mfe_weight=split.MFE_WEIGHT,
-                mfe_temperature=split.MFE_TEMPERATURE,
-                seen_penalty=split.SEEN_PENALTY,
-                candidate_embedding=split.CANDIDATE_EMBEDDING,
-                mfe_norm=norm_on(cfg.MODEL.DEVICE, split.MFE_NORM),
-            ),
+            "options": split,
+            "mfe_norm": norm_on(cfg.MODEL.DEVICE, split.mfe_norm),
             "language": language,
             "clip_mean": mean,
             "clip_std": std,
@@ -231,8 +209,9 @@ class SplitMatching(MaskFormer):
         }
 
     def check_training(self, cfg: CfgNode) -> None:
-        if cfg.MODEL.SPLIT.REGIONS.CACHE and self.options.candidate_queries:
-            RegionFolder(cfg.MODEL.SPLIT.REGIONS.CACHE).check_settings(self.cache_settings(cfg))
+        cache = RegionOptions.of(cfg).cache
+        if cache and self.options.candidate_queries:
+            RegionFolder(cache).check_settings(self.cache_settings(cfg))
 
     def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
         """Losses of the labelled stream. Samples are those of `ZeroShotTrainMapper`."""
@@ -366,14 +345,14 @@ class SplitMatching(MaskFormer):
 
 
 def region_settings(cfg: CfgNode) -> RegionSettings:
-    """Keys `MODEL.SPLIT.REGIONS.*`."""
-    regions = cfg.MODEL.SPLIT.REGIONS
+    """How the regions of a config are made."""
+    options = RegionOptions.of(cfg)
     return RegionSettings(
-        image_size=regions.IMAGE_SIZE,
-        windows=tuple(regions.WINDOWS),
-        iterations=regions.ITERATIONS,
-        fusion=regions.FUSION,
-        min_area=regions.MIN_AREA,
-        crop_size=regions.CROP_SIZE,
-        embedding="cls" if cfg.MODEL.SPLIT.CANDIDATE_EMBEDDING == "cls" else "dense",
+        image_size=options.image_size,
+        windows=tuple(options.windows),
+        iterations=options.iterations,
+        fusion=options.fusion,
+        min_area=options.min_area,
+        crop_size=options.crop_size,
+        embedding="cls" if SplitOptions.of(cfg).candidate_embedding == "cls" else "dense",
     )

@@ -1,0 +1,47 @@
+"""Options of the method: the keys of its config sections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...config.options import Options, option
+from ...config.sections import Backbone
+from ...config.values import COUNT, POSITIVE, POSITIVE_COUNT, SWITCH, WEIGHT, Items, Number, one_of
+
+
+@dataclass(frozen=True)
+class SegKCOptions(Options):
+    """Used where MODEL.META_ARCHITECTURE is "SegKC"."""
+
+    SECTION: ClassVar[str] = "MODEL.SEGKC"
+
+    consult: bool = option(True, SWITCH, "the senior reads the junior's features in training")
+    consult_grad: bool = option(False, SWITCH, "whether its losses reach the junior through them")
+    kd_weight: float = option(1.0, WEIGHT, "of the distillation, which begins with SSL.START; 0 = none")
+    kd_temperature: float = option(2.0, POSITIVE, "")
+    read: str = option(
+        "junior", one_of("junior", "senior"), 'or "senior", for a diagnosis: whose scores inference returns'
+    )
+
+
+@dataclass(frozen=True)
+class SeniorOptions(Options):
+    """The large network of SegKC; the junior is MODEL.BACKBONE."""
+
+    SECTION: ClassVar[str] = "MODEL.SENIOR"
+
+    pixel_mean: list[float] = option(
+        [], Items(Number(0, 255), (0, 3)), "as MODEL.PIXEL_MEAN, of the senior's own weights"
+    )
+    pixel_std: list[float] = option([], Items(POSITIVE, (0, 3)), "")
+    dim: int = option(128, POSITIVE_COUNT, "as MODEL.DPT.DIM")
+
+
+@dataclass(frozen=True)
+class SeniorBackbone(Backbone):
+    """The senior's image network; keys as those of MODEL.BACKBONE."""
+
+    SECTION: ClassVar[str] = "MODEL.SENIOR.BACKBONE"
+
+    freeze_at: int = option(2, COUNT, "stages of detectron2's ResNet that are frozen")
