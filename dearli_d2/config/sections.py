@@ -197,9 +197,7 @@ class Datasets(Options):
         Text(like="a text; in a YAML file in quotes, such as '1_8', which would be the number 18"),
         'fills the word PARTITION in names above, such as "ade20k_panoptic_train@PARTITION": one that is published (data/partitions.py), a fraction, a number or a list file as in data/catalog.py, or "all"; "n0": no labels, with DATASETS.SOURCE',
     )
-    masks: str = option(
-        "", PATH, 'folder of `dearli masks generate`; targets where MODEL.CLASSIFIER is "none"'
-    )
+    masks: str = option("", PATH, 'folder of `dearli masks generate`; targets where MODEL.CLASSIFIER is "none"')
     allow_overlap: bool = option(False, SWITCH, "True: images of TEST may be in TRAIN, SOURCE or UNLABELED too")
 
 
