@@ -212,6 +212,11 @@ DOORS = (
         first=("dearli masks generate --dataset ade20k_panoptic_train --out datasets/masks/ade20k --generator classical",),
     ),
     Door(TRAIN + r"configs/pascal_voc/\S+ --num-gpus [24] DATASETS\.PARTITION", why=SAME),
+    Door(r"for part in 1_128 1_64 ", why="repeats the next door"),
+    Door(
+        TRAIN + r"configs/ade20k/dear_convnext_b\.yaml DATASETS\.PARTITION 1_64$", "data", why="the list of 1_128 alone is there",
+        refused=r"ade20k_panoptic_train@1_64: no list file .*/1_64/labeled\.txt; .* the partitions of ade20k_panoptic_train are 1_128 \(",
+    ),
     Door(TRAIN + r"configs/ade20k/\S+ --num-gpus [24] DATASETS\.PARTITION", "data", why="it needs the GPUs", refused="--num-gpus [24] but there is no GPU"),
     Door(
         TRAIN + r"configs/gta5_to_cityscapes", "data", why="it needs the 2975 images of Cityscapes",

@@ -352,6 +352,21 @@ def test_all_labels_can_train_and_a_validation_list_or_folder_can_be_given(root)
             look(root, "DATASETS.CUSTOM.VAL", value)
 
 
+@pytest.mark.parametrize(("part", "count"), [("0.25", 2), ("n3~1", 3)])
+def test_own_labels_can_be_divided_by_a_partition(root, part, count):
+    """docs/custom_data.md: a part is labelled, the rest joins the unlabelled images, validation stays."""
+    names = "('custom_train@PARTITION',)", "('custom_train@PARTITION:unlabeled', 'custom_unlabeled')"
+    cfg = config(root, "DATASETS.TRAIN", names[0], "DATASETS.UNLABELED", names[1], "DATASETS.PARTITION", part)
+    register_custom(cfg.DATASETS.CUSTOM)
+    train, (rest, others) = dataset_dicts(cfg.DATASETS.TRAIN[0]), map(dataset_dicts, cfg.DATASETS.UNLABELED)
+    assert (len(train), len(rest), len(others), len(dataset_dicts(VAL))) == (count, 8 - count, 3, 2)
+    assert not {d["file_name"] for d in train} & {d["file_name"] for d in rest}
+    with pytest.raises(
+        ConfigError, match=r"PARTITION is '1_8'; custom_train has no published partition; else a fraction"
+    ):
+        config(root, "DATASETS.TRAIN", names[0], "DATASETS.PARTITION", "1_8")
+
+
 def test_classes_come_from_a_file_too(root, tmp_path):
     assert config(root).MODEL.NUM_CLASSES == 3
     with pytest.raises(ConfigError, match=r"CLASSES is empty: list your classes there or in ROOT/classes.txt"):
