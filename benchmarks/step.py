@@ -75,7 +75,7 @@ def build_ours(size: int, count: int, amp: bool) -> Callable[[], dict]:
     """The step as the trainer runs it."""
     model, cfg = _model(amp)
     teacher, optimizer = EMATeacher(model), build_optimizer(cfg, model)
-    labeler = PseudoLabeler(teacher.labels, CutMix(1.0), model.taxonomy.thing_ids, model.device)
+    labeler = PseudoLabeler(teacher.label, CutMix(1.0), model.taxonomy.thing_ids, model.device)
     labeled, unlabeled = _samples(size, count, 0), _samples(size, count, 1)
     rng = np.random.default_rng(0)
 

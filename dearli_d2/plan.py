@@ -170,7 +170,7 @@ def model_rows(cfg: CfgNode) -> list[list[str]]:
     small, large = (_saved_bytes(cfg, model, side) for side in sides)
     per_pixel = (large - small) / (sides[1] ** 2 - sides[0] ** 2)
     activations = images * (small + per_pixel * (cfg.INPUT.CROP_SIZE**2 - sides[0] ** 2))
-    copies = 4 + (bool(cfg.DATASETS.UNLABELED) and not model.labels_itself)  # weight, gradient, two moments, EMA
+    copies = 4 + (bool(cfg.DATASETS.UNLABELED) and model.labeler(cfg) is None)  # weight, gradient, two moments, EMA
     fixed = _BYTES * (trainable * copies + frozen)
     return [
         ["trainable parameters", f"{trainable / 1e6:.2f} M"],

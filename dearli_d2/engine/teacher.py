@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpoint import LoadReport, check_normalization, in_our_names, load_state
+from ..modeling.labeler import Labeler, Labels
+from ..modeling.segmenter import Segmenter
 from ..structures import Targets
 from ..weights import read_file, state_dict_of
 
+logger = logging.getLogger(__name__)
 
-class EMATeacher:
+
+class EMATeacher(Labeler):
     """A copy of the student that follows it slowly. What is frozen is shared, not copied.
 
     After step t = 0, 1, ... each trainable tensor becomes g * teacher + (1 - g) * student, with the g of `momentum(t)`.
@@ -23,16 +29,21 @@ class EMATeacher:
     every rank makes the same update from the same student.
 
     Args:
-        student: the model without its data-parallel wrapper. It needs `pseudo_label(inputs) -> list[Targets]`.
+        student: the model without its data-parallel wrapper.
         decay: g, or its upper limit where there is a ramp.
         ramp: g rises from 0, so that the first update copies the student; without it the weights that the teacher starts
             from fade slowly (DEARLi after the warm-up).
         burn_in: updates during which the teacher keeps the weights it has. The next one copies the student, and there is no
             ramp.
+        start: the first step with unlabelled images (SSL.START). Until then the teacher is the student.
     """
 
-    def __init__(self, student: nn.Module, decay: float = 0.999, ramp: bool = True, burn_in: int = 0) -> None:
-        self.decay, self.ramp, self.burn_in, self.updates = decay, ramp, burn_in, 0
+    model: Segmenter
+
+    def __init__(
+        self, student: Segmenter, decay: float = 0.999, ramp: bool = True, burn_in: int = 0, start: int = 0
+    ) -> None:
+        self.decay, self.ramp, self.burn_in, self.start, self.updates = decay, ramp, burn_in, start, 0
         shared = frozen_modules(student)
         self.model = copy.deepcopy(student, {id(module): module for module in shared}).eval()
         self.model.requires_grad_(False)  # changes no shared tensor: none of them had a gradient
@@ -43,11 +54,11 @@ class EMATeacher:
         state = self.model.state_dict(keep_vars=True)
         return {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in self._shared}
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: the tensors that are the teacher's alone, and the number of updates."""
         return {"model": self.own_state(), "updates": self.updates}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict()`; names must be the same."""
         own = self.own_state()
         if set(own) != set(state["model"]):
@@ -61,6 +72,13 @@ class EMATeacher:
         check_normalization(self.model, content, path)
         state = {n: t for n, t in in_our_names(self.model, state_dict_of(content, path)).items() if n in own}
         return load_state(self.model, state, path, strict=False)
+
+    def follow(self, student: Segmenter, step: int) -> None:
+        """Updates the teacher after a step of the run; before the first step with unlabelled images it copies the student."""
+        if step < self.start:
+            self.copy(student)
+        else:
+            self.update(student)
 
     def copy(self, student: nn.Module) -> None:
         """Makes the teacher the student, without counting a step."""
@@ -94,13 +112,34 @@ class EMATeacher:
             torch._foreach_copy_(*copied)
 
     @torch.no_grad()
-    def pseudo_label(self, inputs: list[dict]) -> list[Targets]:
+    def pseudo_label(self, inputs: list[dict[str, Any]]) -> list[Targets]:
         """Hard pseudo-labels on the device for weak views; see the model's `pseudo_label`."""
         return self.model.pseudo_label(inputs)
 
-    def labels(self, inputs: list[dict]) -> dict[str, list[Targets]]:
-        """The same as `PseudoLabeler` takes it."""
-        return {"targets": self.pseudo_label(inputs)}
+    def label(self, weak: list[dict[str, Any]]) -> Labels:
+        return {"targets": self.pseudo_label(weak)}
+
+
+def build_labeler(cfg: CfgNode, student: Segmenter, fresh: bool = True) -> Labeler | None:
+    """Who labels the unlabelled images of a run: what the student declares, else an EMA teacher.
+
+    Args:
+        student: with the weights that the run starts from. fresh: the teacher takes SSL.TEACHER_WEIGHTS, if there are any;
+            False for a resumed run, whose checkpoint has its weights.
+
+    Returns:
+        None without unlabelled images.
+    """
+    if not cfg.DATASETS.UNLABELED:
+        return None
+    declared = student.labeler(cfg)
+    if declared is not None:
+        return declared
+    ssl = cfg.SSL
+    teacher = EMATeacher(student, ssl.EMA_DECAY, has_ramp(cfg), ssl.BURN_IN, ssl.START)
+    if fresh and ssl.TEACHER_WEIGHTS:
+        logger.info("the teacher starts from %s", teacher.load_weights(ssl.TEACHER_WEIGHTS))
+    return teacher
 
 
 def has_ramp(cfg: CfgNode) -> bool:

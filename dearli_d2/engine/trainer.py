@@ -37,7 +37,7 @@ from .optimizer import autocast, build_optimizer, build_scaler, build_scheduler
 from .pseudo_labels import PseudoLabeler
 from .resume import check_complete, check_data, check_settings, describe_data, scoring_settings
 from .run_folder import FolderLock
-from .teacher import EMATeacher, has_ramp
+from .teacher import EMATeacher, build_labeler
 
 logger = logging.getLogger(__name__)
 
@@ -140,9 +140,7 @@ class DualStreamTrainer(TrainerBase):
         self.student = build_model(cfg, self.taxonomy, load_backbone=state is None)
         if state is None:
             self._load_start_weights()
-        taught = bool(cfg.DATASETS.UNLABELED) and not self.student.labels_itself
-        ssl = cfg.SSL
-        self.teacher = EMATeacher(self.student, ssl.EMA_DECAY, has_ramp(cfg), ssl.BURN_IN) if taught else None
+        self.labeler = build_labeler(cfg, self.student, fresh=state is None)
         self.optimizer = build_optimizer(cfg, self.student)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.scaler = build_scaler(cfg)
@@ -152,8 +150,6 @@ class DualStreamTrainer(TrainerBase):
         self.data = describe_data(cfg)
         if state is not None:
             self._restore(state)
-        elif cfg.SSL.TEACHER_WEIGHTS and self.teacher is not None:
-            logger.info("the teacher starts from %s", self.teacher.load_weights(cfg.SSL.TEACHER_WEIGHTS))
         self.student.check_training(cfg)  # some methods check what follows from their weights
         self.pseudo_labeler = self._build_pseudo_labeler()
         devices = [torch.cuda.current_device()] if cfg.MODEL.DEVICE == "cuda" else None
@@ -177,7 +173,7 @@ class DualStreamTrainer(TrainerBase):
             )
 
     def _build_pseudo_labeler(self) -> PseudoLabeler | None:
-        if not self.cfg.DATASETS.UNLABELED:
+        if self.labeler is None:
             return None
         ssl = self.cfg.SSL
         mix: CutMix | ClassMix | None = None
@@ -185,8 +181,7 @@ class DualStreamTrainer(TrainerBase):
             by_class = ssl.MIX == "classmix"
             mix = ClassMix(ssl.CUTMIX) if by_class else CutMix(ssl.CUTMIX, ssl.CUTMIX_AREA, ssl.CUTMIX_ASPECT)
         things = self.taxonomy.thing_ids if self.cfg.INPUT.TARGETS == "panoptic" else ()
-        label = self.student.cross_labels if self.teacher is None else self.teacher.labels
-        return PseudoLabeler(label, mix, things, self.student.device)
+        return PseudoLabeler(self.labeler.label, mix, things, self.student.device)
 
     def _build_hooks(self) -> list[hooks.HookBase]:
         cfg = self.cfg
@@ -203,6 +198,11 @@ class DualStreamTrainer(TrainerBase):
         if comm.is_main_process():
             result.append(MetricsHook(cfg.OUTPUT_DIR, self.start_iter, self.max_iter))
         return result
+
+    @property
+    def teacher(self) -> EMATeacher | None:
+        """The EMA teacher, if it is one that makes the pseudo-labels."""
+        return self.labeler if isinstance(self.labeler, EMATeacher) else None
 
     # ------------------------------------------------------------------------------------------ the step
 
@@ -268,9 +268,8 @@ class DualStreamTrainer(TrainerBase):
         self.bad_steps = 0
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.teacher is not None:
-            follow = self.teacher.copy if self.iter < self.cfg.SSL.START else self.teacher.update
-            follow(self.student)
+        if self.labeler is not None:
+            self.labeler.follow(self.student, self.iter)
         get_event_storage().put_scalars(total_loss=sum(losses.values()), grad_norm=norm, **losses)
 
     def _skip(self, bad: list[str], norm: float, files: list[str]) -> None:
@@ -310,8 +309,8 @@ class DualStreamTrainer(TrainerBase):
         }
         if self.taxonomy is not None:  # with the names that the model reads
             state["taxonomy"] = self.student.taxonomy.to_json()
-        if self.teacher is not None:
-            state["teacher"] = self.teacher.state_dict()
+        if self.labeler is not None and (labeler := self.labeler.state_dict()):
+            state["teacher"] = labeler
         return state
 
     def _restore(self, state: dict) -> None:
@@ -322,11 +321,11 @@ class DualStreamTrainer(TrainerBase):
         for group, (base, factor) in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = base * factor(self.scheduler.last_epoch)  # another one where SOLVER.MAX_ITER has changed
         self.scaler.load_state_dict(state["scaler"])
-        if self.teacher is not None:
+        if self.labeler is not None:
             if "teacher" in state:
-                self.teacher.load_state_dict(state["teacher"])
-            else:  # until SSL.START it is the student
-                self.teacher.copy(self.student)
+                self.labeler.load_state_dict(state["teacher"])
+            else:  # of a run without unlabelled images so far
+                self.labeler.follow(self.student, state["iteration"] - 1)
         self.start_iter, self.best = state["iteration"], self.checkpoints.best_score()
         self.bad_steps = state.get("bad_steps", 0)  # this and the next are not in checkpoints of earlier versions
         restore(self.storage, state.get("recent", {}))
@@ -381,10 +380,10 @@ class DualStreamTrainer(TrainerBase):
     def scores(self, done: int) -> dict[str, float]:
         """Evaluates student, teacher or both after `done` steps, as TEST.WEIGHTS asks, and keeps the best model. The names of
         the second one's scores have a prefix. On the main process; {} elsewhere."""
-        which = self.cfg.TEST.WEIGHTS
-        scores = evaluate(self.cfg, self.teacher.model if which == "teacher" else self.model, done)
+        which, teacher = self.cfg.TEST.WEIGHTS, None if self.labeler is None else self.labeler.model
+        scores = evaluate(self.cfg, teacher if which == "teacher" else self.model, done)
         if which == "both":
-            scores |= evaluate(self.cfg, self.teacher.model, done, "teacher")
+            scores |= evaluate(self.cfg, teacher, done, "teacher")
         metric = self.cfg.TEST.BEST_METRIC
         if not (comm.is_main_process() and scores):
             return {}

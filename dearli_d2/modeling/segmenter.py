@@ -13,7 +13,9 @@ from torch import nn
 
 from ..data.taxonomy import Taxonomy
 from ..errors import ConfigError
+from ..structures import Targets
 from .backbone.pyramid import LEVELS
+from .labeler import Labeler
 from .mask2former.inference import resize_logits
 from .per_pixel.semantic import sliding_window
 
@@ -103,8 +105,6 @@ class Segmenter(nn.Module):
         read_out: what inference returns.
     """
 
-    labels_itself = False  # unlabelled images, by its `cross_labels`; else an EMA teacher does
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -146,6 +146,21 @@ class Segmenter(nn.Module):
             step: of the run, counted from 0. total: steps of the whole run. A method computes its state from these two
                 alone, so that a resumed run goes on as if it had not stopped.
         """
+
+    def labeler(self, cfg: CfgNode) -> Labeler | None:
+        """Says who labels the unlabelled images in training. None: an EMA teacher, which the engine makes of this model."""
+        return None
+
+    def pseudo_label(self, inputs: list[dict]) -> list[Targets]:
+        """Labels weak views as the teacher of semi-supervised training, in eval mode and without a gradient.
+
+        Args:
+            inputs: "image" (3, H, W) 0..255, all of one size, and optionally "inside" (H, W) bool: labels are cut to it.
+
+        Returns:
+            On the device, one per image; where "inside" is False nothing is valid.
+        """
+        raise NotImplementedError
 
     @property
     def training_divisor(self) -> int:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from dearli_d2.engine.teacher import EMATeacher, frozen_modules
+from dearli_d2.engine.teacher import EMATeacher, build_labeler, frozen_modules
 from dearli_d2.modeling import build_model
+from dearli_d2.modeling.labeler import SelfLabeler
+from tests.conftest import SSL
 
 
 class Frozen(nn.Sequential):
@@ -161,3 +163,30 @@ def test_start_weights_leave_the_shared_part_alone(tmp_path):
     teacher.load_weights(tmp_path / "w.pth")
     assert torch.equal(teacher.model.head.weight, other.head.weight)
     assert not (student.backbone[0].weight == 9).any()
+
+
+def test_the_teacher_is_the_student_until_its_first_step_with_unlabelled_images():
+    student = Small()
+    teacher = EMATeacher(student, decay=0.5, ramp=False, start=2)
+    for step in range(3):
+        randomise(student, step)
+        teacher.follow(student, step)
+        assert torch.equal(teacher.model.head.weight, student.head.weight) == (step < 2)
+    assert teacher.updates == 1
+
+
+def test_a_model_declares_who_labels_its_unlabelled_images(mini_config):
+    """The EMA teacher unless the model has a labeler of its own; without unlabelled images nobody."""
+    dear, segkc = mini_config(*SSL, file="dear.yaml"), mini_config(*SSL, file="segkc.yaml")
+    teacher = build_labeler(dear, build_model(dear))
+    assert isinstance(teacher, EMATeacher)
+    assert teacher.start == dear.SSL.START
+    model = build_model(segkc)
+    own = build_labeler(segkc, model)
+    assert isinstance(own, SelfLabeler)
+    assert (own.model, own.state_dict()) == (None, {})
+    weak = [{"image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)}]
+    labels, expected = own.label(weak), model.cross_labels(weak)
+    assert set(labels) == {"targets", "senior_targets"}
+    assert all(torch.equal(labels[name][0].masks, expected[name][0].masks) for name in expected)
+    assert build_labeler(mini_config(file="m2f.yaml"), build_model(mini_config(file="m2f.yaml"))) is None

@@ -114,7 +114,7 @@ def test_token_features_are_those_of_the_text_tower_before_pooling(semidavil):
 def test_a_mixed_image_is_described_by_both_captions(semidavil):
     cfg = semidavil("SSL.CUTMIX", "1.0", "SSL.CONFIDENCE", "0.0")
     model = build_model(cfg)
-    labeler = PseudoLabeler(EMATeacher(model).labels, ClassMix(1.0), (), "cpu")
+    labeler = PseudoLabeler(EMATeacher(model).label, ClassMix(1.0), (), "cpu")
     inputs = [
         {**sample(caption=c), "strong": sample()["image"][None], "inside": torch.ones(64, 64).bool()}
         for c in ("grass", "sky and sand", "water")

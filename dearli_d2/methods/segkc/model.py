@@ -15,6 +15,7 @@ from torch import nn
 
 from ...data.taxonomy import Taxonomy
 from ...errors import ConfigError, WeightsError
+from ...modeling.labeler import SelfLabeler
 from ...modeling.mask2former.inference import resize_logits
 from ...modeling.per_pixel import DPTHead
 from ...modeling.per_pixel.losses import consistency_loss, distillation_loss, supervised_loss
@@ -103,8 +104,6 @@ class SegKC(DPTSegmenter):
         junior: arguments of `DPTSegmenter`.
     """
 
-    labels_itself = True
-
     @configurable
     def __init__(
         self,
@@ -175,6 +174,9 @@ class SegKC(DPTSegmenter):
 
     def logits(self, images: torch.Tensor, samples: Sequence[dict] | None) -> torch.Tensor:
         return self.both_logits(images)[1] if self.read == "senior" else super().logits(images, samples)
+
+    def labeler(self, cfg: CfgNode) -> SelfLabeler:
+        return SelfLabeler(self.cross_labels)
 
     @torch.no_grad()
     def cross_labels(self, inputs: list[dict]) -> dict[str, list[Targets]]:
