@@ -40,6 +40,7 @@ test-slow: $(STAMP)  ## short trainings that show an effect
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix .
@@ -64,4 +65,4 @@ $(DOCS_STAMP): requirements-docs.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS_VENV) site .pytest_cache .ruff_cache .coverage build dearli_d2.egg-info
+	rm -rf $(VENV) $(DOCS_VENV) site .pytest_cache .ruff_cache .mypy_cache .coverage build dearli_d2.egg-info
