@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 DEARLI := $(VENV)/bin/dearli
 PACKAGES := $(VENV)/.packages
 STAMP := $(VENV)/.installed
-PYTHON ?= python3
+export PYTHON ?= python3
 DOCS_VENV ?= .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.installed
 
@@ -18,7 +18,7 @@ env: $(STAMP)  ## the environment, with the project in it
 packages: $(PACKAGES)  ## the environment without the project
 
 $(PACKAGES): requirements.txt requirements-dev.txt scripts/make_env.sh scripts/install_detectron2.sh $(CONSTRAINTS)
-	PYTHON=$(PYTHON) bash scripts/make_env.sh $(VENV) $(CONSTRAINTS)
+	bash scripts/make_env.sh $(VENV) $(CONSTRAINTS)
 	touch $@
 
 $(STAMP): $(PACKAGES) pyproject.toml setup.py

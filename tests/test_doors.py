@@ -124,7 +124,11 @@ NO_CLIP = "CLIP's weights are a download"
 SAME = "another command of this door is run; this one's options and keys are checked"
 DOORS = (
     # ------------------------------------------------------------------ README
-    Door(r"make (env|packages|demo|ladder|test|test-slow|lint|format|bench|docs|clean)$", "start", append="--dry-run"),
+    Door(
+        r"make (env|packages|demo|ladder|test|test-slow|lint|format|bench|docs|clean)( [A-Z]+=\S+)*$",
+        "start",
+        append="--dry-run",
+    ),
     Door(r"source |export |dearli completion ", why="sets up the shell, as every run here is"),
     Door(r"dearli env$", "start"),
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml$", "start", makes=("output/miniworld/m2f_lang/model_final.pth",)),
