@@ -1,0 +1,184 @@
+"""EoMT, the Encoder-only Mask Transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList
+from torch import nn
+
+from ...data.taxonomy import Taxonomy
+from ...errors import ConfigError
+from ...modeling.mask2former.criterion import SetCriterion
+from ...modeling.mask2former.transformer_decoder import DecoderOutput
+from ...modeling.mask_classifier import MaskClassifier, PseudoLabeling
+from ...modeling.segmenter import BackbonePaths, LearningRate, ReadOut
+from .annealing import mask_probabilities
+from .names import our_names
+from .network import attention_mask, build_mask_head, build_upscale
+from .options import EoMTOptions
+from .vit import PlainViT, build_vit
+
+
+@META_ARCH_REGISTRY.register()
+class EoMT(MaskClassifier):
+    """A plain ViT whose last blocks read queries and patches together; each query gives a class and a mask.
+
+    In training each of these blocks first predicts the masks, and its queries attend inside them with a probability that
+    falls to 0 (`mask_probabilities`). A trained model predicts once, behind the last block, without any mask. A model that is
+    evaluated during training masks a block's queries while its probability is at least 0.5, so that predictions do not
+    depend on chance.
+
+    Args:
+        backbone: see `PlainViT`.
+        num_queries: Q.
+        criterion: for training; the same losses at every prediction.
+        taxonomy, pixel_mean, pixel_std, read_out, pseudo_labeling: see `MaskClassifier`.
+        options: of the method.
+        pad_value: 0..255, of the pixels around images that are smaller than those of training.
+    """
+
+    backbone: PlainViT
+    attn_mask_probs: torch.Tensor
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: PlainViT,
+        num_queries: int,
+        criterion: SetCriterion,
+        taxonomy: Taxonomy | None,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        options: EoMTOptions = EoMTOptions(),
+        pad_value: int = 128,
+        read_out: ReadOut = ReadOut(),
+        pseudo_labeling: PseudoLabeling = PseudoLabeling(),
+    ) -> None:
+        super().__init__(backbone, criterion, taxonomy, pixel_mean, pixel_std, read_out, pseudo_labeling)
+        self.options, self.pad_value = options, pad_value
+        self.q = nn.Embedding(num_queries, backbone.dim)
+        self.class_head = nn.Linear(backbone.dim, self.num_classes + 1)
+        self.mask_head = build_mask_head(backbone.dim)
+        self.upscale = build_upscale(backbone.dim, backbone.patch)
+        # part of a checkpoint: one from the middle of a training is evaluated as it was trained
+        self.register_buffer("attn_mask_probs", torch.ones(options.blocks))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
+        backbone, options = cfg.MODEL.BACKBONE, EoMTOptions.of(cfg)
+        vit = build_vit(backbone.ARCH, backbone.WEIGHTS, cfg.INPUT.CROP_SIZE, options.patch_size)
+        if options.blocks > len(vit.blocks):
+            raise ConfigError(f"MODEL.EOMT.BLOCKS is {options.blocks}, {backbone.ARCH} has {len(vit.blocks)} blocks")
+        return {
+            **cls.common_arguments(cfg, taxonomy),
+            "backbone": PlainViT(vit, backbone.CHECKPOINT_BLOCKS),
+            "num_queries": cfg.MODEL.MASK_FORMER.NUM_QUERIES,
+            "options": options,
+            "pad_value": cfg.INPUT.PAD_VALUE,
+        }
+
+    def own_names(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return our_names(state)
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def backbone_paths(self) -> BackbonePaths:
+        return [(self.backbone, lambda images: [self.backbone(images)])]
+
+    @property
+    def training_divisor(self) -> int:
+        return self.backbone.patch
+
+    def check_training(self, cfg: CfgNode) -> None:
+        """The ViT must begin to learn before the training ends."""
+        delay, steps = self.options.backbone_delay, cfg.SOLVER.MAX_ITER
+        if delay >= steps:
+            raise ConfigError(
+                f"the ViT learns nothing: MODEL.EOMT.BACKBONE_DELAY is {delay}, SOLVER.MAX_ITER is {steps}; lower the first"
+            )
+
+    def set_progress(self, step: int, total: int) -> None:
+        options = self.options
+        interval = options.annealing_start, options.annealing_end
+        values = mask_probabilities(step / total, options.blocks, *interval, options.annealing_power)
+        self.attn_mask_probs.copy_(torch.tensor(values))
+
+    def learning_rate(self, name: str) -> LearningRate:
+        """The ViT starts after the new parts, and learns the slower the earlier the block."""
+        if not name.startswith("backbone."):
+            return LearningRate()
+        options, part = self.options, name.removeprefix("backbone.vit.")
+        if part.startswith("norm."):
+            blocks_behind = 0
+        elif part.startswith("blocks."):
+            blocks_behind = self.backbone.depth - 1 - int(part.split(".")[1])
+        else:  # embeddings and tokens, as the first block
+            blocks_behind = self.backbone.depth - 1
+        return LearningRate(options.layer_decay**blocks_behind, options.backbone_delay, options.backbone_warmup)
+
+    def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
+        """The criterion once for each prediction: unlike in Mask2Former, each has mask features of its own."""
+        images, targets = self.inputs_of(streams)
+        outputs, losses = self.network(images), {}
+        for index, output in enumerate(outputs):
+            suffix = "" if index == len(outputs) - 1 else f"_{index}"
+            for name, loss in self.stream_losses(streams, output, targets).items():
+                losses[name + suffix] = loss
+        return losses
+
+    # ------------------------------------------------------------------------------------------ network
+
+    def network(self, images: torch.Tensor) -> list[DecoderOutput]:
+        """Predictions for normalised (B, 3, H, W) images whose sides are multiples of the patch.
+
+        Returns:
+            The predictions before each of the last blocks, and behind the last one; in evaluation without those that no
+            mask needs.
+        """
+        vit, grid = self.backbone, (images.shape[-2] // self.backbone.patch, images.shape[-1] // self.backbone.patch)
+        first = vit.depth - self.options.blocks
+        x, outputs = vit.embed(images), []
+        for index in range(first):
+            x = vit.block(index, x)
+        x = torch.cat([self.q.weight.expand(len(x), -1, -1), x], 1)
+        for index, probability in enumerate(self.attn_mask_probs.tolist(), start=first):
+            if not self.training:
+                probability = float(probability >= 0.5)
+            mask = None
+            if self.training or probability:
+                outputs.append(self._predict(vit.norm(x), grid))
+            if probability:
+                mask = attention_mask(outputs[-1], grid, vit.prefix, probability)
+            x = vit.block(index, x, mask)
+        return [*outputs, self._predict(vit.norm(x), grid)]
+
+    def _predict(self, x: torch.Tensor, grid: tuple[int, int]) -> DecoderOutput:
+        """One prediction from (B, Q + prefix + h w, C) tokens."""
+        queries, patches = x[:, : self.q.num_embeddings], x[:, self.q.num_embeddings + self.backbone.prefix :]
+        features = self.upscale(patches.transpose(1, 2).unflatten(2, grid))
+        return DecoderOutput(self.class_head(queries)[None], self.mask_head(queries)[None], features)
+
+    # ------------------------------------------------------------------------------------------ inference
+
+    def preprocess(self, batch: list[dict]) -> ImageList:
+        """Normalised images, padded at the right and bottom to a multiple of the patch, and to the size of training at least:
+        the ViT's positions then mean what they meant in training."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batch]
+        patch, least = self.backbone.patch, self.backbone.image_size
+        height, width = (-(-max(least, *(x.shape[d] for x in images)) // patch) * patch for d in (1, 2))
+        padded = self.pixel_mean.new_full((len(images), 3, height, width), self.pad_value)
+        for row, image in zip(padded, images, strict=True):
+            row[:, : image.shape[1], : image.shape[2]] = image
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        return ImageList((padded - self.pixel_mean) / self.pixel_std, sizes)
+
+    def predict(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.network(images)[-1]
+        return output.class_outputs[-1], output.mask_logits()
