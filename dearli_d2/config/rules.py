@@ -122,7 +122,7 @@ def validate(cfg: CfgNode) -> None:
         (
             not cfg.DATASETS.UNSEEN_CLASSES or method.zero_shot,
             "DATASETS.UNSEEN_CLASSES is for MODEL.META_ARCHITECTURE "
-            + " or ".join(name for name, other in methods().items() if other.zero_shot),
+            + " or ".join(other.architecture for other in methods().values() if other.zero_shot),
         ),
         (
             cfg.MODEL.CLASSIFIER != "none" or not (cfg.DATASETS.UNLABELED or cfg.DATASETS.TEST),

@@ -22,19 +22,21 @@ if TYPE_CHECKING:
 
 @cache
 def methods() -> Mapping[str, Method]:
-    """Every method by its MODEL.META_ARCHITECTURE."""
+    """Every method by the name of its folder."""
     folders = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
-    found = [importlib.import_module(f"{__name__}.{name}").METHOD for name in folders]
-    return {method.architecture: method for method in found}
+    return {name: importlib.import_module(f"{__name__}.{name}").METHOD for name in folders}
 
 
 def method_of(cfg: CfgNode) -> Method:
-    """The method of a config.
+    """The method that takes a config.
 
     Raises:
-        ConfigError: MODEL.META_ARCHITECTURE names none; the message lists the known ones.
+        ConfigError: MODEL.META_ARCHITECTURE is unknown, or none of its methods takes the other keys.
     """
-    name = cfg.MODEL.META_ARCHITECTURE
-    if name not in methods():
-        raise ConfigError(f"MODEL.META_ARCHITECTURE: there is no {name!r}; known: {', '.join(sorted(methods()))}")
-    return methods()[name]
+    for method in methods().values():
+        if method.takes(cfg):
+            return method
+    name, known = cfg.MODEL.META_ARCHITECTURE, sorted({method.architecture for method in methods().values()})
+    if name in known:
+        raise ConfigError(f"MODEL.META_ARCHITECTURE {name}: no method has MODEL.CLASSIFIER {cfg.MODEL.CLASSIFIER}")
+    raise ConfigError(f"MODEL.META_ARCHITECTURE: there is no {name!r}; known: {', '.join(known)}")

@@ -56,9 +56,9 @@ class Method:
         """The class of the model; it has `from_config(cfg, taxonomy)`."""
         raise NotImplementedError
 
-    def adopts(self, cfg: CfgNode) -> bool:
-        """Whether a config of an earlier version, with another MODEL.META_ARCHITECTURE, means this method."""
-        return False
+    def takes(self, cfg: CfgNode) -> bool:
+        """Whether a config is of this method. Several methods may share an architecture."""
+        return self.architecture == cfg.MODEL.META_ARCHITECTURE
 
     def rules(self, cfg: CfgNode) -> Rules:
         """Conditions on several keys that a config of this method must satisfy."""

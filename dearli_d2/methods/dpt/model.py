@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import ImageList
 
 from ...data.taxonomy import Taxonomy
@@ -23,7 +23,6 @@ from ...modeling.per_pixel.segmenter import PixelSegmenter
 from ...modeling.segmenter import ReadOut, input_divisor, level_channels
 
 
-@META_ARCH_REGISTRY.register()
 class DPTSegmenter(PixelSegmenter):
     """Images of any size are brought to the nearest multiples of the backbone's `size_divisibility` for inference, and the
     scores back; training takes crops that are multiples.

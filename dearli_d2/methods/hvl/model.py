@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 
 from ...data.taxonomy import Taxonomy
@@ -19,7 +18,7 @@ from ...modeling.clip.language import clip_normalization, language_beside
 from ...modeling.clip.text import build_vocabulary, read_templates
 from ...modeling.clip.text_tower import text_tower_of
 from ...modeling.mask2former.inference import resize_logits, semantic_inference
-from ...modeling.mask2former.segmenter import MaskFormer
+from ...modeling.mask2former.segmenter import MaskFormerSegmenter
 from ...modeling.mask2former.transformer_decoder import DecoderOutput, GivenQueries
 from ...modeling.per_pixel.semantic import confident_targets, entropy, normalized, semantic_argmax
 from ...modeling.segmenter import BackbonePaths, levels_of
@@ -43,8 +42,7 @@ _LEVELS = 3  # of the pixel decoder
 _SILENT = 20.0
 
 
-@META_ARCH_REGISTRY.register()
-class HVL(MaskFormer):
+class HVL(MaskFormerSegmenter):
     """Mask2Former whose queries are, for each class and level, made from the class's name (HTQG), exchange information with
     the pixels inside the pixel decoder (PTRM), and are decoded together with free queries (DQTD).
 
@@ -56,7 +54,7 @@ class HVL(MaskFormer):
         language: the CLIP model that gives text and zero-shot recognition; the backbone itself, or a frozen one beside it.
         templates: fixed prompts of CLIP's own text embeddings.
         level_dims: (channels of the queries, heads, feed-forward channels, layers of the pixel decoder).
-        core: see `MaskFormer`.
+        core: see `MaskFormerSegmenter`.
     """
 
     @configurable
@@ -98,7 +96,7 @@ class HVL(MaskFormer):
 
     @classmethod
     def from_config(cls, cfg, taxonomy: Taxonomy | None = None) -> dict:
-        core = MaskFormer.from_config(cfg, taxonomy)
+        core = cls.linear_arguments(cfg, taxonomy)
         hvl, decoder = cfg.MODEL.HVL, cfg.MODEL.PIXEL_DECODER
         language = language_beside(cfg, core["backbone"]) if hvl.TEXTUAL_QUERIES else None
         return {

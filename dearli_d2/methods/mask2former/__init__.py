@@ -17,10 +17,13 @@ class Mask2Former(Method):
 
     architecture = "MaskFormer"
 
-    def segmenter(self) -> type[Segmenter]:
-        from ...modeling.mask2former.segmenter import MaskFormer
+    def takes(self, cfg: CfgNode) -> bool:
+        return super().takes(cfg) and cfg.MODEL.CLASSIFIER != "text"
 
-        return MaskFormer
+    def segmenter(self) -> type[Segmenter]:
+        from . import model
+
+        return model.MaskFormer
 
     def rules(self, cfg: CfgNode) -> Rules:
         return [*query_rules(cfg), *class_loss_rules(cfg), *panoptic_teaching_rules(cfg)]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from detectron2.modeling import Backbone
 from torch import nn
 
 from ...data.taxonomy import Taxonomy
@@ -91,7 +91,6 @@ class Senior(nn.Module):
         return self.head.classify(features)
 
 
-@META_ARCH_REGISTRY.register()
 class SegKC(DPTSegmenter):
     """The junior is the model itself, its parameters named as in `DPTSegmenter`; the senior is beside it and takes part in
     training alone.

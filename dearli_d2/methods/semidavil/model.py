@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import build_backbone
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
@@ -73,7 +73,6 @@ def build_pixel_head(cfg: CfgNode, shape: ShapeSpec) -> nn.Module:
     return PyramidHead(shape.channels, dim, shape.stride, head)
 
 
-@META_ARCH_REGISTRY.register()
 class SemiDAViL(PixelSegmenter):
     """Per-pixel segmentation of CLIP features that captions guide.
 

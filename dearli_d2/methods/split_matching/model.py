@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import build_backbone
 from torch import nn
 
 from ...data.taxonomy import Taxonomy
@@ -20,7 +20,7 @@ from ...modeling.clip.ensembling import mask_pool
 from ...modeling.clip.language import clip_normalization, language_beside
 from ...modeling.clip.text import Vocabulary, build_vocabulary, read_templates
 from ...modeling.mask2former.head import build_head
-from ...modeling.mask2former.segmenter import MaskFormer
+from ...modeling.mask2former.segmenter import MaskFormerSegmenter
 from ...modeling.mask2former.transformer_decoder import MLP, DecoderOutput, GivenQueries
 from ...modeling.norms import norm_on
 from ...modeling.segmenter import level_channels
@@ -43,8 +43,7 @@ from .regions import RegionFinder, RegionSettings, candidate_masks
 _START_PROBABILITY = 0.01  # of a class, as focal losses want it
 
 
-@META_ARCH_REGISTRY.register()
-class SplitMatching(MaskFormer):
+class SplitMatching(MaskFormerSegmenter):
     """Mask2Former whose class of a query is its cosine with text embeddings, and in training also with embeddings of regions.
 
     Args:
@@ -56,7 +55,8 @@ class SplitMatching(MaskFormer):
         unseen: names of the classes that training does not know.
         fixed_templates: of the text embeddings.
         level_dim: channels of the pixel decoder.
-        core: see `MaskFormer`.
+        ensemble_alpha: weight of the learned posterior at inference; 1 leaves CLIP's out.
+        core: see `MaskFormerSegmenter`.
     """
 
     @configurable
@@ -72,10 +72,11 @@ class SplitMatching(MaskFormer):
         unseen: Sequence[str],
         fixed_templates: Sequence[str],
         level_dim: int,
+        ensemble_alpha: float,
         **core,
     ) -> None:
         super().__init__(**core)
-        self.options = options
+        self.options, self.ensemble_alpha = options, ensemble_alpha
         self.fixed_templates = fixed_templates
         if language is not None:
             self.language_model = language
@@ -104,19 +105,16 @@ class SplitMatching(MaskFormer):
     @classmethod
     def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
         split, former = SplitOptions.of(cfg), cfg.MODEL.MASK_FORMER
-        # the core's own parts: text embeddings as classes, but a frozen CLIP beside the backbone may give them
-        plain = cfg.clone()
-        plain.defrost()
-        plain.MODEL.CLASSIFIER = "linear"
-        core = MaskFormer.from_config(plain, taxonomy)
-        backbone = core["backbone"]
+        backbone = build_backbone(cfg)
+        core = {**cls.common_arguments(cfg, taxonomy), "backbone": backbone}
         language = language_beside(cfg, backbone)
         clip = language or backbone
         if not clip.frozen:
             raise ConfigError(
                 "regions come from a frozen CLIP model: set MODEL.BACKBONE.FREEZE True, or MODEL.TEXT.ENCODER to one beside it"
             )
-        plain.MODEL.CLASSIFIER = "text"
+        plain = cfg.clone()
+        plain.defrost()
         plain.MODEL.MASK_FORMER.NUM_QUERIES = former.NUM_QUERIES + split.candidate_queries
         channels = level_channels(backbone, cfg.MODEL.BACKBONE.NAME)
         weights = {
