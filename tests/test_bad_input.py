@@ -192,8 +192,8 @@ DATA_CASES = {
 }
 
 
-def run(tmp_path, capsys, *overrides, config=CONFIG, command="train", base=MINI_OVERRIDES):
-    arguments = [command, "--config-file", config, *base, "OUTPUT_DIR", str(tmp_path / "out"), *overrides]
+def run(tmp_path, capsys, *overrides, config=CONFIG, command="train", base=MINI_OVERRIDES, flags=()):
+    arguments = [command, *flags, "--config-file", config, *base, "OUTPUT_DIR", str(tmp_path / "out"), *overrides]
     status = main(arguments)
     _, marker, error = capsys.readouterr().err.rpartition("error: ")
     assert status == 2

@@ -18,8 +18,8 @@ from dearli_d2.engine.evaluation import evaluate
 from dearli_d2.engine.optimizer import build_scheduler, parameter_groups
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, DatasetError, TrainingError
-from dearli_d2.modeling.mask2former.segmenter import MaskFormerSegmenter
 from dearli_d2.modeling import build_model
+from dearli_d2.modeling.mask2former.segmenter import MaskFormerSegmenter
 from dearli_d2.modeling.segmenter import LearningRate
 from tests.conftest import MINI_OVERRIDES, REPO, train_until
 
@@ -200,7 +200,9 @@ def test_a_method_may_give_parameters_a_learning_rate_of_their_own(mini_config, 
     """Factor, delay and warm-up of `Segmenter.learning_rate` reach the optimiser; other parameters keep the run's."""
     slow = "sem_seg_head.predictor.query_feat.weight"
     rate = LearningRate(factor=0.5, delay=2, warmup=3)
-    monkeypatch.setattr(MaskFormerSegmenter, "learning_rate", lambda self, name: rate if name == slow else LearningRate())
+    monkeypatch.setattr(
+        MaskFormerSegmenter, "learning_rate", lambda self, name: rate if name == slow else LearningRate()
+    )
     trainer = DualStreamTrainer(mini_config("SOLVER.MAX_ITER", "10", "SOLVER.WARMUP_ITERS", "1"))
     query = dict(trainer.student.named_parameters())[slow]
     own = next(g for g in trainer.optimizer.param_groups if any(p is query for p in g["params"]))
