@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether file and model have the same names and shapes."""
+        """True if file and model have the same names and shapes."""
         return not (self.missing or self.unexpected or self.wrong_shape)
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class LoadReport:
         return "\n".join(lines)
 
     def carry_over(self) -> str:
-        """For a model that starts from another task's weights: what was loaded, what starts fresh, what was not used."""
+        """The report on a model that starts from another task's weights: tensors loaded, started fresh, and not used."""
         shapes = [f"{n} (shape {a} in the file, {b} here)" for n, (a, b) in self.wrong_shape.items()]
         parts = (
             ("carried over", _grouped(self.matched)),
@@ -86,7 +86,7 @@ def translate_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def compare(model: nn.Module, state: dict[str, torch.Tensor]) -> LoadReport:
-    """How `state` (ours names) fits `model`; nothing is loaded."""
+    """Compares `state`, under the names of this project, with `model`; nothing is loaded."""
     own, report = model.state_dict(), LoadReport()
     for name, value in state.items():
         if name not in own:
@@ -127,14 +127,19 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True, which:
 def load_content(
     model: nn.Module, content: dict, source: str | Path, strict: bool = True, which: str = "student"
 ) -> LoadReport:
-    """As `load_weights`, from the content of a file that is read already."""
+    """Does the work of `load_weights` with the content of a file."""
     check_normalization(model, content, source)
     return load_state(model, state_dict_of(content, source, which), source, strict)
 
 
 def check_normalization(model: nn.Module, content: dict, source: str | Path) -> None:
-    """A run's checkpoint holds its config: images must be normalised as then. Raises `WeightsError`."""
-    if "config" not in content or not hasattr(model, "pixel_mean"):
+    """Checks that images are normalised as in the run that wrote a checkpoint, whose config it holds.
+
+    Raises:
+        WeightsError: they are not.
+    """
+    mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
+    if "config" not in content or mean is None or std is None:
         return
     try:
         trained = CfgNode.load_cfg(content["config"]).MODEL
@@ -147,7 +152,7 @@ def check_normalization(model: nn.Module, content: dict, source: str | Path) -> 
             error,
         )
         return
-    for key, tensor in (("PIXEL_MEAN", model.pixel_mean), ("PIXEL_STD", model.pixel_std)):
+    for key, tensor in (("PIXEL_MEAN", mean), ("PIXEL_STD", std)):
         values = [round(v, 4) for v in tensor.flatten().tolist()]
         if len(values) != len(saved[key]) or any(abs(a - b) > 0.01 for a, b in zip(saved[key], values, strict=True)):
             raise WeightsError(
@@ -157,7 +162,7 @@ def check_normalization(model: nn.Module, content: dict, source: str | Path) -> 
 
 
 def load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path, strict: bool = True) -> LoadReport:
-    """As `load_weights`, from tensors already read."""
+    """Does the work of `load_weights` with the tensors of a file."""
     state = in_our_names(model, state)
     report = compare(model, state)
     _check_finite(model, {name: state[name] for name in report.matched}, source)
@@ -183,9 +188,11 @@ def _check_finite(model: nn.Module, state: dict[str, torch.Tensor], source: str 
 # ---------------------------------------------------------------------------------------------- command line
 
 
-def verify(config_file: str, weights: str | None, names: str | None, overrides: list[str]) -> LoadReport:
-    """Compares a weight file, or a JSON file {name: shape}, with the model of a config; tensors of those shapes are
-    made and really loaded."""
+def verify(config_file: str, weights: str | None, names: str | None, overrides: Sequence[str]) -> LoadReport:
+    """Compares a weight file, or a JSON file {name: shape}, with the model of a config.
+
+    For a JSON file tensors of its shapes are made and loaded.
+    """
     from .config import get_config
     from .modeling import build_model
 
@@ -193,6 +200,8 @@ def verify(config_file: str, weights: str | None, names: str | None, overrides: 
     model = build_model(cfg, load_backbone=False)
     if weights:
         state = state_dict_of(read_file(weights), weights)
+    elif not names:
+        raise WeightsError("there is neither a weight file nor a JSON file of names to compare")
     else:
         try:
             shapes = parse_json(Path(names).read_text())

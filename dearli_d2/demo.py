@@ -89,13 +89,16 @@ def climb(out: Path, seed: int, iterations: int, warmup: int) -> list[dict[str, 
     return [_score(out, rung, base + overrides[rung.config]) for rung in RUNGS]
 
 
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
 def write_partition(folder: Path, seed: int) -> str:
     """The seed's `labeled.txt` and `unlabeled.txt`; returns the name of the labelled view."""
     stems = [Path(d["file_name"]).stem for d in dataset_dicts("miniworld_train")[:SCENES]]
     order = np.random.default_rng(seed).permutation(len(stems))
     for name, part in (("labeled", order[:LABELED]), ("unlabeled", order[LABELED:])):
-        text = "".join(f"{stems[i]}\n" for i in sorted(part))
-        write_atomically(folder / f"{name}.txt", lambda temporary, t=text: temporary.write_text(t))
+        _write_text(folder / f"{name}.txt", "".join(f"{stems[i]}\n" for i in sorted(part)))
     return f"miniworld_train@{folder / 'labeled.txt'}"
 
 
@@ -116,8 +119,10 @@ def _score(out: Path, rung: Rung, options: Sequence[str]) -> dict[str, float]:
 
 
 def table(scores: list[list[dict[str, float]]]) -> str:
-    """Rows of rungs; `scores[seed][rung]`. Several seeds: mean ± standard deviation, and the mean step from the rung before
-    with its standard error."""
+    """The table of the rungs' scores, `scores[seed][rung]`.
+
+    With several seeds it shows mean ± standard deviation, and the mean gain over the rung before with its standard error.
+    """
     several, rows = len(scores) > 1, []
     for index, rung in enumerate(RUNGS):
         values = np.array([[seed[index][m] for m in METRICS] for seed in scores])

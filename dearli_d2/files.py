@@ -43,7 +43,7 @@ def read_text(path: Path, error: type[DearliError]) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text holds. Whatever is wrong with it raises `ValueError`."""
+    """The content of a JSON text. Every fault of the text raises `ValueError`."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -51,7 +51,7 @@ def parse_json(text: str) -> Any:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name can be written in UTF-8, as all text files are; Python keeps names in other codings as they are."""
+    """True if a file's name can be written in UTF-8, the coding of all text files."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -60,7 +60,7 @@ def is_text(name: str) -> bool:
 
 
 def same_writing(name: str) -> str:
-    """A name in one way of writing: macOS writes an accented letter as two characters, other systems as one."""
+    """A name in Unicode's form NFC: macOS writes an accented letter as two characters, other systems as one."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -74,7 +74,10 @@ def file_digest(path: str | Path) -> str:
 
 
 def output_names(file_names: Sequence[str]) -> list[str]:
-    """A name for what is made of each of several different paths: without the suffix, or with it where paths would share a name."""
+    """A name for the output of each of several different paths.
+
+    It is the path without its suffix, or with it where two outputs would share a name.
+    """
     names = {file: file[: len(file) - len(Path(file).suffix)] for file in file_names}
     while shared := {name for name, count in Counter(names.values()).items() if count > 1}:
         names = {file: file if name in shared else name for file, name in names.items()}
@@ -89,7 +92,7 @@ def picture_names(files: Sequence[str]) -> list[str]:
 
 
 def leads_out(name: object) -> bool:
-    """Whether a name that a file of others gives must not be joined to a folder: it is no text, or its path ends elsewhere."""
+    """True if a name from a user's file must not be joined to a folder: it is no text, or its path leads elsewhere."""
     if not isinstance(name, str) or not name or "\0" in name:
         return True
     path = PurePath(name)
@@ -97,7 +100,7 @@ def leads_out(name: object) -> bool:
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
-    """Calls `write(temporary)` beside `path`, then renames; a killed process leaves the old file or the new one."""
+    """Calls `write(temporary)` beside `path`, then renames. A killed process leaves the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem[:64]}-{secrets.token_hex(4)}{path.suffix}")
@@ -107,7 +110,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> N
         write(temporary)
         os.chmod(temporary, mode)  # safetensors puts a file of its own in place of this one
         os.replace(temporary, path)
-    except OSError as error:  # of a full disk: it names no file, or the temporary one
+    except OSError as error:  # the error of a full disk names no file, or the temporary one
         error.filename = str(path)
         raise
     finally:
@@ -115,7 +118,10 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> N
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Deletes the temporary files and folders that killed processes left in a folder; younger ones than an hour may be in use."""
+    """Deletes the temporary files and folders that killed processes left in a folder.
+
+    Those younger than an hour may be in use and stay.
+    """
     for path in Path(folder).glob(".*"):
         with suppress(FileNotFoundError):  # another process was faster
             if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > _IN_USE:

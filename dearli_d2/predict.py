@@ -47,8 +47,14 @@ def _with_read_out(config: CfgNode) -> CfgNode:
 
 @dataclass(frozen=True)
 class Prediction:
-    """`panoptic` (H, W) int32 segment ids, 0 = none; `segments`: dicts with "id", "category_id", "isthing", "score";
-    `semantic` (H, W) class indices; `taxonomy`: what the indices mean."""
+    """The prediction of one image.
+
+    Args:
+        panoptic: (H, W) int32 segment ids, 0 = none.
+        segments: dicts with "id", "category_id", "isthing", "score".
+        semantic: (H, W) class indices.
+        taxonomy: the classes that the indices mean.
+    """
 
     panoptic: np.ndarray
     segments: list[dict]
@@ -145,7 +151,7 @@ def as_pixels(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
 
 
 def _advice_on(image: np.ndarray) -> str:
-    """What makes an array an image."""
+    """Advice how to make an image of an array, or ""."""
     if image.size == 0:
         return ""
     if image.ndim == 2:
@@ -164,21 +170,32 @@ def _advice_on(image: np.ndarray) -> str:
 
 
 def captions_of(inputs: Inputs, path: Path) -> dict[Path, str]:
-    """The caption of each image from a caption file: by its path as given, else by that below the folder of all, else by its file's
-    name, if no other image has it. Raises `DatasetError`."""
+    """The caption of each image, from a caption file.
+
+    An image is looked up by its path as given, then by the path below the common folder, then by its file's name if no other
+    image has the same.
+
+    Raises:
+        DatasetError: images without a caption, or a damaged file.
+    """
     captions, shared = read_captions(path), Counter(image.name for image in inputs.paths)
-    found = {}
+    found: dict[Path, str] = {}
+    missing = []
     for image, file_name in zip(inputs.paths, inputs.file_names, strict=True):
         keys = [str(image), file_name, *([image.name] if shared[image.name] == 1 else [])]
-        found[image] = next((captions[key] for key in keys if key in captions), None)
-    missing = [str(image) for image, caption in found.items() if caption is None]
+        if key := next((key for key in keys if key in captions), None):
+            found[image] = captions[key]
+        else:
+            missing.append(str(image))
     if missing:
-        raise DatasetError(f"{path}: {len(missing)} of {len(found)} images have no caption: {first_few(missing)}")
+        raise DatasetError(
+            f"{path}: {len(missing)} of {len(inputs.paths)} images have no caption: {first_few(missing)}"
+        )
     return found
 
 
 def identity(predictor: Predictor, class_names: str | None, captions: Path | None) -> dict[str, str]:
-    """What decides the prediction of an image, as digests under the names that a user knows."""
+    """Digests of everything that the prediction of an image depends on, under names that a user knows."""
     config = predictor.config.clone()
     config.defrost()
     config.MODEL.DEVICE = config.MODEL.WEIGHTS = config.OUTPUT_DIR = ""

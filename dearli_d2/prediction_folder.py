@@ -25,8 +25,14 @@ _ADVICE = "choose another --out, or replace them with --overwrite"
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images to predict. `folder`: the one above all that was asked for. `paths`: of the images, as given. `file_names`: below
-    `folder`. `names`: of the outputs, all different."""
+    """Images to predict.
+
+    Args:
+        folder: the common folder of all arguments.
+        paths: of the images, as given.
+        file_names: the paths below `folder`.
+        names: of the outputs, all different.
+    """
 
     folder: Path
     paths: list[Path]
@@ -43,7 +49,7 @@ def find_inputs(arguments: Sequence[str | Path]) -> Inputs:
     found = find_images(arguments)
     folders = [Path(os.path.abspath(a)) for a in arguments if Path(a).is_dir()]
     files = [Path(os.path.abspath(a)) for a in arguments if not Path(a).is_dir()]
-    paths = {}  # a file that is named twice is predicted once
+    paths: dict[Path, Path] = {}  # a file that is named twice is predicted once
     for path in found:
         whole = Path(os.path.abspath(path))
         if whole in files or not _written_before(whole, folders):
@@ -63,7 +69,7 @@ def find_inputs(arguments: Sequence[str | Path]) -> Inputs:
 
 
 def _written_before(image: Path, folders: Sequence[Path]) -> bool:
-    """Whether a prediction into a folder between one of `folders` and the image has written it."""
+    """True if a prediction into a folder between one of `folders` and the image has written it."""
     for folder in image.parents:
         if any(folder.is_relative_to(f) for f in folders) and image.relative_to(folder).as_posix() in _outputs(folder):
             return True
@@ -87,14 +93,14 @@ def _own_list(path: Path) -> dict[str, Any] | None:
 
 
 class PredictionFolder:
-    """Holds a place for the predictions of `inputs`: from now on, until `finish`, `predictions.json` there says that it is not
-    complete.
+    """The folder of the predictions of `inputs`. Until `finish` its `predictions.json` says that it is not complete.
 
     Args:
         out: the folder; made if it is missing.
-        run: what decides the predictions of an image, for example {"weights": digest}. A folder may be written again by the same
-            run, also with more images.
-        overwrite: replace what else is there.
+        inputs: the images.
+        run: identifies the run by everything that its predictions depend on, for example {"weights": digest}. The same run may
+            write the folder again, also with more images.
+        overwrite: replace other files there.
 
     Raises:
         ConfigError: an output would replace an image that is read; or, without `overwrite`, predictions of another run or of
@@ -147,7 +153,7 @@ class PredictionFolder:
             )
 
     def path(self, name: str, kind: str) -> Path:
-        """Where one of the files of an image belongs."""
+        """The path of one of the output files of an image."""
         return self.out / f"{name}_{kind}.png"
 
     def remove(self, name: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import open_clip
 import timm
@@ -37,10 +37,14 @@ _TOLERANCE = 0.01  # of 0..255; configs print few digits
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What is known of published weights.
+    """Facts about published weights.
 
-    `source`: the table's entry, for messages; `tag`: its tag. `mean`, `std`: of 0..255 RGB. `size`: side of the images in
-    pretraining, pixels. `quick_gelu`: of CLIP's transformers; timm towers keep their own activation.
+    Args:
+        source: the table's entry, for messages.
+        tag: its tag.
+        mean, std: of 0..255 RGB.
+        size: side of the images in pretraining, in pixels.
+        quick_gelu: activation of CLIP's transformers. Towers of timm keep their own.
     """
 
     source: str
@@ -52,12 +56,14 @@ class Pretrained:
 
 
 def is_clip(backbone: CfgNode) -> bool:
-    """Whether a backbone section names a model of open_clip."""
+    """True if a backbone section names a model of open_clip."""
     return backbone.NAME.startswith("OpenCLIP")
 
 
 def facts_of(backbone: CfgNode) -> Pretrained | None:
-    """Of a section such as MODEL.BACKBONE; None where its weights are random, follow no tag, or are of no known package.
+    """Facts about the weights of a section such as MODEL.BACKBONE.
+
+    They are None where the weights are random, follow no tag, or are of no known package.
 
     Raises:
         ConfigError: a tag of another model, or a file whose tag must be named.
@@ -70,7 +76,7 @@ def facts_of(backbone: CfgNode) -> Pretrained | None:
 
 
 def text_facts(text: CfgNode) -> Pretrained | None:
-    """Of the CLIP model of MODEL.TEXT.ENCODER; see `facts_of`."""
+    """Facts about the CLIP model of MODEL.TEXT.ENCODER; see `facts_of`."""
     try:
         return clip_facts(text.ENCODER, text.WEIGHTS, text.TAG)
     except ConfigError as error:
@@ -94,8 +100,9 @@ def clip_facts(arch: str, weights: str, tag: str = "") -> Pretrained | None:
     """Facts of open_clip's table about weights; None where they are random or follow no tag.
 
     Args:
-        arch: an architecture of open_clip, or the path of a JSON file. weights: tag, file, "shipped" or "".
-        tag: that a file is of, or whose activation a random start has; `OWN` = none.
+        arch: an architecture of open_clip, or the path of a JSON file.
+        weights: a tag, a file, "shipped" or "".
+        tag: the tag of a file of weights, or the one whose activation a random start has; `OWN` = none.
 
     Raises:
         ConfigError: see `facts_of`.
@@ -161,8 +168,10 @@ def no_such_tag(arch: str, tag: str) -> str:
 
 
 def keep_activation(section: CfgNode) -> None:
-    """Takes the weights out of a section of a backbone or of MODEL.TEXT, in place, for a model whose weights come from a
-    checkpoint: what they were trained with stays in its TAG."""
+    """Removes the weights from a section of a backbone or of MODEL.TEXT, in place, but keeps their activation in its TAG.
+
+    The weights of such a model come from a checkpoint.
+    """
     if "ENCODER" in section:
         facts = text_facts(section) if section.ENCODER else None
     else:
@@ -179,8 +188,9 @@ def timm_facts(arch: str, weights: str, tag: str = "") -> Pretrained | None:
     """Facts of timm's table about weights; None where they are random or follow no tag.
 
     Args:
-        arch: a model of timm, perhaps with a tag behind a dot. weights: "pretrained", "package:NAME", a file or "".
-        tag: that a file is of; `OWN` = none.
+        arch: a model of timm, perhaps with a tag behind a dot.
+        weights: "pretrained", "package:NAME", a file or "".
+        tag: the tag of a file of weights; `OWN` = none.
 
     Raises:
         ConfigError: see `facts_of`.
@@ -194,7 +204,8 @@ def timm_facts(arch: str, weights: str, tag: str = "") -> Pretrained | None:
                 f"MODEL.BACKBONE.TAG {tag} is for a file of weights; those of timm are named by MODEL.BACKBONE.ARCH {name}.{tag}"
             )
         return _timm_entry(arch)
-    known = {full.partition(".")[2]: _timm_entry(full) for full in timm.list_pretrained(f"{name}.*")}
+    entries = {full.partition(".")[2]: _timm_entry(full) for full in timm.list_pretrained(f"{name}.*")}
+    known = {its_tag: facts for its_tag, facts in entries.items() if facts is not None}
     tag = tag or named
     if tag and tag not in known:
         raise ConfigError(
@@ -215,7 +226,7 @@ def _timm_entry(full: str) -> Pretrained | None:
         raise ConfigError(f"MODEL.BACKBONE.ARCH: {error}") from error
     if entry is None:
         return None
-    return Pretrained(f"timm's {full}", entry.tag, _in_255(entry.mean), _in_255(entry.std), entry.input_size[-1])
+    return Pretrained(f"timm's {full}", entry.tag or "", _in_255(entry.mean), _in_255(entry.std), entry.input_size[-1])
 
 
 # ------------------------------------------------------------------------------------------ both
@@ -226,8 +237,8 @@ def _in_255(values: Iterable[float]) -> tuple[float, ...]:
 
 
 def _agreed(known: dict[str, Pretrained], request: str) -> Pretrained | None:
-    """What all tags of an architecture have in common, with the source of the first; None without a tag."""
-    kinds: dict[tuple, list[str]] = {}
+    """The facts that all tags of an architecture share, with the source of the first; None without a tag."""
+    kinds: dict[tuple[Any, ...], list[str]] = {}
     for tag, facts in known.items():
         kinds.setdefault((facts.mean, facts.std, facts.quick_gelu), []).append(tag)
     if len(kinds) > 1:

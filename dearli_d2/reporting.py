@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.multiprocessing import ProcessExitedException
@@ -24,7 +25,7 @@ _TRACE = "Traceback (most recent call last)"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was asked for that is not there: of a GPU, of Python, or of torch on the CPU, which has no type for it."""
+    """True if memory ran out: that of a GPU, of Python, or of torch on the CPU, which has no type for it."""
     return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
@@ -91,8 +92,10 @@ def describe_os_error(error: OSError) -> str:
 
 
 def log_thread_error(found: threading.ExceptHookArgs) -> None:
-    """For `threading.excepthook`: what a helper thread raises goes to the log. TensorBoard's writer passes its error on to the
-    main thread, which ends with it."""
+    """Logs the error of a helper thread; made for `threading.excepthook`.
+
+    TensorBoard's writer passes its error on to the main thread, which ends with it.
+    """
     record = _record(f"in {found.thread}", (found.exc_type, found.exc_value, found.exc_traceback))
     for handler in _log_handlers():
         handler.handle(record)
@@ -115,14 +118,10 @@ def _record(message: str, exc_info: tuple) -> logging.LogRecord:
     return logging.LogRecord("dearli_d2", logging.ERROR, __file__, 0, "%s", (message,), exc_info)
 
 
-def _log_handlers() -> list[logging.StreamHandler]:
+def _log_handlers() -> list[logging.StreamHandler[Any]]:
     """Handlers of the run's log file."""
-    handlers = logging.getLogger("dearli_d2").handlers
-    return [
-        h
-        for h in handlers
-        if os.path.basename(str(getattr(getattr(h, "stream", None), "name", ""))).startswith("log.txt")
-    ]
+    streams = [h for h in logging.getLogger("dearli_d2").handlers if isinstance(h, logging.StreamHandler)]
+    return [h for h in streams if os.path.basename(str(getattr(h.stream, "name", ""))).startswith("log.txt")]
 
 
 def _log_files() -> list[str]:

@@ -1,6 +1,6 @@
-"""Tensors out of a TorchScript archive, which is what OpenAI's own CLIP files are, without running what it holds.
+"""Reads the tensors of a TorchScript archive, such as OpenAI's own CLIP files, without running its code.
 
-`torch.jit.load` would run code of the file; only its list of tensors is read here.
+`torch.jit.load` would run code of the file. Here only its list of tensors is read.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _tensor(
 
 
 def is_script_archive(path: str | Path) -> bool:
-    """Whether a file is a TorchScript archive."""
+    """True if a file is a TorchScript archive."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -96,7 +96,7 @@ def _named(module: _Module, weights: dict[str, set[str]], prefix: str = "") -> I
 
 
 def _weights_of_classes(archive: zipfile.ZipFile, root: str) -> dict[str, set[str]]:
-    """Class to the names of its parameters and buffers; other tensors among its attributes are no weights."""
+    """The names of the parameters and buffers of each class. Other tensors among its attributes are no weights."""
     result: dict[str, set[str]] = {}
     for name in archive.namelist():
         if not (name.startswith(root + _CODE) and name.endswith(".py")):
@@ -104,5 +104,6 @@ def _weights_of_classes(archive: zipfile.ZipFile, root: str) -> dict[str, set[st
         module = name.removeprefix(root + _CODE).removesuffix(".py").replace("/", ".")
         for part in re.split(r"^class ", archive.read(name).decode(), flags=re.MULTILINE)[1:]:
             lists = re.findall(r"^  __(?:parameters|buffers)__ = \[(.*?)\]", part, flags=re.MULTILINE | re.DOTALL)
-            result[f"{module}.{re.match(r'[^(:]+', part)[0]}"] = set(re.findall(r'"([^"]*)"', " ".join(lists)))
+            class_name = re.split(r"[(:]", part, maxsplit=1)[0]
+            result[f"{module}.{class_name}"] = set(re.findall(r'"([^"]*)"', " ".join(lists)))
     return result

@@ -48,16 +48,20 @@ class Targets:
         return replace(self, masks=masks, valid=valid)
 
     def semantic(self, ignore: int = 255) -> torch.Tensor:
-        """(H, W) int64 class of each pixel; `ignore` where there is no mask or the pixel is not valid. Where masks overlap
-        the first one counts."""
+        """(H, W) int64 class of each pixel; `ignore` where there is no mask or the pixel is not valid.
+
+        Where masks overlap the first one counts.
+        """
         if not len(self):
             return self.labels.new_full(self.masks.shape[1:], ignore)
         known = self.masks.any(0) if self.valid is None else self.masks.any(0) & self.valid
         return torch.where(known, self.labels[self.masks.byte().argmax(0)], ignore)
 
     def panoptic(self) -> tuple[np.ndarray, list[dict]]:
-        """(H, W) int32 map of segment ids 1, 2, ... (0 = none) and segments {"id", "category_id"}; where masks overlap the
-        later one shows."""
+        """(H, W) int32 map of segment ids 1, 2, ... (0 = none), and segments {"id", "category_id"}.
+
+        Where masks overlap the later one shows.
+        """
         ids = np.zeros(self.masks.shape[1:], np.int32)
         for number, mask in enumerate(self.masks.cpu().numpy(), start=1):
             ids[mask] = number
@@ -66,8 +70,13 @@ class Targets:
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions of un-annotated pixels of one image. `cells`: (h, w) uint8 over the whole image, 0 = none, 1..U.
-    `embeddings`: (U, E) fp32, unit norm. `size`: side in pixels of the square that the image was made to."""
+    """Regions of un-annotated pixels of one image.
+
+    Args:
+        cells: (h, w) uint8 over the whole image, 0 = none, 1..U.
+        embeddings: (U, E) fp32, of unit norm.
+        size: side in pixels of the square to which the image was resized.
+    """
 
     cells: torch.Tensor
     embeddings: torch.Tensor

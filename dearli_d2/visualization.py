@@ -26,12 +26,16 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict], taxon
     """Segments over the image; instances of a thing class in shades of its colour, white borders.
 
     Args:
-        image: (H, W, 3) uint8 RGB. panoptic: (H, W) segment ids. segments: dicts with "id", "category_id".
+        image: (H, W, 3) uint8 RGB.
+        panoptic: (H, W) segment ids.
+        segments: dicts with "id", "category_id".
+        taxonomy: has the colours.
 
     Returns:
         (H, W, 3) uint8.
     """
-    blended, shades = image.astype(np.float32), {}
+    blended = image.astype(np.float32)
+    shades: dict[int, int] = {}
     for segment in segments:
         category = segment["category_id"]
         shades[category] = shades.get(category, -1) + 1
@@ -46,8 +50,11 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict], taxon
 
 
 def shown_size(height: int, width: int, enlarge_only: bool = False) -> tuple[int, int]:
-    """The size at which an image is shown, in its proportions: a small one is enlarged by a whole factor until its short side
-    has 256 pixels, unless its long side would exceed 1024; a larger one is made smaller, unless `enlarge_only`."""
+    """The size at which an image is shown, in its proportions.
+
+    A small image is enlarged by a whole factor until its short side has 256 pixels, unless its long side would exceed 1024. A
+    larger image is made smaller, unless `enlarge_only`.
+    """
     factor = min(-(-_SMALLEST_SIDE // min(height, width)), _LARGEST_SIDE // max(height, width))
     scale = factor if factor >= 1 else 1 if enlarge_only else _LARGEST_SIDE / max(height, width)
     return max(1, round(scale * height)), max(1, round(scale * width))
@@ -62,11 +69,12 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def overlay_targets(image: np.ndarray, targets: Targets, taxonomy: Taxonomy) -> np.ndarray:
-    """Targets of an image, over it, which may be shown at another size; pixels without a loss in black. Where masks overlap the
-    later one shows.
+    """Targets over their image, with the pixels that have no loss in black. Where masks overlap the later one shows.
 
     Args:
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) uint8, perhaps of another size than the targets.
+        targets: of the image.
+        taxonomy: has the colours.
     """
     ids, segments = targets.panoptic()
     picture = overlay(image, resize_labels(ids, image.shape[:2]), segments, taxonomy)
@@ -111,8 +119,10 @@ def short_name(file_name: str) -> str:
 
 
 def sample_sheet(samples: Sequence[dict], taxonomy: Taxonomy) -> Image.Image:
-    """Training samples as the loss sees them, one a row below its file's name: image and targets; before them, where a teacher
-    made the targets, its weak view and what it saw there, with the number of segments."""
+    """Training samples as the loss sees them, one a row below its file's name: image and targets.
+
+    Where a teacher made the targets, its weak view and the segments that it saw there stand before them.
+    """
     rows, shown, titles = [], set(), ["image", "targets"]
     for sample in samples:
         panels, notes = [], [short_name(sample["file_name"])] if "file_name" in sample else []
@@ -152,21 +162,26 @@ def with_legend(picture: np.ndarray, categories: list[int], taxonomy: Taxonomy) 
     canvas = Image.new("RGB", (picture.shape[1] + width, height), "white")
     canvas.paste(Image.fromarray(picture), (0, 0))
     draw = ImageDraw.Draw(canvas)
-    for line, (category, name) in enumerate(zip(categories or [None], names, strict=True)):
+    for line, name in enumerate(names):
         x, y = picture.shape[1] + 8, 6 + line * row
-        if category is not None:
-            draw.rectangle((x, y, x + box, y + box), fill=taxonomy.colors[category])
+        if categories:
+            draw.rectangle((x, y, x + box, y + box), fill=taxonomy.colors[categories[line]])
         draw.text((x + box + 6, y), name, fill="black", font=font)
     return canvas
 
 
 def annotation_sheet(dicts: Sequence[dict], taxonomy: Taxonomy, side: int = 320) -> Image.Image:
-    """Images beside their annotated segments, one a row below the file's name, in their proportions, the long side `side` pixels.
+    """Images beside their annotated segments, one a row below the file's name.
+
+    They keep their proportions, and their long side has `side` pixels.
 
     Args:
         dicts: data-set dicts with "pan_seg_file_name" and "segments_info".
+        taxonomy: has names and colours.
+        side: in pixels.
     """
-    rows, shown = [], set()
+    rows = []
+    shown: set[int] = set()
     for d in dicts:
         image, ids = read_image(d["file_name"]), segment_ids(read_panoptic(d["pan_seg_file_name"]))
         scale = side / max(image.shape[:2])
@@ -180,7 +195,7 @@ def annotation_sheet(dicts: Sequence[dict], taxonomy: Taxonomy, side: int = 320)
 
 def save_mask_picture(path: Path, image: np.ndarray, masks: np.ndarray) -> None:
     """Writes image | masks: class-agnostic (N, H, W) bool masks, large ones below, in colours that tell them apart."""
-    order, size = np.argsort(-masks.sum((1, 2))), shown_size(*image.shape[:2])
+    order, size = np.argsort(-masks.sum((1, 2))), shown_size(image.shape[0], image.shape[1])
     image = resized(image, size)
     canvas = image.astype(np.float32) * (1 - _ALPHA)
     for number, colour in zip(order, spread_colors(len(masks)), strict=True):
@@ -195,7 +210,7 @@ def prediction_picture(
     image: np.ndarray, panoptic: np.ndarray, segments: list[dict], taxonomy: Taxonomy
 ) -> Image.Image:
     """Segments over the image at its own size, a small one enlarged, with a legend."""
-    size = shown_size(*image.shape[:2], enlarge_only=True)
+    size = shown_size(image.shape[0], image.shape[1], enlarge_only=True)
     drawn = overlay(resized(image, size), resize_labels(panoptic, size), segments, taxonomy)
     return with_legend(drawn, sorted({s["category_id"] for s in segments}), taxonomy)
 

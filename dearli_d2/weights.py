@@ -1,5 +1,8 @@
-"""Reading weight files: safetensors, torch (weights only), TorchScript archives and the published pickles of numpy arrays; never
-running code from a file. Writing torch's own."""
+"""Reads and writes weight files, and never runs code from a file.
+
+It reads safetensors, torch files (weights only), TorchScript archives and the published pickles of numpy arrays. It writes torch
+files.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,11 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def write_file(path: str | Path, content: dict[str, Any]) -> None:
-    """Writes a file of torch, whole or not at all. Raises `OSError`, also where torch hides it behind an error of its own."""
+    """Writes a torch file, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written, also where torch hides this behind an error of its own.
+    """
 
     def write(temporary: Path) -> None:
         try:
@@ -90,10 +97,12 @@ def write_file(path: str | Path, content: dict[str, Any]) -> None:
 
 
 def state_dict_of(content: dict[str, Any], path: str | Path, which: str = "student") -> dict[str, torch.Tensor]:
-    """The model's tensors in a file's content: itself, or its entry "model", "state_dict" or "model_state_dict".
+    """The model's tensors in a file's content: all of it, or its entry "model", "state_dict" or "model_state_dict".
 
     Args:
-        which: "teacher" puts the teacher's tensors in place of the student's; what both share stands once in the file.
+        content: of the file.
+        path: of the file, for errors.
+        which: "teacher" replaces the student's tensors by the teacher's. The file holds tensors that both share once.
     """
     if which == "teacher":
         if "teacher" not in content:

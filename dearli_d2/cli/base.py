@@ -215,5 +215,7 @@ def _option(name: str) -> str:
 
 def _message(error: click.UsageError) -> str:
     if isinstance(error, click.MissingParameter) and error.param is not None:
-        return f"{error.param.opts[0] if isinstance(error.param, click.Option) else error.param.make_metavar(error.ctx)} is missing"
+        if isinstance(error.param, click.Option) or error.ctx is None:
+            return f"{error.param.opts[0]} is missing"
+        return f"{error.param.make_metavar(error.ctx)} is missing"
     return error.format_message().strip().rstrip(".")

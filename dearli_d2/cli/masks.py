@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -75,7 +75,7 @@ def generate(
     out: Path,
     batch_size: int,
     shard: str | None,
-    **segmentation: object,
+    **segmentation: Any,
 ) -> None:
     """Makes the masks of a data set or of a folder of images that are missing.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import click
 
@@ -35,7 +36,7 @@ _resume = click.option("--resume", is_flag=True, help="Continue the run in OUTPU
 @command()
 @_run_options
 @_resume
-def train(resume: bool, **options: object) -> int:
+def train(resume: bool, **options: Any) -> int:
     """Trains the model of a config file.
 
     The run writes its log, checkpoints, scores and pictures to the folder OUTPUT_DIR of the config. A folder that holds a run
@@ -54,7 +55,7 @@ def train(resume: bool, **options: object) -> int:
 @command("eval")
 @_run_options
 @click.option("--weights", metavar="FILE", help="Weights to evaluate; default: MODEL.WEIGHTS of the config.")
-def evaluate(weights: str | None, overrides: tuple[str, ...], **options: object) -> int:
+def evaluate(weights: str | None, overrides: tuple[str, ...], **options: Any) -> int:
     """Evaluates trained weights on the data sets DATASETS.TEST of a config file.
 
     Scores and pictures are written to the folder evaluation/ in OUTPUT_DIR. TEST.WEIGHTS teacher evaluates the teacher of a
@@ -74,7 +75,7 @@ def evaluate(weights: str | None, overrides: tuple[str, ...], **options: object)
     "--eval-only", is_flag=True, help="Evaluate MODEL.WEIGHTS on DATASETS.TEST, train nothing: as dearli eval."
 )
 @_resume
-def train_net(resume: bool, eval_only: bool, **options: object) -> int:
+def train_net(resume: bool, eval_only: bool, **options: Any) -> int:
     """Trains the model of a config file as `dearli train` does, or evaluates it as `dearli eval` does.
 
     The options are those of detectron2's own train_net.py. `dearli train --help` explains what a run writes.

@@ -97,14 +97,16 @@ def build_unlabeled_mapper(cfg: CfgNode) -> UnlabeledTrainMapper:
 
 
 def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, list[dict]]]:
-    """Endless batches of this rank: where DATASETS.TRAIN is set {"labeled": [...]}, where DATASETS.SOURCE is set
-    {"source": [...]} and, where DATASETS.UNLABELED is set and from step SSL.START on, {"unlabeled": [...]}.
+    """Endless batches of this rank, as lists of mapped dicts by stream.
+
+    The streams are "labeled" where DATASETS.TRAIN is set, "source" where DATASETS.SOURCE is set, and "unlabeled" from step
+    SSL.START on where DATASETS.UNLABELED is set.
 
     Args:
-        start_iteration: forward passes already done.
+        start_iteration: number of forward passes already done.
 
     Raises:
-        DatasetError: at once, not at the first batch.
+        DatasetError: a data set cannot be used; raised by the call, before the first batch.
     """
     # first the pass from which a stream takes part; each has a seed of its own, or two streams over the same images would
     # draw them in the same order

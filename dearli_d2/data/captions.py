@@ -16,12 +16,16 @@ from ..files import parse_json, read_text
 from ..methods import method_of
 from .catalog import datasets_root, source_of, split_name
 from .images import relative_name
+from .sources import PanopticSource
 
 
 def caption_file(name: str) -> Path:
-    """Where the captions of a data set, or of the one that `name` is a view of, lie: where its source says, else
-    `$DETECTRON2_DATASETS/captions/NAME.jsonl`."""
-    own = getattr(source_of(name), "captions", None)
+    """The caption file of a data set, or of the data set that `name` is a view of.
+
+    Its source may name the file. The default is `$DETECTRON2_DATASETS/captions/NAME.jsonl`.
+    """
+    source = source_of(name)
+    own = source.captions if isinstance(source, PanopticSource) else None
     return own or datasets_root() / "captions" / f"{split_name(name)[0]}.jsonl"
 
 
@@ -38,7 +42,9 @@ def read_captions(path: Path) -> dict[str, str]:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, stamp: float) -> dict[str, str]:
-    captions, line_of, broken, double = {}, {}, [], []
+    captions: dict[str, str] = {}
+    line_of: dict[str, int] = {}
+    broken, double = [], []
     for number, line in enumerate(read_text(path, DatasetError).splitlines(), start=1):
         if not line.strip():
             continue
@@ -91,7 +97,7 @@ def with_captions(name: str, dicts: Sequence[dict]) -> list[dict]:
 
 
 def reads_captions(cfg: CfgNode) -> bool:
-    """Whether the method of a config needs a caption for each image."""
+    """True if the method of a config needs a caption for each image."""
     return method_of(cfg).reads_captions(cfg)
 
 

@@ -79,7 +79,7 @@ def split_name(name: str) -> tuple[str, str | None, bool]:
 
 
 def source_of(name: str) -> Source:
-    """Where the data set (or the one that `name` is a view of) lies."""
+    """The place on disk of a data set, or of the data set that `name` is a view of."""
     return _SOURCES[split_name(name)[0]]()
 
 
@@ -91,10 +91,12 @@ def taxonomy_of(name: str) -> Taxonomy:
     return read_taxonomy(source, name)
 
 
-def class_source(cfg: CfgNode) -> str | None:
-    """The data set whose classes a config's model has: the first labelled one, of the target where there is one, and the first of
-    evaluation where nothing is trained on."""
-    return next(iter((*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE, *cfg.DATASETS.TEST)), None)
+def class_source(cfg: CfgNode) -> str:
+    """The data set whose classes a config's model has.
+
+    It is the first one of DATASETS.TRAIN, else of DATASETS.SOURCE, else of DATASETS.TEST; "" where all are empty.
+    """
+    return next(iter((*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE, *cfg.DATASETS.TEST)), "")
 
 
 def ensure_registered(name: str) -> None:
@@ -115,8 +117,7 @@ def dataset_dicts(name: str) -> list[dict]:
     """
     base, part, unlabeled = split_name(name)
     source = source_of(base)
-    folder = isinstance(source, ImageFolder)
-    dicts = _scan(source.image_root, source.hint) if folder else read_dicts(source, base, name)
+    dicts = _scan(source) if isinstance(source, ImageFolder) else read_dicts(source, base, name)
     if part is not None:
         dicts = choose(name, dicts, part, unlabeled, source)
     if unlabeled:
@@ -128,8 +129,10 @@ def dataset_dicts(name: str) -> list[dict]:
 
 
 def annotated_dicts(name: str) -> list[dict]:
-    """The images of an unlabelled view *with* the annotations that are held back from training, for diagnosis; [] where
-    there are none."""
+    """The images of an unlabelled view *with* the annotations that are held back from training, for diagnosis.
+
+    The list is empty for a data set without annotations.
+    """
     base = split_name(name)[0]
     if isinstance(source_of(base), ImageFolder):
         return []
@@ -160,9 +163,10 @@ def _scan_once(folder: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((str(file), height, width) for file, height, width in usable_images(folder))
 
 
-def _scan(folder: Path, hint: str) -> list[dict]:
+def _scan(source: ImageFolder) -> list[dict]:
+    folder = source.image_root
     if not folder.is_dir():
-        raise DatasetError(f"no image folder {folder}; {hint}")
+        raise DatasetError(f"no image folder {folder}; {source.hint}")
     return [
         {"file_name": f, "image_id": str(Path(f).relative_to(folder)), "height": height, "width": width}
         for f, height, width in _scan_once(folder)

@@ -64,12 +64,12 @@ class CustomClass:
 
     @property
     def category(self) -> dict:
-        """As a COCO-panoptic JSON file has it."""
+        """The entry of a COCO-panoptic JSON file."""
         return {"id": self.id, "name": self.names[0], "synonyms": list(self.names[1:]), "isthing": int(self.isthing)}
 
 
 def parse_classes(lines: Sequence[str], ignore: int = VOID) -> list[CustomClass]:
-    """From lines `ID thing|stuff NAME, SYNONYM, ...`.
+    """Reads the classes from lines `ID thing|stuff NAME, SYNONYM, ...`.
 
     Args:
         ignore: DATASETS.CUSTOM.IGNORE_VALUE.
@@ -77,18 +77,18 @@ def parse_classes(lines: Sequence[str], ignore: int = VOID) -> list[CustomClass]
     Raises:
         ConfigError: a malformed line, an id or name that stands twice.
     """
-    classes = []
+    classes: list[CustomClass] = []
     for line in lines:
         found = _LINE.fullmatch(line) if isinstance(line, str) else None
         names = tuple(n.strip() for n in found[3].split(",") if n.strip()) if found else ()
-        if not names:
+        if found is None or not names:
             raise ConfigError(
                 f"DATASETS.CUSTOM.CLASSES: {line!r} should read 'ID thing NAME, SYNONYM' or 'ID stuff NAME', in quotes, "
                 "for example '1 thing car, automobile'"
             )
         classes.append(CustomClass(int(found[1]), found[2] == "thing", names))
-    for what, values in (("id", [c.id for c in classes]), ("name", [c.names[0].lower() for c in classes])):
-        double = sorted({str(v) for v in values if values.count(v) > 1})
+    for what, values in (("id", [str(c.id) for c in classes]), ("name", [c.names[0].lower() for c in classes])):
+        double = sorted({v for v in values if values.count(v) > 1})
         if double:
             raise ConfigError(f"DATASETS.CUSTOM.CLASSES: {what} {', '.join(double)} stands twice")
     wide = [str(c.id) for c in classes if c.id >= 2**16]
@@ -105,8 +105,9 @@ def parse_classes(lines: Sequence[str], ignore: int = VOID) -> list[CustomClass]
 
 
 def settle(datasets: CfgNode) -> None:
-    """Makes the keys of own data plain: class lists in files become lines, and DATASETS.TEST loses `custom_val` where no labelled
-    image is held back.
+    """Resolves the keys of own data.
+
+    A class list in a file becomes a list of lines. DATASETS.TEST loses `custom_val` where no labelled image is held back.
 
     Args:
         datasets: cfg.DATASETS, not frozen, with CUSTOM.ROOT.
@@ -121,16 +122,17 @@ def settle(datasets: CfgNode) -> None:
         datasets.TEST = tuple(name for name in datasets.TEST if name.partition("@")[0] != VAL)
 
 
-def _class_lines(custom: CfgNode) -> list:
+def _class_lines(custom: CfgNode) -> list[str]:
     root, given = Path(custom.ROOT), list(custom.CLASSES)
     if not given:
         path = root / "classes.txt"
         if not path.is_file():
             return []
     elif len(given) == 1 and isinstance(given[0], str) and given[0].endswith(".txt"):
-        path = next((p for p in (root / given[0], Path(given[0]).expanduser()) if p.is_file()), None)
-        if path is None:
+        found = next((p for p in (root / given[0], Path(given[0]).expanduser()) if p.is_file()), None)
+        if found is None:
             raise ConfigError(f"DATASETS.CUSTOM.CLASSES: no file {given[0]}, nor {root / given[0]}")
+        path = found
     else:
         return given
     lines = [line.strip() for line in read_text(path, ConfigError).splitlines()]
@@ -138,12 +140,16 @@ def _class_lines(custom: CfgNode) -> list:
 
 
 def holds_back(custom: CfgNode) -> bool:
-    """Whether some labelled images are for validation."""
+    """True if some labelled images are held back for validation."""
     return bool(custom.VAL) or custom.VAL_FRACTION > 0
 
 
 def number_of_classes(custom: CfgNode) -> int:
-    """Of the class list, or of the JSON file's categories. Raises `ConfigError`, `DatasetError`."""
+    """Number of classes in the class list, or of categories in the JSON file.
+
+    Raises:
+        ConfigError, DatasetError: there is no class list, there are two, or one cannot be read.
+    """
     if not custom.PANOPTIC_JSON:
         if not custom.CLASSES:
             raise ConfigError(
@@ -235,7 +241,7 @@ def _key(name: str) -> str:
 
 
 def _held_back(custom: CfgNode, root: Path, names: Sequence[str]) -> set[str]:
-    """Which of the images (paths below DATASETS.CUSTOM.IMAGES) are for validation."""
+    """The images that are for validation, as paths below DATASETS.CUSTOM.IMAGES."""
     if not custom.VAL:
         return _split(names, custom.VAL_FRACTION) if custom.VAL_FRACTION > 0 else set()
     if custom.VAL.endswith(".txt"):
@@ -268,7 +274,7 @@ def _split(names: Sequence[str], fraction: float) -> set[str]:
 
 
 def _cache_folder(*content: Any) -> Path:
-    """The folder of what is made of `content`, which decides all of it."""
+    """The cache folder of files that `content` alone determines."""
     return cache_dir() / "custom" / hashlib.sha256(json.dumps([_FORMAT, *content]).encode()).hexdigest()[:16]
 
 
@@ -308,8 +314,8 @@ def _from_json(custom: CfgNode, root: Path) -> tuple[Path, Path]:
         raise DatasetError(f"DATASETS.CUSTOM.PANOPTIC_JSON: {path} annotates no image")
     names = [i["file_name"] for i in content["images"]]
     listed = {relative_name(images / name, images) for name in (*names, *unused)}
-    strangers = {relative_name(p, images) for p in files_below(images)} - listed
-    strangers = [n for n in sorted(strangers) if not n.lower().endswith((".txt", ".json", ".xml"))]
+    unlisted = {relative_name(p, images) for p in files_below(images)} - listed
+    strangers = [n for n in sorted(unlisted) if not n.lower().endswith((".txt", ".json", ".xml"))]
     if strangers:
         _warn_unused(images, f"are not in {path}", strangers, root / custom.UNLABELED)
     held_back = _held_back(custom, root, names)
@@ -422,7 +428,8 @@ def _check_sizes(pairs: dict[str, tuple[Path, Path]], sizes: dict[str, tuple[int
 def _convert(folder: Path, classes: list[CustomClass], min_area: int, masks: dict[str, str], name: str) -> dict:
     """Writes the panoptic and the semantic PNG of one image; returns its segments."""
     values = read_index_mask(masks[name])
-    ids, segments = np.zeros(values.shape, np.int64), []
+    ids = np.zeros(values.shape, np.int64)
+    segments: list[dict[str, Any]] = []
     semantic = np.full(values.shape, VOID, np.uint8)
     for index, cls in enumerate(classes):
         here = values == cls.id
@@ -431,8 +438,8 @@ def _convert(folder: Path, classes: list[CustomClass], min_area: int, masks: dic
         semantic[here] = index
         regions = ndimage.label(here, _NEIGHBOURS)[0] if cls.isthing else here.astype(np.int32)
         large = np.bincount(regions.ravel()) >= (min_area if cls.isthing else 1)
-        large[0] = False  # what is not of this class
-        for region in np.nonzero(large)[0]:  # a noisy mask has thousands of specks: only what counts is looked at
+        large[0] = False  # pixels of other classes
+        for region in np.nonzero(large)[0]:  # a noisy mask has thousands of specks; only the large regions are visited
             mask = regions == region
             identifier = len(segments) + 1
             ids[mask] = identifier
@@ -446,7 +453,10 @@ def _convert(folder: Path, classes: list[CustomClass], min_area: int, masks: dic
 
 
 def write_example(out: Path, labeled: int = 40, unlabeled: int = 200) -> None:
-    """A folder as the module's docstring shows, of miniworld's first scenes; its class list has what the labelled ones show."""
+    """Writes a folder as the module's docstring shows, with miniworld's first scenes.
+
+    Its class list has the classes that the labelled scenes show.
+    """
     shown = set()
     for name in ("images", "masks", "unlabeled"):
         (out / name).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Layouts and formats of other tools, recognised so that an error can name them. None of them is read."""
+"""Recognises layouts and formats of other tools, so that an error can name them. None of them is read."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ _YOLO = re.compile(r"\d+( -?\d*\.?\d+(e-?\d+)?){4,}\s*", re.IGNORECASE)
 
 
 def layout_hint(root: Path, masks: Path | None = None, without: Sequence[str] = ()) -> str:
-    """What the folder of own data seems to hold instead of masks, as the end of an error; "" where nothing is recognised.
+    """Names what the folder of own data seems to hold instead of masks, as the end of an error message.
 
     Args:
-        masks: the folder of masks. without: paths without suffix of images that have none there.
+        root: the folder of own data.
+        masks: the folder of masks.
+        without: paths, without suffix, of images that have no mask there.
+
+    Returns:
+        "; " and the hint, or "" where nothing is recognised.
     """
     if masks is not None and (hint := _other_names(masks, without)):
         return f"; {hint}"

@@ -51,10 +51,11 @@ _TURNS = {  # by the EXIF tag's value
 
 @contextmanager
 def opened(path: str | Path, what: str = "an image") -> Iterator[Image.Image]:
-    """The image of a file. Decoders raise errors of many types; whatever is raised inside the `with` becomes one.
+    """Opens the image of a file, and turns every error inside the `with` into one type, since decoders raise many.
 
     Args:
-        what: the file should be, for the error.
+        path: the file.
+        what: describes in the error what the file should be.
 
     Raises:
         UnreadableImageError: with the path, the reason and what to do.
@@ -70,7 +71,7 @@ def opened(path: str | Path, what: str = "an image") -> Iterator[Image.Image]:
     except DearliError:
         raise
     except Image.DecompressionBombError as error:
-        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise UnreadableImageError(
             f"{path} has more than {limit} megapixels, which is the limit; cut it into tiles or make it smaller"
         ) from error
@@ -115,20 +116,23 @@ def seen_size(image: Image.Image) -> tuple[int, int]:
 
 
 def reading_problem(image: Image.Image) -> str:
-    """What keeps an opened image from being read as one of 8-bit RGB, or nothing: Pillow clips 16-bit grey values at 255, and takes
-    the first page of a stack."""
+    """The reason why an opened image cannot be read as one of 8-bit RGB, or "" where it can.
+
+    Pillow would clip 16-bit grey values at 255, and would take the first page of a stack.
+    """
     if image.mode[0] in "IF":
         return (
             f"has more than 8 bits a channel (mode {image.mode}), of which most would be cut off; convert it to 8 bits, with a "
             "range that suits your images"
         )
-    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+    pages = getattr(image, "n_frames", 1)
+    if image.format == "TIFF" and pages > 1:
         size = image.size
         image.seek(1)
         same = image.size == size  # else a preview or an overview
         image.seek(0)
         if same:
-            return f"holds {image.n_frames} pages, of which the first alone would be read; save each as a file"
+            return f"holds {pages} pages, of which the first alone would be read; save each as a file"
     return ""
 
 
@@ -162,18 +166,24 @@ def relative_name(file_name: str | Path, root: Path) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name holds no data of the user: `.ipynb_checkpoints`, `._photo.jpg`, `__MACOSX`."""
+    """True if a file or folder of this name holds no data of the user: `.ipynb_checkpoints`, `._photo.jpg`, `__MACOSX`."""
     return name.startswith(".") or name in _NO_IMAGES
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Files anywhere below a folder, sorted; links to folders are followed, each folder once; hidden files and folders are
-    left out. Raises `DatasetError` for a folder that may not be read."""
+    """Files anywhere below a folder, sorted, without hidden files and folders.
+
+    Links to folders are followed, and each folder is visited once.
+
+    Raises:
+        DatasetError: a folder that may not be read.
+    """
 
     def fail(error: OSError) -> None:
         raise DatasetError(f"{error.filename} cannot be listed: {error.strerror}")
 
-    found, seen = [], set()
+    found: list[Path] = []
+    seen: set[str] = set()
     for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
@@ -186,8 +196,9 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Image files among the paths and, sorted, anywhere below the folders (see `files_below`). Kinds that cannot be read, such
-    as raw photographs, are found too, so that whoever reads them can name them.
+    """Image files among the paths and, sorted, anywhere below the folders (see `files_below`).
+
+    Kinds that cannot be read, such as raw photographs, are found too. The reader can then name them in an error.
 
     Raises:
         DatasetError: a path that does not exist, or no image at all.
@@ -215,12 +226,13 @@ def image_sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
     broken = [s for s in sizes if isinstance(s, str)]
     if broken:
         raise DatasetError(f"{len(broken)} of {len(files)} files cannot be used as images: {first_few(broken)}")
-    return sizes
+    return [s for s in sizes if not isinstance(s, str)]
 
 
 def usable_images(folder: Path) -> list[tuple[Path, int, int]]:
-    """(file, height, width) of the images below a folder; those that `image_sizes` would refuse are left out and named in the
-    log.
+    """(file, height, width) of the images below a folder.
+
+    Files that `image_sizes` would refuse are left out, and the log names them.
 
     Raises:
         DatasetError: no image, or none that can be used.
@@ -241,7 +253,7 @@ def _measure(files: Sequence[Path]) -> list[tuple[int, int] | str]:
 
     def size(path: Path) -> tuple[int, int] | str:
         if not is_text(str(path)):
-            return f"{os.fsencode(path)} has a name that is no UTF-8; rename it"
+            return f"{os.fsencode(path)!r} has a name that is no UTF-8; rename it"
         try:
             return image_size(path)
         except UnreadableImageError as error:

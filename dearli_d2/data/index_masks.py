@@ -71,13 +71,15 @@ def count_values(paths: Mapping[str, Path]) -> dict[str, dict[int, int]]:
 
 
 def check_values(paths: Mapping[str, Path], ids: Set[int], ignore: int) -> None:
-    """Masks hold class ids and the ignore value only, and are no binary masks that merely look so.
+    """Checks that masks hold class ids and the ignore value only, and that they are no binary masks.
 
     Args:
-        paths: of the masks, by a key of the user's. ids: of the classes. ignore: DATASETS.CUSTOM.IGNORE_VALUE.
+        paths: of the masks, by a key of the user's.
+        ids: of the classes.
+        ignore: DATASETS.CUSTOM.IGNORE_VALUE.
 
     Raises:
-        DatasetError: with the number of masks, the values, and what kind of coding it looks like.
+        DatasetError: with the number of masks, the values, and the coding that they look like.
     """
     counts = count_values(paths)
     total: Counter[int] = Counter()

@@ -22,10 +22,12 @@ _NAME_AND_NUMBERS = re.compile(r"(\S+)(?:\s+-?\d+)+")
 
 
 def read_list(path: Path, names: Sequence[str], data_set: str) -> list[int]:
-    """Which of `names` the lines of a list file choose, in their order.
+    """Indices into `names` that the lines of a list file choose, in the order of the lines.
 
     Args:
-        names: paths of the images below their folder, with suffixes. data_set: for the errors.
+        path: the list file.
+        names: paths of the images below their folder, with suffixes.
+        data_set: its name, for the errors.
 
     Raises:
         DatasetError: no UTF-8 text, no line, lines that fit no image or several, an image twice.
@@ -58,7 +60,7 @@ def read_list(path: Path, names: Sequence[str], data_set: str) -> list[int]:
 
 
 def _entries(line: str) -> Iterator[str]:
-    """What may be the name in a line: all of it, or its first column."""
+    """The parts of a line that may be the name: all of it, or its first column."""
     yield line
     yield line.split("\t")[0].strip()
     if found := _FIRST_FILE.match(line):
@@ -75,7 +77,10 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _fitting(entry: str, names: Sequence[str], by_last: dict[str, list[int]]) -> list[int]:
-    """The images whose path ends as the entry, or which the entry's path ends with; those with its suffix where there are such."""
+    """The images whose path ends with the entry, or with whose path the entry ends.
+
+    If some of them also have the entry's suffix, only those.
+    """
     if not re.search(r"[^/\\.\s]", entry):
         return []
     wanted = _parts(entry)

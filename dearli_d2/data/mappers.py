@@ -77,8 +77,12 @@ class PanopticTrainMapper:
         self.targets = targets
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Returns "image" (3, S, S) uint8, "targets" (S x S), "inside" (S, S) bool (False = padding), and what is
-        `passed_on`."""
+        """Reads and transforms one image.
+
+        Returns:
+            "image" (3, S, S) uint8, "targets" (S x S), "inside" (S, S) bool (False = padding), and the keys of
+            `passed_on`.
+        """
         return self.sample_and_view(dataset_dict)[0]
 
     def sample_and_view(self, dataset_dict: dict) -> tuple[dict, View]:
@@ -106,7 +110,8 @@ class MaskTrainMapper:
     """Training images of the decoder warm-up: every class-agnostic mask is a target of class 0; masks may overlap.
 
     Args:
-        masks: where they lie. geometry, color, pad_to, pad_value: see `PanopticTrainMapper`.
+        masks: the folder of the masks.
+        geometry, color, pad_to, pad_value: see `PanopticTrainMapper`.
     """
 
     def __init__(
@@ -121,7 +126,7 @@ class MaskTrainMapper:
         self.pad_to, self.pad_value = pad_to, pad_value
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Returns "image" (3, S, S) uint8, "targets" (S x S), "file_name", "image_id"."""
+        """Reads and transforms one image: "image" (3, S, S) uint8, "targets" (S x S), and the keys of `passed_on`."""
         file_name = dataset_dict["file_name"]
         image = read_image(file_name)
         masks = self.masks.read(file_name, image.shape[:2])
@@ -154,8 +159,10 @@ class UnlabeledTrainMapper:
     """Unlabelled training images: a weak view for the teacher and a strong one for the student, pixel on pixel.
 
     Args:
-        geometry: shared by both views. strong: photometric augmentation of the strong view.
-        pad_to, pad_value: see `PanopticTrainMapper`. strong_views: how many strong views are drawn.
+        geometry: the geometric part, which both views share.
+        strong: photometric augmentation of the strong view.
+        pad_to, pad_value: see `PanopticTrainMapper`.
+        strong_views: number of strong views, V.
     """
 
     def __init__(
@@ -170,8 +177,12 @@ class UnlabeledTrainMapper:
         self.pad_to, self.pad_value = pad_to, pad_value
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Returns "image" (3, S, S) uint8, the weak view, "strong" (V, 3, S, S) uint8, "inside" (S, S) bool (False =
-        padding), and what is `passed_on`."""
+        """Reads and transforms one image.
+
+        Returns:
+            "image" (3, S, S) uint8, the weak view; "strong" (V, 3, S, S) uint8; "inside" (S, S) bool (False = padding);
+            and the keys of `passed_on`.
+        """
         view = self.geometry(read_image(dataset_dict["file_name"]))
         strong = [pad_image(self.strong(view.image), self.pad_to, self.pad_value) for _ in range(self.strong_views)]
         return {
@@ -183,7 +194,7 @@ class UnlabeledTrainMapper:
 
 
 def passed_on(dataset_dict: dict) -> dict:
-    """What a sample keeps of its data-set dict: "file_name", "image_id", and "caption" where there is one."""
+    """The part of a data-set dict that its sample keeps: "file_name", "image_id", and "caption" where there is one."""
     return {key: dataset_dict[key] for key in ("file_name", "image_id", "caption") if key in dataset_dict}
 
 
@@ -203,8 +214,10 @@ def inside_padding(image: np.ndarray, size: int) -> torch.Tensor:
 
 
 class TestMapper:
-    """Images for inference: short side to `min_size`, long side at most `max_size`; the output has the file's size, or that of
-    `read_out_size`."""
+    """Images for inference, with the short side resized to `min_size` and the long side at most `max_size`.
+
+    The output has the size of the file, or that of `read_out_size`.
+    """
 
     __test__ = False  # not a pytest class
 
@@ -216,7 +229,7 @@ class TestMapper:
         return {**dataset_dict, **self.prepare(read_image(dataset_dict["file_name"]))}
 
     def prepare(self, image: np.ndarray) -> dict:
-        """Of an (H, W, 3) uint8 RGB image: "image" (3, h, w) uint8, and "height" and "width" of the output."""
+        """Resizes an (H, W, 3) uint8 RGB image: "image" (3, h, w) uint8, and "height" and "width" of the output."""
         height, width = read_out_size(*image.shape[:2])
         inputs = T.AugInput(image)
         self.resize(inputs)
@@ -225,8 +238,11 @@ class TestMapper:
 
 
 def read_out_size(height: int, width: int) -> tuple[int, int]:
-    """The size at which masks of all queries and scores of all classes are read out: the image's, or, above `READ_OUT_PIXELS`,
-    as many pixels. At the size of a 12-megapixel photograph the masks of 200 queries alone take 9.6 GB."""
+    """The size at which masks of all queries and scores of all classes are read out.
+
+    It is the size of the image, limited to `READ_OUT_PIXELS` pixels: at the size of a 12-megapixel photograph the masks of
+    200 queries alone take 9.6 GB.
+    """
     scale = math.sqrt(READ_OUT_PIXELS / (height * width))
     return (height, width) if scale >= 1 else (max(round(height * scale), 1), max(round(width * scale), 1))
 

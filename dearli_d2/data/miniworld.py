@@ -80,8 +80,11 @@ GROUND = tuple(c for c in CLASSES if not c.isthing and c.name != "sky")
 
 @dataclass
 class Scene:
-    """`image` (H, W, 3) uint8 RGB; `segments` (H, W) int32, 1.. per segment; `classes[i]` is the class of segment
-    i + 1."""
+    """One generated image with its segments.
+
+    `image` is (H, W, 3) uint8 RGB. `segments` is (H, W) int32 with the numbers 1, 2, ... `classes[i]` is the class of
+    segment i + 1.
+    """
 
     image: np.ndarray
     segments: np.ndarray
@@ -206,11 +209,12 @@ def make_scene(seed: int, index: int, split: str = "train", domain: str = "day",
     """The scene of (seed, domain, split, index). `size` is the side of the square image in pixels."""
     rng = np.random.default_rng([VERSION, seed, DOMAINS.index(domain), sorted(SPLITS).index(split), index])
     regions, stuff = _stuff_layout(rng, size)
-    image = np.zeros((size, size, 3), np.float32)
+    image: np.ndarray = np.zeros((size, size, 3), np.float32)
     for i, cls in enumerate(stuff):
         image = np.where((regions == i)[..., None], _texture(rng, size, cls), image)
 
-    segments, classes = np.zeros((size, size), np.int32), []
+    segments = np.zeros((size, size), np.int32)
+    classes: list[MiniClass] = []
     free = np.ones((size, size), bool)
     for _ in range(rng.integers(2, 8)):  # front to back: a later object is hidden by the earlier ones
         cls = _choose(rng, THINGS)

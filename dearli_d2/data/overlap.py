@@ -1,4 +1,4 @@
-"""Images that stand where they must not: in the evaluation and in the training, or twice in one place."""
+"""Finds images that are used twice: in training and in evaluation, or two times in one data set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TRAINING = ("TRAIN", "SOURCE", "UNLABELED")
 
 
 def check_roles(cfg: CfgNode) -> None:
-    """Every data set can be what the config uses it for. No file is read.
+    """Checks that every data set suits the key that names it. No file is read.
 
     Raises:
         DatasetError: an unlabelled view or a folder of images where labels are needed, a data set twice.
@@ -40,12 +40,14 @@ def check_roles(cfg: CfgNode) -> None:
 
 
 def check_overlap(cfg: CfgNode) -> None:
-    """No image of DATASETS.TEST is trained on, and none stands twice in one of the keys. Files count as the same if they are one
-    file; where own data take part, also if their content is equal. The log warns of labelled images among the unlabelled ones, and
-    of a data set that is named for training and for evaluation, which can only be meant so.
+    """Checks that no image of DATASETS.TEST is trained on, and that no key holds an image twice.
+
+    Two paths are the same image if they lead to one file. Where own data take part, files with equal content are the same too.
+    The log warns of labelled images among the unlabelled ones. It also warns of a data set that is named both for training and
+    for evaluation, since that is on purpose.
 
     Raises:
-        DatasetError: with the number of images and the first ones; DATASETS.ALLOW_OVERLAP lets the evaluation have any.
+        DatasetError: with the number of images and the first ones. DATASETS.ALLOW_OVERLAP permits them in the evaluation.
     """
     files = {
         key: [d["file_name"] for name in cfg.DATASETS[key] for d in dataset_dicts(name)] for key in (*_TRAINING, "TEST")
@@ -94,7 +96,7 @@ def _resolved(files: Iterable[str]) -> list[str]:
 
 
 def _same(some: Sequence[str], others: Sequence[str], content: bool) -> list[tuple[str, str]]:
-    """Pairs of one image in both."""
+    """Pairs of paths, one of each list, that are the same image."""
     known = dict(zip(_resolved(others), others, strict=True))
     pairs = [(a, known[real]) for a, real in zip(some, _resolved(some), strict=True) if real in known]
     if content and not pairs and some and others:

@@ -20,8 +20,9 @@ _COCO_PANOPTIC = "convert it to index masks or to COCO-panoptic (docs/custom_dat
 
 
 def read_panoptic_json(path: Path) -> dict[str, Any]:
-    """The content of a COCO-panoptic file, checked, and with the same types whoever wrote it: numbers that stand as text become
-    numbers, "image_id" becomes the image's own "id", "iscrowd" and "isthing" become 0 or 1.
+    """Reads and checks a COCO-panoptic file, and unifies the types of its values.
+
+    Numbers that stand as text become numbers, "image_id" becomes the image's own "id", "iscrowd" and "isthing" become 0 or 1.
 
     Returns:
         {"images": [{"id", "file_name", perhaps "height" and "width"}], "annotations": [{"image_id", "file_name",
@@ -65,7 +66,7 @@ def without_annotation(content: dict[str, Any]) -> list[str]:
 
 
 def format_of(content: Any) -> str:
-    """What wrote a JSON file that is no COCO-panoptic one, in words; "" where it may be one, or is not known."""
+    """Names the format of a JSON file of another tool; "" where it is unknown, or may be COCO-panoptic."""
     if isinstance(content, list):
         first = content[0] if content and isinstance(content[0], dict) else {}
         if "segmentation" in first or "bbox" in first:

@@ -101,7 +101,7 @@ def _to_dict(record: dict, source: PanopticSource) -> dict:
 
 
 def _set_metadata(name: str, source: PanopticSource, taxonomy: Taxonomy) -> None:
-    """What detectron2's own tools (its panoptic evaluator and visualiser) look up."""
+    """Sets the metadata that detectron2's own tools (its panoptic evaluator and visualiser) look up."""
     things = sorted(taxonomy.thing_ids)
     metadata = MetadataCatalog.get(name)
     if getattr(metadata, "panoptic_json", None) == str(source.panoptic_json):

@@ -19,7 +19,7 @@ from ..errors import DatasetError, first_few
 from .images import relative_name
 from .lists import read_list
 from .miniworld import SPLITS
-from .sources import Source
+from .sources import ImageFolder, Source
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,11 @@ def choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: Sou
     """The images of a part of a data set, or, if `unlabeled`, the others.
 
     Args:
-        name: of the view. dicts: of the whole data set.
+        name: of the view.
+        dicts: of the whole data set.
+        part: a fraction, a partition folder or a list file.
+        unlabeled: choose the other images.
+        source: of the data set.
     """
     by_chance = drawn(part, len(dicts), name)
     if by_chance is not None:
@@ -162,7 +166,7 @@ def list_file(name: str, part: str, source: Source) -> Path:
     """The list of a part's labelled images. Raises `DatasetError` where there is none."""
     if part.endswith(".txt"):
         path = Path(part).expanduser()
-    elif getattr(source, "partition_root", None) is None:
+    elif isinstance(source, ImageFolder) or source.partition_root is None:
         raise DatasetError(f"{name}: this data set has no partition folder; use a fraction or the path of a list file")
     else:
         path = source.partition_root / part / "labeled.txt"

@@ -1,4 +1,4 @@
-"""What the scripts in `datasets/` share: long conversions that resume where they stopped."""
+"""Shared parts of the scripts in `datasets/`: long conversions that resume where they stopped."""
 
 from __future__ import annotations
 
@@ -98,8 +98,9 @@ def check_names(names: Iterable[object], source: Path) -> None:
 
 
 def read_official_json(path: Path, hint: str) -> dict:
-    """Content of an official COCO-panoptic JSON file, see `read_panoptic_json`; kept, so that worker processes that are forked
-    have it already.
+    """Content of an official COCO-panoptic JSON file, see `read_panoptic_json`.
+
+    It is cached, so that forked worker processes have it already.
 
     Raises:
         DatasetError: a missing or broken file, or file names that lead out of their folder.
@@ -150,7 +151,7 @@ def _run(convert: Callable[[str], dict], keys: list[str], workers: int) -> Itera
 
 
 def _end_with(parent: int) -> None:
-    """Ends this worker soon after the process that started it, which would else leave it waiting for ever if it is killed."""
+    """Ends this worker soon after its parent process, even if the parent is killed."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -209,15 +210,21 @@ def write_semantic_dataset(
     workers: int,
     expected: int,
 ) -> None:
-    """Converts one split into the folder of label images beside its JSON file, `json_path` without its suffix, and writes
-    the JSON file; resumes.
+    """Converts one split, and resumes where it stopped.
+
+    Label images go to the folder `json_path` without its suffix, and the JSON file is written at the end.
 
     Args:
+        name: of the data set.
+        json_path: the JSON file to write.
+        keys: one for each image, which `convert` takes.
         convert: gives a record of `write_panoptic_json`, or {"stem", "skipped": reason}, which is left out and reported.
-        expected: images of the official release, for a note.
+        categories: of the JSON file.
+        workers: number of processes.
+        expected: number of images in the official release, for a note.
 
     Raises:
-        DatasetError: nothing is left.
+        DatasetError: no image could be used.
     """
     if len(keys) != expected:
         print(f"note: {name} has {len(keys)} images, the official release {expected}")
@@ -239,8 +246,14 @@ def write_semantic_dataset(
 
 
 def write_panoptic_json(path: Path, records: list[dict], categories: list[dict]) -> None:
-    """COCO-panoptic JSON from records {"stem", "height", "width", "segments_info"} and perhaps "image", the file below the
-    image folder where it is not stem.jpg."""
+    """Writes a COCO-panoptic JSON file.
+
+    Args:
+        path: the file.
+        records: {"stem", "height", "width", "segments_info"} of each image, and "image" where the file below the image folder
+            is not stem.jpg.
+        categories: as in the file.
+    """
     write_json(
         path,
         {

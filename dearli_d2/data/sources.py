@@ -1,4 +1,4 @@
-"""Where data sets lie on disk."""
+"""Places of data sets on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class PanopticSource:
-    """Where a COCO-panoptic data set lies.
+    """The files and folders of a COCO-panoptic data set.
 
     `image_root`, `panoptic_root` (PNG), `panoptic_json` as in COCO. `semantic_root`: optional PNG of contiguous class
     ids, 255 = ignore, named like the panoptic PNG; without it semantic ground truth comes from the panoptic PNG.

@@ -1,4 +1,4 @@
-"""Infinite training streams that resume at the same sample: what is drawn follows from (seed, rank, iteration) alone."""
+"""Infinite training streams that resume at the same sample: (seed, rank, iteration) alone determine each draw."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ _DAMAGED_IN_A_ROW = 10  # drawn at random: most files, as of a folder that went 
 
 
 class ShuffledOrder:
-    """Endless shuffled passes over `count` images: position p is element p mod n of a permutation seeded by
-    (seed, p div n)."""
+    """Endless shuffled passes over n = `count` images.
+
+    Position p is element p mod n of a permutation seeded by (seed, p div n).
+    """
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed = count, seed
         self._pass, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __call__(self, position: int) -> int:
+        """The image at a position."""
         which, offset = divmod(position, self.count)
         if which != self._pass:
             self._pass = which
@@ -36,11 +39,17 @@ class ShuffledOrder:
 
 
 class RareClassOrder:
-    """Each position draws a class with probability softmax((1 - f) / T), then an image that has it (DAFormer, Sec. 3.3);
-    seeded by (seed, p). f is the class's share of all annotated pixels: rare classes come more often, the more so the smaller T.
+    """Rare-class sampling (DAFormer, Sec. 3.3): draws a class, then an image that shows it.
+
+    Position p, seeded by (seed, p), draws a class with probability softmax((1 - f) / T). f is the class's share of all
+    annotated pixels. Rare classes come more often, and the more so the smaller T is.
 
     Args:
-        dicts: with "area" of segments. num_classes: K. temperature: T. area: share of an image from which on it counts for a class.
+        dicts: with "area" of segments.
+        num_classes: K.
+        temperature: T.
+        area: the least share of an image that a class must cover for the image to count.
+        seed: of all draws.
 
     Raises:
         DatasetError: annotations without areas, or no image that counts for any class.
@@ -62,6 +71,7 @@ class RareClassOrder:
         self.probability = weight / weight.sum()
 
     def __call__(self, position: int) -> int:
+        """The image at a position."""
         rng = np.random.default_rng([self.seed, position])
         return int(rng.choice(self.images[rng.choice(len(self.classes), p=self.probability)]))
 
@@ -70,8 +80,12 @@ class PositionDataset(Dataset):
     """Images addressed by position in an endless order; the augmentation of position p is seeded by (seed, p).
 
     Args:
-        replace_damaged: an image that cannot be read is named in the log once, and another of `dicts`, which follows from
-            (seed, p) too, takes its place; else its `UnreadableImageError` is raised. Other errors always are.
+        dicts: of the data set.
+        mapper: turns a dict into a sample.
+        seed: of the order and of the augmentations.
+        order: the image at a position; None = `ShuffledOrder`.
+        replace_damaged: where an image cannot be read, another one, drawn by (seed, p), takes its place, and the log names it
+            once. If False the `UnreadableImageError` is raised. Other errors are always raised.
     """
 
     def __init__(
@@ -110,8 +124,10 @@ class PositionDataset(Dataset):
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Seeds the generators that augmentations use (the global ones of numpy, Python and torch's CPU) and puts them back
-    after."""
+    """Seeds the global generators of numpy, Python and torch's CPU, and restores their states at the end.
+
+    Augmentations draw from these generators.
+    """
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     state = np.random.SeedSequence(entropy).generate_state(3)
     random.seed(int(state[0]))
@@ -153,8 +169,11 @@ def build_stream(
     """Endless batches (lists of mapped dicts).
 
     Args:
-        order: which image a position is; None = `ShuffledOrder`. replace_damaged: see `PositionDataset`.
-        batch_size: images of this rank in a step. start_iteration: steps already done.
+        dicts, mapper, seed, order, replace_damaged: see `PositionDataset`.
+        batch_size: number of images of this rank in a step.
+        start_iteration: number of steps already done.
+        rank, world_size: of this process.
+        num_workers: number of loader processes.
     """
     return iter(
         DataLoader(

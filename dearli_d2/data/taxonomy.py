@@ -21,8 +21,11 @@ _NO_CLASS = "invalid_class_id"  # a placeholder line of the class-name format
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """`names[c]` is the tuple of synonyms of contiguous class c, the main name first; `dataset_ids[c]` its id in the
-    annotation files; `colors[c]` an RGB triple 0..255."""
+    """The classes of a data set.
+
+    `names[c]` is the tuple of synonyms of contiguous class c, with the main name first. `dataset_ids[c]` is its id in the
+    annotation files. `colors[c]` is an RGB triple 0..255.
+    """
 
     names: tuple[tuple[str, ...], ...]
     thing_ids: frozenset[int]
@@ -34,12 +37,16 @@ class Taxonomy:
 
     @property
     def main_names(self) -> list[str]:
+        """The main name of each class."""
         return [synonyms[0] for synonyms in self.names]
 
     @property
     def text_names(self) -> tuple[tuple[str, ...], ...]:
-        """The names as a text tower reads them: in plain words, and what stands behind a comma as a synonym unless another
-        class has it too. A name that plain words would make equal to another class's stays as it is."""
+        """The names as a text tower reads them, in plain words.
+
+        Parts behind a comma become synonyms unless another class has them too. A name stays as it is if plain words would make
+        it equal to the name of another class.
+        """
         plain = [tuple(plain_words(part) for part in comma_parts(names[0])) for names in self.names]
         mains = Counter(parts[0] for parts in plain)
         owners = Counter(name for parts, names in zip(plain, self.names, strict=True) for name in {*parts, *names[1:]})
@@ -120,6 +127,7 @@ class Taxonomy:
 
     @staticmethod
     def from_json(content: dict) -> Taxonomy:
+        """Reverses `to_json`."""
         return Taxonomy(
             tuple(tuple(n) for n in content["names"]),
             frozenset(content["thing_ids"]),
@@ -129,7 +137,7 @@ class Taxonomy:
 
     @staticmethod
     def of_checkpoint(content: dict, source: str | Path) -> Taxonomy | None:
-        """The classes of a weight file that is read already; None where it does not say them. Raises `WeightsError`."""
+        """The classes in the content of a weight file; None where it names none. Raises `WeightsError`."""
         if "taxonomy" not in content:
             return None
         try:
@@ -143,11 +151,12 @@ class Taxonomy:
 
     @staticmethod
     def from_categories(categories: Sequence[dict], dataset: str | None = None) -> Taxonomy:
-        """From COCO-panoptic `categories`, in the order of the list; an optional "synonyms" list adds names.
+        """Reads COCO-panoptic `categories`, in the order of the list; an optional "synonyms" list adds names.
 
         Args:
-            dataset: of `class_names`, whose names and synonyms replace those of the list; classes that it does not know keep
-                their names, and the log says so.
+            categories: the list.
+            dataset: a data set of `class_names`. Its names and synonyms replace those of the list. Classes that it does not
+                know keep their names, and the log names them.
         """
         fallback = spread_colors(len(categories))
         known = [find_class(dataset, c["name"]) if dataset else None for c in categories]
@@ -177,7 +186,7 @@ class Taxonomy:
 
     @staticmethod
     def from_text(text: str) -> Taxonomy:
-        """A free vocabulary from "cat, dog, tree|bush": `|` joins synonyms; every class counts as a thing."""
+        """Reads a free vocabulary such as "cat, dog, tree|bush": `|` joins synonyms; every class counts as a thing."""
         names = tuple(tuple(s.strip() for s in entry.split("|") if s.strip()) for entry in text.split(","))
         names = tuple(n for n in names if n)
         if not names:
@@ -194,7 +203,9 @@ def first_difference(saved: Taxonomy, found: Taxonomy, synonyms: bool = False, k
     """The first class that two taxonomies do not share, in words; None where all are the same in number and order.
 
     Args:
-        synonyms: compare all names, else the main ones. kinds: compare whether classes are things or stuff.
+        saved, found: the two taxonomies; the words say that a class of `saved` "was" and that of `found` "is".
+        synonyms: compare all names, not only the main ones.
+        kinds: compare whether classes are things or stuff.
     """
 
     def describe(taxonomy: Taxonomy, index: int) -> str:
@@ -217,10 +228,13 @@ def named(cfg: CfgNode, taxonomy: Taxonomy) -> Taxonomy:
 def same_classes(
     saved: Taxonomy, found: Taxonomy, source: str | Path, here: str, synonyms: bool = False, kinds: bool = True
 ) -> None:
-    """Compares the classes that a model was made with with those of a data set.
+    """Checks that a data set has the classes that a model was made for.
 
     Args:
-        source, here: what has them, for the error. synonyms, kinds: see `first_difference`.
+        saved: the classes of the model.
+        found: the classes of the data set.
+        source, here: the names of model and data set, for the error.
+        synonyms, kinds: see `first_difference`.
 
     Raises:
         DatasetError: number, order, names, ids or kinds differ; with the first class that does.
@@ -240,7 +254,8 @@ def spread_colors(count: int) -> list[tuple[int, int, int]]:
     colors = []
     for i in range(count):
         rgb = colorsys.hsv_to_rgb((i * 0.61803) % 1.0, (0.85, 0.6, 0.75)[i % 3], (0.95, 0.8, 0.6)[i % 3])
-        colors.append(tuple(int(255 * v) for v in rgb))
+        red, green, blue = (int(255 * v) for v in rgb)
+        colors.append((red, green, blue))
     return colors
 
 

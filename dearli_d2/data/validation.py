@@ -27,7 +27,7 @@ _CONTRADICTION_IN_ALL = 0.05  # and of all examined pixels: borders and crowds m
 
 @dataclass(frozen=True)
 class Summary:
-    """What was found: number of images, and how many of them show each class (empty for unlabelled data)."""
+    """Result of the checks: number of images, and how many of them show each class (empty for unlabelled data)."""
 
     name: str
     images: int
@@ -43,8 +43,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class Label:
-    """What the label files of an image say: `areas` in pixels by segment id (0 = ignored), and the number of pixels that have a
-    class in both the panoptic and the semantic file (`compared`), another one in each (`contradicting`)."""
+    """The label files of one image.
+
+    `areas` has the pixels of each segment id (0 = ignored). `compared` counts the pixels that have a class in both the
+    panoptic and the semantic file, and `contradicting` those with two different classes.
+    """
 
     areas: dict[int, int]
     compared: int = 0
@@ -145,17 +148,18 @@ def _size_problem(d: dict) -> str | None:
 
 
 def check_labels(name: str, dicts: list[dict]) -> list[Label]:
-    """Images can be read to their end; label files, JSON file and semantic labels agree.
+    """Checks that images can be read to their end, and that label files, JSON file and semantic labels agree.
 
     Returns:
-        What was found for each of `dicts`.
+        The `Label` of each of `dicts`.
 
     Raises:
         DatasetError: with the count and the first offenders.
     """
     if not dicts:
         return []
-    classes, whole = len(taxonomy_of(name)), not source_of(name).without
+    source = source_of(name)
+    classes, whole = len(taxonomy_of(name)), isinstance(source, ImageFolder) or not source.without
 
     def look(d: dict) -> Label:
         read_image(d["file_name"])
@@ -226,7 +230,7 @@ def _count(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _area_difference(d: dict, label: Label) -> str:
-    """What is wrong with the areas of the JSON file, or nothing. Areas of polygons differ a little from those of their pixels."""
+    """Describes wrong areas in the JSON file, or "". Areas of polygons differ a little from those of their pixels."""
     for s in d["segments_info"]:
         area, pixels = s["area"], label.areas.get(s["id"], 0)
         if area is not None and abs(area - pixels) > max(_WRONG_PIXELS, _WRONG_SHARE * max(area, pixels)):

@@ -1,5 +1,7 @@
-"""Augmentations (DEARLi, Sec. 4 and supplement A): the geometric part of a view, shared by all views of a sample, and the
-photometric parts of labelled images (SSD) and of the strong view."""
+"""Augmentations (DEARLi, Sec. 4 and supplement A).
+
+All views of a sample share the geometric part. The photometric parts are those of labelled images (SSD) and of the strong view.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,7 @@ class ResizeShortSide(T.ResizeShortestEdge):
     """Detectron2's, with at least one pixel a side: the long side's limit leaves nothing of a strip of 5000 x 2."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
+        """The transform of one image; no side of its result is 0."""
         transform = super().get_transform(image)
         if isinstance(transform, T.ResizeTransform):
             transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
@@ -64,16 +67,20 @@ class ColorAugmentation:
         self.transform = ColorAugSSDTransform(img_format="RGB")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Changes the colours of an (H, W, 3) uint8 image."""
         return self.transform.apply_image(image)
 
 
 class StrongPhotometry:
-    """Colour jitter, greyscale and blur of the strong view; CutMix, its last part, works on batches (`engine.cutmix`). Jitter
-    alone also of labelled images (INPUT.JITTER).
+    """Colour jitter, greyscale and blur of the strong view.
+
+    CutMix, the last part of the strong view, works on batches (`engine.cutmix`). With INPUT.JITTER the jitter alone also
+    changes labelled images.
 
     Args:
         jitter: brightness, contrast, saturation (relative) and hue (turns, at most 0.5).
-        grey_probability, blur_probability, jitter_probability: of each of the three. blur_sigma: range in pixels.
+        grey_probability, blur_probability, jitter_probability: of each of the three.
+        blur_sigma: range in pixels.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How good targets are, pseudo-labels above all, against the annotations of data-set dicts."""
+"""Quality of targets, above all of pseudo-labels, measured against the annotations of data-set dicts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PanopticLabelQuality:
         self.things, self.quality = taxonomy.thing_ids, PanopticQuality(len(taxonomy))
 
     def add(self, targets: Targets, truth: dict) -> None:
-        """One image."""
+        """Counts the segments of one image."""
         ids = resize_labels(segment_ids(read_panoptic(truth["pan_seg_file_name"])), targets.masks.shape[1:])
         self.quality.add(*targets.panoptic(), ids, truth["segments_info"])
 
@@ -33,14 +33,14 @@ class PanopticLabelQuality:
 
 
 class SemanticLabelQuality:
-    """Mean IoU of one mask a class, on the annotated pixels that are valid, and the share of annotated pixels that are."""
+    """Mean IoU of one mask a class on the annotated pixels that are valid, and their share of all annotated pixels."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         self.matrix = np.zeros((len(taxonomy), len(taxonomy)), dtype=np.int64)
         self.annotated = 0
 
     def add(self, targets: Targets, truth: dict) -> None:
-        """One image."""
+        """Counts the pixels of one image."""
         semantic = resize_labels(read_semantic(truth), targets.masks.shape[1:])
         ids, segments = targets.panoptic()
         classes = np.array([0, *(s["category_id"] for s in segments)])
@@ -55,5 +55,5 @@ class SemanticLabelQuality:
         self.annotated += other.annotated
 
     def scores(self) -> dict[str, float]:
-        """In percent."""
+        """Mean IoU and coverage in percent."""
         return {"mIoU": mean_iou(self.matrix), "coverage": 100 * float(self.matrix.sum()) / max(self.annotated, 1)}

@@ -34,11 +34,11 @@ class PanopticQuality:
         truth: np.ndarray,
         truth_segments: Iterable[dict],
     ) -> None:
-        """One image.
+        """Counts the segments of one image.
 
         Args:
             predicted, truth: (H, W) segment ids, 0 = none (void in the ground truth).
-            *_segments: dicts with "id" and contiguous "category_id"; ground truth also "iscrowd".
+            predicted_segments, truth_segments: dicts with "id" and contiguous "category_id"; ground truth also "iscrowd".
         """
         predicted_class = {s["id"]: s["category_id"] for s in predicted_segments}
         truth_info = {s["id"]: s for s in truth_segments}
@@ -50,7 +50,8 @@ class PanopticQuality:
         void_ids = {t for t in truth_area if t not in truth_info}
         void = {p: sum(overlap.get((t, p), 0) for t in void_ids) for p in predicted_area}
 
-        matched_truth, matched_predicted = set(), set()
+        matched_truth: set[int] = set()
+        matched_predicted: set[int] = set()
         for (t, p), area in overlap.items():
             if t not in truth_info or p not in predicted_class or truth_info[t]["iscrowd"]:
                 continue
@@ -64,7 +65,7 @@ class PanopticQuality:
                 matched_truth.add(t)
                 matched_predicted.add(p)
 
-        crowd_of_class = {}
+        crowd_of_class: dict[int, int] = {}
         for t, segment in truth_info.items():
             if segment["iscrowd"]:
                 crowd_of_class[segment["category_id"]] = t
@@ -73,7 +74,8 @@ class PanopticQuality:
         for p, category in predicted_class.items():
             if p in matched_predicted or p not in predicted_area:
                 continue
-            ignored = void[p] + overlap.get((crowd_of_class.get(category), p), 0)
+            crowd = crowd_of_class.get(category)
+            ignored = void[p] + (0 if crowd is None else overlap.get((crowd, p), 0))
             if ignored / predicted_area[p] <= 0.5:  # mostly on void or crowd: neither right nor wrong
                 self.fp[category] += 1
 
@@ -120,9 +122,11 @@ class PanopticEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
+        """Forgets all images."""
         self.quality = PanopticQuality(len(self.taxonomy))
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Adds the "panoptic_seg" outputs of a batch."""
         for given, output in zip(inputs, outputs, strict=True):
             panoptic, segments = output["panoptic_seg"]
             truth = segment_ids(read_panoptic(given["pan_seg_file_name"]))

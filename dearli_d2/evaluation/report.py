@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -35,12 +36,12 @@ def _cell(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1f}"
 
 
-def write_results(results: dict[str, dict], path: Path, **context) -> None:
-    """JSON with the results and what they were made of; values that do not exist are null."""
+def write_results(results: dict[str, dict], path: Path, **context: Any) -> None:
+    """Writes the results and their context as JSON; values that do not exist are null."""
     write_json(path, _without_nan({**context, "results": results}), indent=2)
 
 
-def _without_nan(value):
+def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_nan(v) for k, v in value.items()}
     if isinstance(value, float) and math.isnan(value):

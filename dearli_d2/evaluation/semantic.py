@@ -60,17 +60,21 @@ def read_semantic(dataset_dict: dict) -> np.ndarray:
 
 
 class SemanticEvaluator(DatasetEvaluator):
-    """Mean IoU of "sem_seg" outputs (K, H, W); with `unseen` classes also their mean, that of the others, and the harmonic
-    mean of both."""
+    """Mean IoU of "sem_seg" outputs (K, H, W).
+
+    With `unseen` classes it also gives their mean, that of the others, and the harmonic mean of both.
+    """
 
     def __init__(self, taxonomy: Taxonomy, unseen: Collection[int] = ()) -> None:
         self.taxonomy, self.unseen = taxonomy, unseen
         self.reset()
 
     def reset(self) -> None:
+        """Forgets all images."""
         self.matrix = np.zeros((len(self.taxonomy), len(self.taxonomy)), dtype=np.int64)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Adds the "sem_seg" outputs of a batch."""
         for given, output in zip(inputs, outputs, strict=True):
             truth, predicted = read_semantic(given), output["sem_seg"].argmax(0).cpu().numpy()
             self.matrix += confusion(enlarge_read_out(predicted, truth.shape), truth, len(self.taxonomy))

@@ -16,11 +16,11 @@ LONG_SIDE = 1024
 
 
 class ClassicalGenerator:
-    """For machines without SAM weights, and for miniworld. Same interface as `SamGenerator`.
+    """Makes masks without SAM's weights, by Felzenszwalb's segmentation. It has the interface of `SamGenerator`.
 
     Args:
         scales: of the segmentation; larger ones give larger regions.
-        sigma: smoothing before, in pixels.
+        sigma: of the smoothing before the segmentation, in pixels.
         min_share: least area of a region, as a share of the image.
         same: masks with a larger intersection over union than this are one mask.
     """
@@ -35,7 +35,7 @@ class ClassicalGenerator:
         self.scales, self.sigma, self.min_share, self.same = tuple(scales), sigma, min_share, same
 
     def settings(self) -> dict:
-        """For the manifest."""
+        """The entries of the manifest that the masks depend on."""
         options = {"scales": list(self.scales), "sigma": self.sigma, "min_share": self.min_share, "same": self.same}
         return {"generator": "felzenszwalb", "options": options}
 

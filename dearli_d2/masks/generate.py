@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -23,7 +22,15 @@ from .storage import MaskFolder, check_stems
 
 logger = logging.getLogger(__name__)
 
-Generator = Callable[[Sequence[np.ndarray]], list[list[dict]]]
+
+class Generator(Protocol):
+    """Makes the masks of images; `generate` calls it."""
+
+    def settings(self) -> dict[str, Any]:
+        """The entries of the manifest that the masks depend on."""
+
+    def __call__(self, images: Sequence[Any], /) -> Sequence[Any]:
+        """The masks of each image, as the folder stores them."""
 
 
 def generate(
@@ -33,15 +40,18 @@ def generate(
     batch_size: int = 1,
     shard: tuple[int, int] = (0, 1),
     read: Callable[[str], Any] = read_image,
-) -> Counter:
+) -> Counter[str]:
     """Makes the masks that are missing.
 
     Images that cannot be read are skipped and listed in `failed_I_of_N.jsonl` of the folder; a later run tries them again.
 
     Args:
-        files: images. generator: also has `settings()`. batch_size: images it gets at a time.
-        shard: (i, n): every n-th image from the i-th on; any number of shards may run at once.
-        read: gives what the generator gets for a file; it must have the image's shape.
+        files: the images.
+        generator: makes the masks.
+        folder: stores them.
+        batch_size: number of images that the generator gets at a time.
+        shard: (i, n) chooses every n-th image from the i-th on. Any number of shards may run at once.
+        read: makes the generator's input from a file. It must have the image's shape.
 
     Returns:
         Counts "done", "present", "failed", "masks".
@@ -67,7 +77,7 @@ def generate(
             "another --out, or delete those masks if the images have changed"
         )
     missing = [f for f in mine if f not in present]
-    counts = Counter(present=len(mine) - len(missing))
+    counts: Counter[str] = Counter(present=len(mine) - len(missing))
     failed: list[dict] = []
     with tqdm(total=len(mine), initial=counts["present"], desc=f"masks {index}/{count}", unit="image") as bar:
         for batch in _read_ahead(missing, batch_size, read):
@@ -95,7 +105,7 @@ def shard_of_process() -> tuple[int, int]:
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
-    """ "i/n", or as torchrun says. Raises `ConfigError`."""
+    """(i, n) of the text "i/n", or as torchrun sets them. Raises `ConfigError`."""
     if text is None:
         return shard_of_process()
     try:
@@ -120,7 +130,7 @@ def _claim(folder: MaskFolder, settings: dict) -> None:
 def _read_ahead(
     files: Sequence[str], batch_size: int, read: Callable[[str], Any]
 ) -> Iterator[list[tuple[str, Any | DatasetError]]]:
-    """Batches of (file, image or error); the next batches are read while one is worked on."""
+    """Batches of (file, image or error). The next batches are read in the background."""
 
     def attempt(file: str) -> tuple[str, Any | DatasetError]:
         try:
@@ -128,13 +138,16 @@ def _read_ahead(
         except DatasetError as error:
             return file, error
 
+    def attempt_all(chunk: Sequence[str]) -> list[tuple[str, Any | DatasetError]]:
+        return [attempt(file) for file in chunk]
+
     chunks = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
     with ThreadPoolExecutor(2) as pool:
-        pending = [pool.submit(lambda c=c: [attempt(f) for f in c]) for c in chunks[:3]]
+        pending = [pool.submit(attempt_all, chunk) for chunk in chunks[:3]]
         for index in range(len(chunks)):
             batch = pending.pop(0).result()
             if index + 3 < len(chunks):
-                pending.append(pool.submit(lambda c=chunks[index + 3]: [attempt(f) for f in c]))
+                pending.append(pool.submit(attempt_all, chunks[index + 3]))
             yield batch
 
 

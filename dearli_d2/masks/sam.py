@@ -40,13 +40,17 @@ def load_sam(model: str, weights: str | Path, device: str | torch.device) -> Sam
 
 
 class SamGenerator:
-    """Equal to `segment_anything.SamAutomaticMaskGenerator` on the whole image, with the images of a call encoded
-    together, many prompts at a time, and only masks of good predicted quality brought to the size of the image.
+    """Makes the masks of `segment_anything.SamAutomaticMaskGenerator` on the whole image, in less time and memory.
+
+    The images of a call are encoded together, many prompts are decoded at a time, and only masks of good predicted quality are
+    brought to the size of the image.
 
     Args:
         sam: the model.
-        points_per_side: of the grid of prompts. prompts: points decoded at a time.
-        predicted_iou, stability: least quality of a mask. offset: of the logits in the stability score.
+        points_per_side: of the grid of prompts.
+        prompts: number of points decoded at a time.
+        predicted_iou, stability: least quality of a mask.
+        offset: of the logits in the stability score.
         nms: box IoU above which the worse of two masks is dropped.
         name, digest: model and checksum of its weights, for the manifest.
     """
@@ -70,7 +74,7 @@ class SamGenerator:
         self.resize = ResizeLongestSide(sam.image_encoder.img_size)
 
     def settings(self) -> dict:
-        """For the manifest: what the masks depend on."""
+        """The entries of the manifest that the masks depend on."""
         names = ("points_per_side", "predicted_iou", "stability", "offset", "nms")
         return {
             "generator": "segment-anything",
@@ -109,9 +113,9 @@ class SamGenerator:
     def _decode(
         self, embedding: torch.Tensor, points: torch.Tensor, input_size: tuple, size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of the good masks of (P, 2) points: (M, h, w) logits, (M,) predicted IoU, (M,) stability, (M, 4) boxes.
+        """The good masks of (P, 2) points: (M, h, w) logits, (M,) predicted IoU, (M,) stability, (M, 4) boxes.
 
-        The logits stay in the decoder's size: thousands of masks in a photo's own would need gigabytes.
+        The logits keep the decoder's size. Thousands of masks at the size of a photograph would need gigabytes.
         """
         sam, labels = self.sam, torch.ones(len(points), 1, dtype=torch.int, device=points.device)
         sparse, dense = sam.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)

@@ -23,8 +23,10 @@ _CHECKED = 2000  # mask files that are compared with their image before training
 
 
 class MaskFolder:
-    """`FOLDER/manifest.json` and `FOLDER/masks/STEM.json`, by the stem of the image's file name; `FOLDER/failed_I_of_N.jsonl`
-    lists the images that shard I of N could not read.
+    """A folder of class-agnostic masks.
+
+    It holds `manifest.json` and, for each image, `masks/STEM.json` by the stem of the image's file name.
+    `failed_I_of_N.jsonl` lists the images that shard I of N could not read.
 
     A mask file holds "image" {"file_name", "height", "width", "digest" (see `image_digest`)} and "annotations":
     {"segmentation" (compressed RLE), "area", "bbox" (x, y, w, h), "predicted_iou", "stability_score"}.
@@ -34,10 +36,11 @@ class MaskFolder:
         self.folder = Path(folder).expanduser()
 
     def path(self, file_name: str) -> Path:
+        """The mask file of an image."""
         return self.folder / "masks" / f"{Path(file_name).stem}.json"
 
     def manifest(self) -> dict[str, Any] | None:
-        """What made the masks; None in a new folder. Raises `DatasetError` if it cannot be read."""
+        """The generator's settings; None in a new folder. Raises `DatasetError` if the file cannot be read."""
         path = self.folder / _MANIFEST
         if not path.is_file():
             return None
@@ -50,6 +53,7 @@ class MaskFolder:
         return content
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Stores the generator's settings."""
         write_json(self.folder / _MANIFEST, manifest, indent=1)
 
     def write(self, file_name: str, size: tuple[int, int], annotations: list[dict]) -> None:
@@ -61,8 +65,10 @@ class MaskFolder:
         write_atomically(self.path(file_name), lambda temporary: temporary.write_text(text))
 
     def made_for(self, file_name: str) -> bool:
-        """Whether there are masks of this very image, not of another one of the same name. A file that does not say which image it
-        is of counts."""
+        """True if the folder has masks of this very image, and not of another one of the same name.
+
+        A mask file that names no image counts as made for this one.
+        """
         path = self.path(file_name)
         if not path.is_file():
             return False
@@ -70,7 +76,7 @@ class MaskFolder:
         return found is None or not Path(file_name).is_file() or found == image_digest(file_name)
 
     def _stored_digest(self, path: Path) -> str | None:
-        """What the head of a mask file says, without reading all of it."""
+        """The image's digest in the head of a mask file; the rest is not read."""
         with path.open(encoding="utf-8", errors="replace") as file:
             found = re.search(r'"digest": "(\w+)"', file.read(2**12).partition('"annotations"')[0])
         return found[1] if found else None
@@ -103,7 +109,9 @@ class MaskFolder:
         return masks
 
     def check(self, dicts: list[dict]) -> str:
-        """A line on what is there. Images that could not be read when the masks were made need none.
+        """Checks that all images have masks, and describes them in a line.
+
+        Images that could not be read when the masks were made need none.
 
         Raises:
             DatasetError: no manifest, other images without masks, masks of other images, two images with one stem.
@@ -133,7 +141,7 @@ class MaskFolder:
         return f"{self.folder}: class-agnostic masks of {count} images, made by {generator}{left_out}"
 
     def write_failures(self, index: int, count: int, tried: Sequence[str], failed: list[dict]) -> Path:
-        """Replaces what the list of shard `index` of `count` says about the files that were `tried`."""
+        """Replaces the entries of the files that were `tried` in the list of failures of shard `index` of `count`."""
         path = self.folder / f"failed_{index}_of_{count}.jsonl"
         stems = {Path(file).stem for file in tried}
         old = _lines(path) if path.is_file() else []
@@ -151,7 +159,7 @@ class MaskFolder:
 
 
 def _lines(path: Path) -> list[dict]:
-    """The entries of a list of failures; lines that a full disk or a lost machine cut off are none."""
+    """The entries of a list of failures. Lines that a full disk or a lost machine cut off are skipped."""
     entries = []
     for line in path.read_text(errors="replace").splitlines():
         try:
@@ -164,7 +172,7 @@ def _lines(path: Path) -> list[dict]:
 
 
 def image_digest(file_name: str | Path) -> str:
-    """Tells an image file from others: a hash of its length, its start and its end."""
+    """A hash of an image file's length, start and end, which tells it from other files."""
     with open(file_name, "rb") as file:
         start, length = file.read(_ENDS), Path(file_name).stat().st_size
         file.seek(max(length - _ENDS, 0))
@@ -172,7 +180,7 @@ def image_digest(file_name: str | Path) -> str:
 
 
 def _size_problem(own: tuple, size: tuple[int, int] | None, codes: list[dict]) -> str:
-    """What is wrong with the sizes of RLE codes, or nothing: decoding trusts them, and would write beyond its memory."""
+    """Describes wrong sizes in RLE codes, or "". Decoding trusts the sizes, and would write beyond its memory."""
     if not all(isinstance(side, int) and side > 0 for side in own):
         return f"its image has the size {own}"
     if size is not None and tuple(size) != own:
