@@ -46,7 +46,7 @@ def test_the_partition_of_the_file_is_the_default(config):
     assert config(data()).DATASETS.TRAIN == ("ade20k_panoptic_train@1_8",)
 
 
-def test_names_without_the_word_stay_and_every_data_set_that_waits_gets_the_partition(config):
+def test_names_without_the_word_stay_and_every_data_set_with_the_word_gets_the_partition(config):
     both = "('miniworld_train@PARTITION', 'miniworld_night_train@PARTITION', 'miniworld_val')"
     cfg = config(
         "",
@@ -75,13 +75,13 @@ def test_all_labels_and_none(config):
     ("overrides", "words"),
     [
         (["1_7"], r"PARTITION is '1_7'; the partitions of ade20k_panoptic_train are 1_128 \(158 labelled images\), 1_64 \(316"),
-        (["92"], r"PARTITION is '92'; the partitions of ade20k.*; else a fraction \(0\.05\)"),
-        ([""], r"PARTITION is missing, which DATASETS\.TRAIN ade20k_panoptic_train@PARTITION waits for; the partitions of .* 1_8"),
+        (["92"], r"PARTITION is '92'; the partitions of ade20k.*; also allowed: a fraction \(0\.05\)"),
+        ([""], r"PARTITION is missing; DATASETS\.TRAIN ade20k_panoptic_train@PARTITION needs it; the partitions of .* 1_8"),
         (["n30000"], r"PARTITION: ade20k_panoptic_train@n30000: 30000 images of a data set that has 20210"),
         (["1.5"], r"PARTITION: ade20k_panoptic_train@1\.5: the fraction 1\.5 is not in"),
         (["1_8", "DATASETS.TRAIN", "('miniworld_train@PARTITION',)"], "PARTITION is '1_8'; miniworld_train has no published partition"),
         (["1_8", "DATASETS.TRAIN", "('miniworld_trane@PARTITION',)"], "PARTITION is '1_8'; miniworld_trane has no published partition"),
-        (["1_8", "DATASETS.TRAIN", "('a',)", "DATASETS.UNLABELED", "()"], r"PARTITION is '1_8', but no name .* waits for one"),
+        (["1_8", "DATASETS.TRAIN", "('a',)", "DATASETS.UNLABELED", "()"], r"PARTITION is '1_8', but no name .* has @PARTITION"),
     ],
 )  # fmt: skip
 def test_a_wrong_partition_is_refused_with_those_that_exist(config, overrides, words):
@@ -91,7 +91,9 @@ def test_a_wrong_partition_is_refused_with_those_that_exist(config, overrides, w
 
 def test_a_partition_without_effect_is_refused_also_in_a_file(config):
     lines = 'DATASETS:\n  TRAIN: ("miniworld_train@0.1",)\n  UNLABELED: ()\n  PARTITION: "0.2"\n'
-    with pytest.raises(ConfigError, match=r"'0\.2', but no name in DATASETS\.TRAIN, SOURCE or UNLABELED waits for one"):
+    with pytest.raises(
+        ConfigError, match=r"'0\.2', but no name in DATASETS\.TRAIN, SOURCE or UNLABELED has @PARTITION"
+    ):
         config(lines)
     # other data, on the command line or in a file on top, leave the partition of an earlier file behind
     assert (
@@ -207,5 +209,5 @@ def test_a_written_config_has_all_in_full_and_is_read_again(config, tmp_path):
     written = tmp_path / "config.yaml"
     written.write_text(cfg.dump())
     assert get_config(written) == cfg
-    with pytest.raises(ConfigError, match=r"PARTITION is '92', but no name .* waits for one"):
+    with pytest.raises(ConfigError, match=r"PARTITION is '92', but no name .* has @PARTITION"):
         get_config(written, ["DATASETS.PARTITION", "92"])

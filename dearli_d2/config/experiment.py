@@ -1,7 +1,7 @@
-"""What the line of an experiment says in short and its config in full: partition, length and output folder.
+"""Partition, training length and output folder: what follows from the line that starts an experiment.
 
-A config that `config.get_config` returns has the names of its data sets, SOLVER.MAX_ITER and OUTPUT_DIR; DATASETS.PARTITION is
-"" and SOLVER.EPOCHS is 0 there, so that each fact stands once.
+`config.get_config` resolves them. Its result holds the full names of the data sets, SOLVER.MAX_ITER and OUTPUT_DIR. There
+DATASETS.PARTITION is "" and SOLVER.EPOCHS is 0, so each fact has one place.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _FORMS = (
 
 
 def fill_partition(cfg: CfgNode, layers: Sequence[Collection[str]]) -> str:
-    """Puts DATASETS.PARTITION into the names that wait for it, in place, and returns it; "" where none does.
+    """Replaces the word PARTITION in the names of data sets by DATASETS.PARTITION, in place.
+
+    Returns the partition, "" where no name has the word.
 
     Args:
         cfg: not frozen.
@@ -33,21 +35,21 @@ def fill_partition(cfg: CfgNode, layers: Sequence[Collection[str]]) -> str:
         ConfigError: a partition that is missing, unknown to one of the data sets, or of no effect.
     """
     datasets, part = cfg.DATASETS, cfg.DATASETS.PARTITION
-    waiting = {key: [name for name in datasets[key] if _waits(name)] for key in _KEYS}
-    names = [name for key in _KEYS for name in waiting[key]]
+    wanting = {key: [name for name in datasets[key] if _wants(name)] for key in _KEYS}
+    names = [name for key in _KEYS for name in wanting[key]]
     if not names:
         if part and _last(layers, "PARTITION") >= max(_last(layers, key) for key in _KEYS):
             raise ConfigError(
-                f"DATASETS.PARTITION is {part!r}, but no name in DATASETS.TRAIN, SOURCE or UNLABELED waits for one; write "
+                f"DATASETS.PARTITION is {part!r}, but no name in DATASETS.TRAIN, SOURCE or UNLABELED has @{PLACEHOLDER}; write "
                 f'NAME@{PLACEHOLDER} there, as configs/ade20k/dear_convnext_b.yaml does, or set it to ""'
             )
         datasets.PARTITION = ""
         return ""
     if not part:
-        key = next(key for key in _KEYS if waiting[key])
-        base = waiting[key][0].partition("@")[0]
+        key = next(key for key in _KEYS if wanting[key])
+        base = wanting[key][0].partition("@")[0]
         raise ConfigError(
-            f"DATASETS.PARTITION is missing, which DATASETS.{key} {waiting[key][0]} waits for; {describe(base)}; else {_FORMS}"
+            f"DATASETS.PARTITION is missing; DATASETS.{key} {wanting[key][0]} needs it; {describe(base)}; also allowed: {_FORMS}"
         )
     for name in names:
         _check(name.partition("@")[0], part)
@@ -62,11 +64,11 @@ def fill_partition(cfg: CfgNode, layers: Sequence[Collection[str]]) -> str:
 
 
 def _last(layers: Sequence[Collection[str]], key: str) -> int:
-    """Number of the last layer that gives DATASETS.`key`; data that a later layer gives need no partition of an earlier one."""
+    """Index of the last layer that gives DATASETS.`key`. Data of a later layer do not use the partition of an earlier one."""
     return max((i for i, keys in enumerate(layers) if f"DATASETS.{key}" in keys), default=-1)
 
 
-def _waits(name: str) -> bool:
+def _wants(name: str) -> bool:
     return name.partition("@")[2].partition(":")[0] == PLACEHOLDER
 
 
@@ -74,7 +76,7 @@ def _filled(names: Iterable[str], part: str) -> Iterable[str]:
     for name in names:
         base, _, view = name.partition("@")
         unlabeled = view.endswith(":unlabeled")
-        if not _waits(name):
+        if not _wants(name):
             yield name
         elif part == WHOLE or (part == NONE and unlabeled):
             yield base  # also as unlabelled: nothing would be left
@@ -95,7 +97,7 @@ def _check(base: str, part: str) -> None:
     try:
         list_file(f"{base}@{part}", part, source_of(base))
     except DatasetError as error:
-        raise ConfigError(f"DATASETS.PARTITION is {part!r}; {describe(base)}; else {_FORMS}") from error
+        raise ConfigError(f"DATASETS.PARTITION is {part!r}; {describe(base)}; also allowed: {_FORMS}") from error
 
 
 def choose_length(cfg: CfgNode, given: Collection[str], where: str) -> None:

@@ -362,7 +362,7 @@ def test_own_labels_can_be_divided_by_a_partition(root, part, count):
     assert (len(train), len(rest), len(others), len(dataset_dicts(VAL))) == (count, 8 - count, 3, 2)
     assert not {d["file_name"] for d in train} & {d["file_name"] for d in rest}
     with pytest.raises(
-        ConfigError, match=r"PARTITION is '1_8'; custom_train has no published partition; else a fraction"
+        ConfigError, match=r"PARTITION is '1_8'; custom_train has no published partition; also allowed: a fraction"
     ):
         config(root, "DATASETS.TRAIN", names[0], "DATASETS.PARTITION", "1_8")
 
