@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages whose source is not below `docs/`, API pages, and links that leave `docs/`.
+"""Hooks of mkdocs: pages whose source is not below `docs/`, the keys of configs, API pages, and links that leave `docs/`.
 
 Markdown files link to each other by relative paths, as GitHub reads them. On the site the README is the home page, and a file
 that is no page of the site (source code, a config) keeps its text and loses its link.
@@ -6,8 +6,10 @@ that is no page of the site (source code, a config) keeps its text and loses its
 
 from __future__ import annotations
 
+import ast
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
+LINKS = {**PAGES, "dearli_d2/config/sections.py": "keys.md"}  # files that have a page
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
 
 
@@ -40,11 +43,12 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages of `PAGES` and one API page for each folder of the package."""
+    """Adds the pages of `PAGES`, the table of keys, and one API page for each folder of the package."""
     from mkdocs.structure.files import File
 
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    files.append(File.generated(config, "keys.md", content=keys_page(ROOT)))
     for name, modules in api_pages(ROOT).items():
         text = f"# {name}\n\n" + "\n\n".join(f"::: {module}" for module in modules) + "\n"
         files.append(File.generated(config, f"api/{name}.md", content=text))
@@ -63,9 +67,9 @@ def relink(markdown: str, source: str, uri: str) -> str:
 
     def replace(match: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), match["path"]))
-        if path not in PAGES and not path.startswith("docs/"):
+        if path not in LINKS and not path.startswith("docs/"):
             return match["text"] if (ROOT / path).exists() else match[0]
-        target = PAGES.get(path, path.removeprefix("docs/"))
+        target = LINKS.get(path, path.removeprefix("docs/"))
         link = posixpath.relpath(target, posixpath.dirname(uri) or ".")
         return f"{match['image']}[{match['text']}]({link}{match['anchor'] or ''})"
 
@@ -83,3 +87,42 @@ def api_pages(root: Path) -> dict[str, list[str]]:
             parts = parts[:-1]
         pages.setdefault(parts[1] if len(parts) > 2 else PACKAGE, []).append(".".join(parts))
     return pages
+
+
+def keys_page(root: Path) -> str:
+    """All keys of a config: default, accepted values and explanation, as the dataclasses of the sections declare them."""
+    sources = [root / PACKAGE / "config" / "sections.py", *sorted((root / PACKAGE / "methods").glob("*/options.py"))]
+    classes = [node for path in sources for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    text = "# All keys\n\nEvery key of a config. Keys that are not listed are detectron2's own.\n"
+    for node in classes:
+        section = next(
+            ast.literal_eval(n.value) for n in node.body if isinstance(n, ast.AnnAssign) and _name(n) == "SECTION"
+        )
+        text += f"\n## {section or 'General'}\n\n{ast.get_docstring(node)}\n\n| key | default | accepts | meaning |\n|---|---|---|---|\n"
+        text += "".join(_rows(node))
+    return text
+
+
+def _rows(node: ast.ClassDef) -> Iterator[str]:
+    for entry in node.body:
+        if isinstance(entry, ast.AnnAssign) and isinstance(entry.value, ast.Call):
+            default, rule, *explanation = entry.value.args
+            meaning = ast.literal_eval(explanation[0]).replace("|", "\\|") if explanation else ""
+            yield f"| `{_name(entry).upper()}` | `{ast.unparse(default)}` | {_accepted(rule)} | {meaning} |\n"
+
+
+def _accepted(rule: ast.expr) -> str:
+    """A constant such as POSITIVE_COUNT in words; the choices of `one_of`; what a text is like; any other rule as written."""
+    if isinstance(rule, ast.Name):
+        return rule.id.replace("_", " ").lower()
+    if isinstance(rule, ast.Call) and isinstance(rule.func, ast.Name) and rule.func.id == "one_of":
+        return ", ".join(f"`{ast.unparse(choice)}`" for choice in rule.args)
+    if isinstance(rule, ast.Call):
+        like = next((ast.literal_eval(keyword.value) for keyword in rule.keywords if keyword.arg == "like"), None)
+        if like is not None:
+            return like
+    return f"`{ast.unparse(rule)}`".replace("|", "\\|")
+
+
+def _name(entry: ast.AnnAssign) -> str:
+    return entry.target.id if isinstance(entry.target, ast.Name) else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dearli_d2.config.schema import sections
 from tests.conftest import REPO
 
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -46,7 +47,7 @@ def anchors(text: str) -> set[str]:
 
 def test_the_site_names_every_page_once():
     written = [page.relative_to(REPO / "docs").as_posix() for page in PAGES]
-    assert sorted(pages_of(SITE["nav"])) == sorted([*written, *hooks.PAGES.values()])
+    assert sorted(pages_of(SITE["nav"])) == sorted([*written, *hooks.PAGES.values(), "keys.md"])
 
 
 def test_the_api_reference_has_a_page_for_each_folder_of_the_package():
@@ -54,6 +55,19 @@ def test_the_api_reference_has_a_page_for_each_folder_of_the_package():
     folders = {p.name for p in (REPO / "dearli_d2").iterdir() if any(p.glob("**/*.py"))}
     assert set(pages) == {"dearli_d2", *folders}
     assert "dearli_d2.methods.hvl.model" in pages["methods"]
+
+
+def test_the_table_of_keys_has_every_key():
+    parts = re.split(r"^## (\S+)\n", hooks.keys_page(REPO), flags=re.MULTILINE)
+    page = dict(zip(parts[1::2], parts[2::2], strict=True))
+    missing = {
+        section.SECTION
+        for section in sections()
+        for key in section.entries()
+        if f"| `{key.name.rpartition('.')[2]}` |" not in page[section.SECTION or "General"]
+    }
+    assert missing <= {"MODEL.SENIOR.BACKBONE"}  # its text says that it has the keys of MODEL.BACKBONE
+    assert "| `READ` | `'junior'` | `'junior'`, `'senior'` |" in page["MODEL.SEGKC"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.relative_to(REPO).as_posix())
