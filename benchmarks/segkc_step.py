@@ -24,7 +24,7 @@ from torch import nn
 from dearli_d2.config import get_config
 from dearli_d2.engine.cutmix import CutMix, CutMixPlan, mix_images
 from dearli_d2.engine.optimizer import autocast, build_optimizer
-from dearli_d2.engine.pseudo_labels import PseudoLabeler
+from dearli_d2.engine.strong_views import StrongViews
 from dearli_d2.modeling import build_model
 from dearli_d2.structures import Targets
 
@@ -59,13 +59,13 @@ def build_ours(size: int, count: int, amp: bool) -> Callable[[], float]:
     """The step as the trainer runs it."""
     model, cfg = _model(amp)
     optimizer, rng = build_optimizer(cfg, model), np.random.default_rng(0)
-    labeler = PseudoLabeler(model.cross_labels, CutMix(1.0), (), model.device)
+    views = StrongViews(CutMix(1.0), (), model.device)
     labeled, unlabeled = _samples(size, count, 0), _samples(size, count, 1)
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
         with autocast(cfg):
-            losses = model({"labeled": labeled, "unlabeled": labeler(unlabeled, rng)})
+            losses = model({"labeled": labeled, "unlabeled": views(unlabeled, model.cross_labels(unlabeled), rng)})
         total = sum(losses.values())
         total.backward()
         optimizer.step()

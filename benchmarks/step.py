@@ -26,7 +26,7 @@ from dearli_d2.data.class_names import class_table
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.cutmix import CutMix, mix_images
 from dearli_d2.engine.optimizer import autocast, build_optimizer
-from dearli_d2.engine.pseudo_labels import PseudoLabeler
+from dearli_d2.engine.strong_views import StrongViews
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.modeling import build_model
 from dearli_d2.modeling.mask2former.inference import resize_logits
@@ -75,14 +75,14 @@ def build_ours(size: int, count: int, amp: bool) -> Callable[[], dict]:
     """The step as the trainer runs it."""
     model, cfg = _model(amp)
     teacher, optimizer = EMATeacher(model), build_optimizer(cfg, model)
-    labeler = PseudoLabeler(teacher.label, CutMix(1.0), model.taxonomy.thing_ids, model.device)
+    views = StrongViews(CutMix(1.0), model.taxonomy.thing_ids, model.device)
     labeled, unlabeled = _samples(size, count, 0), _samples(size, count, 1)
     rng = np.random.default_rng(0)
 
     def step() -> dict:
         optimizer.zero_grad(set_to_none=True)
         with autocast(cfg):
-            pseudo = labeler(unlabeled, rng)
+            pseudo = views(unlabeled, teacher.label(unlabeled), rng)
             losses = model({"labeled": labeled, "unlabeled": pseudo})
         _descend(model, optimizer, losses)
         teacher.update(model)

@@ -27,9 +27,10 @@ from .data.overlap import check_roles
 from .data.taxonomy import Taxonomy
 from .data.validation import validate_dataset
 from .engine import evaluation
+from .engine.checks import check_fresh
 from .engine.launch import launch
 from .engine.run_folder import FolderLock, check_writable
-from .engine.trainer import DualStreamTrainer, check_fresh
+from .engine.trainer import DualStreamTrainer
 from .env import report as environment_report
 from .errors import ConfigError
 from .files import write_atomically

@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from dearli_d2.engine.evaluation import evaluate
 from dearli_d2.engine.hooks import PictureHook, PseudoLabelMonitor
+from dearli_d2.engine.strong_views import build_strong_views
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.masks.sam import SamGenerator
 from dearli_d2.modeling.mask2former import criterion
@@ -54,7 +55,7 @@ def to_gpu(trainer: DualStreamTrainer) -> None:
     move(trainer.student)
     if trainer.teacher is not None:
         move(trainer.teacher.model)
-    trainer.pseudo_labeler = trainer._build_pseudo_labeler()
+    trainer.strong_views = build_strong_views(trainer.cfg, trainer.student)
 
 
 def run(trainer: DualStreamTrainer, batch: dict, waits: dict, dtype: torch.dtype | None = None) -> tuple:
@@ -64,7 +65,8 @@ def run(trainer: DualStreamTrainer, batch: dict, waits: dict, dtype: torch.dtype
     streams, counts = dict(batch), [sum(waits.values())]
     with torch.autocast("cuda", dtype) if dtype else nullcontext():
         if "unlabeled" in batch:
-            streams["unlabeled"] = trainer.pseudo_labeler(batch["unlabeled"], np.random.default_rng(0))
+            labels = trainer.labeler.label(batch["unlabeled"])
+            streams["unlabeled"] = trainer.strong_views(batch["unlabeled"], labels, np.random.default_rng(0))
         counts.append(sum(waits.values()))
         losses = trainer.student(streams)
         counts.append(sum(waits.values()))
@@ -116,7 +118,8 @@ def test_pictures_monitor_teacher_and_evaluation_on_a_pretended_gpu(file, mini_c
     with PretendCuda(), EventStorage(0):
         to_gpu(trainer)
         unlabeled = trainer.batch["unlabeled"]
-        trainer.batch["unlabeled"] = trainer.pseudo_labeler(unlabeled, np.random.default_rng(0))
+        labels = trainer.labeler.label(unlabeled)
+        trainer.batch["unlabeled"] = trainer.strong_views(unlabeled, labels, np.random.default_rng(0))
         watching = [h for h in trainer._hooks if isinstance(h, PictureHook | PseudoLabelMonitor)]
         assert len(watching) == 2
         for hook in watching:
@@ -129,23 +132,18 @@ def test_pictures_monitor_teacher_and_evaluation_on_a_pretended_gpu(file, mini_c
 
 def test_ranks_agree_on_a_step_through_one_tensor_on_the_device(ssl_config, monkeypatch, caplog):
     trainer = DualStreamTrainer(ssl_config("DATALOADER.NUM_WORKERS", "0"))
-    trainer.iter, updates = 0, []
-    monkeypatch.setattr(trainer.scaler, "step", lambda _: updates.append(1))
     ranks = TwoRanks(monkeypatch)
-    with PretendCuda() as device, EventStorage(0) as storage:
+    with PretendCuda() as device:
         to_gpu(trainer)
-        own = torch.tensor([1.0, 5.0, 0.5], device=CUDA)  # two losses and the norm of the gradients
+        own, norm = torch.tensor([1.0, 5.0], device=CUDA), torch.tensor(0.5, device=CUDA)
+        step = 0, ["loss_ce", "loss_mask"], own, norm, ["mine.jpg"]
         ranks.other = torch.tensor([3.0, 5.0, 0.5], device=CUDA)
-        trainer._apply(["loss_ce", "loss_mask"], own, ["mine.jpg"])
-        assert {n: storage.latest()[n][0] for n in ("loss_ce", "loss_mask", "total_loss")} == {
-            "loss_ce": 2.0,
-            "loss_mask": 5.0,
-            "total_loss": 7.0,
-        }
-        assert (ranks.calls, sum(device.waits.values()), updates) == (1, 1, [1])
+        expected = {"loss_ce": 2.0, "loss_mask": 5.0, "total_loss": 7.0, "grad_norm": 0.5}
+        assert trainer.guard.step(*step) == expected
+        assert (ranks.calls, sum(device.waits.values())) == (1, 1)
         ranks.other = torch.tensor([3.0, float("nan"), 0.5], device=CUDA)
-        trainer._apply(["loss_ce", "loss_mask"], own, ["mine.jpg"])
-        assert (updates, trainer.bad_steps) == ([1], 1)  # here all is well, but not there
+        assert trainer.guard.step(*step) is None  # here all is well, but not there
+        assert trainer.guard.bad_steps == 1
         assert "losses not finite: loss_mask" in caplog.text
 
 

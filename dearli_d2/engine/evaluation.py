@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +21,15 @@ from ..data.captions import prepared_for
 from ..data.catalog import dataset_dicts, taxonomy_of
 from ..data.mappers import TestMapper, enlarge_read_out, read_image
 from ..data.taxonomy import Taxonomy, named, same_classes
+from ..errors import ConfigError
 from ..evaluation import build_evaluator
 from ..evaluation.report import scalars, tables, write_results
 from ..files import picture_names
 from ..modeling.per_pixel.semantic import class_segments
 from ..visualization import save_comparison
+from .checkpoints import RunCheckpoints
 from .optimizer import autocast
+from .resume import scoring_settings
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +75,73 @@ def evaluate(cfg: CfgNode, model: nn.Module, iteration: int | None = None, label
         collected.update({prefix + key: value for key, value in scalars(results).items()})
     comm.synchronize()
     return collected
+
+
+class RunEvaluation:
+    """Evaluates the models of a training run and keeps the best one.
+
+    Args:
+        cfg: TEST.WEIGHTS says which models, TEST.BEST_METRIC by which score they are compared.
+        student: as it is trained, perhaps in its data-parallel wrapper.
+        teacher: None where there is none.
+        checkpoints: of the run. state: content of a checkpoint after a number of steps.
+
+    Attributes:
+        best: the score of the best model so far.
+
+    Raises:
+        ConfigError: the teacher is asked for and there is none.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        checkpoints: RunCheckpoints,
+        state: Callable[[int], dict[str, Any]],
+    ) -> None:
+        self.cfg, self.checkpoints, self.state = cfg, checkpoints, state
+        which = cfg.TEST.WEIGHTS
+        if which != "student" and teacher is None:
+            raise ConfigError(f"TEST.WEIGHTS is {which} but this model has no teacher; set TEST.WEIGHTS student")
+        self.models = {"": student} if teacher is None or which != "teacher" else {"": teacher}
+        if teacher is not None and which == "both":
+            self.models["teacher"] = teacher
+        self.best = -math.inf
+
+    def scores(self, done: int) -> dict[str, float]:
+        """Evaluates after `done` steps and keeps the best model.
+
+        Returns:
+            Scores by name, those of the second model with a prefix; on the main process, {} elsewhere.
+        """
+        scores: dict[str, float] = {}
+        for label, model in self.models.items():
+            scores |= evaluate(self.cfg, model, done, label)
+        metric = self.cfg.TEST.BEST_METRIC
+        if not (comm.is_main_process() and scores):
+            return {}
+        value = next((v for key, v in scores.items() if key.endswith(metric)), -math.inf)
+        if metric and value > self.best:
+            self.best = value
+            self.checkpoints.save_apart("model_best", self.state(done))
+            logger.info("best %s so far: %.2f, saved as model_best.pth", metric, value)
+        self.checkpoints.note_evaluation(done, scores, scoring_settings(self.cfg))
+        return scores
+
+    def noted(self, done: int) -> dict[str, float] | None:
+        """The scores after `done` steps, if an earlier process has evaluated them and noted the result."""
+        note = comm.all_gather(self.checkpoints.evaluated())[0]  # the main process's
+        return note["scores"] if note.get("iteration") == done else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The entry of a checkpoint."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the score of the best model in the folder, which may be newer than the checkpoint."""
+        self.best = self.checkpoints.best_score()
 
 
 def unwrap(model: nn.Module) -> nn.Module:

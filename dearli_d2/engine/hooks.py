@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from detectron2.engine.hooks import HookBase
@@ -16,50 +17,63 @@ from ..data.catalog import annotated_dicts
 from ..data.mappers import TestMapper, passed_on
 from ..evaluation.label_quality import PanopticLabelQuality, SemanticLabelQuality
 from ..files import write_atomically
+from ..modeling.labeler import Labeler
 from ..visualization import sample_sheet
+from .checkpoints import RunCheckpoints
+from .evaluation import RunEvaluation
 from .optimizer import autocast
+
+if TYPE_CHECKING:
+    from .trainer import DualStreamTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class SaveHook(HookBase):
+class RunHook(HookBase):
+    """A hook of a `DualStreamTrainer`, which `register_hooks` sets."""
+
+    trainer: DualStreamTrainer
+
+
+class SaveHook(RunHook):
     """Periodic checkpoints `model_0001000.pth`, and `model_final.pth` at the end."""
 
-    def __init__(self, period: int) -> None:
-        self.period = period
+    def __init__(self, period: int, checkpoints: RunCheckpoints) -> None:
+        self.period, self.checkpoints = period, checkpoints
 
     def after_step(self) -> None:
-        done, trainer = self.trainer.iter + 1, self.trainer
-        if comm.is_main_process() and (done % self.period == 0 or done == trainer.max_iter):
-            name = "model_final" if done == trainer.max_iter else f"model_{done:07d}"
-            trainer.checkpoints.save(name, trainer.state(done))
+        done, last = self.trainer.iter + 1, self.trainer.max_iter
+        if comm.is_main_process() and (done % self.period == 0 or done == last):
+            name = "model_final" if done == last else f"model_{done:07d}"
+            self.checkpoints.save(name, self.trainer.state(done))
 
 
-class EvaluationHook(HookBase):
+class EvaluationHook(RunHook):
     """Evaluates every `period` steps (0 = never) and after the last one. A resumed run first makes up for the evaluation after
     its last step, if that was interrupted."""
 
-    def __init__(self, period: int) -> None:
-        self.period = period
+    def __init__(self, period: int, evaluation: RunEvaluation) -> None:
+        self.period, self.evaluation = period, evaluation
 
     def before_train(self) -> None:
-        trainer = self.trainer
-        done = trainer.start_iter
+        done = self.trainer.start_iter
         if not done or not self._due(done):
             return
-        noted = comm.all_gather(trainer.checkpoints.evaluated())[0]  # the main process's
-        if noted.get("iteration") == done:
-            self._put(noted["scores"], done)
+        noted = self.evaluation.noted(done)
+        if noted is not None:
+            self._put(noted, done)
         else:
             logger.info("evaluating what was trained before the interruption, %d iterations", done)
-            self._put(trainer.scores(done), done)
-            comm.synchronize()
+            self._evaluate(done)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if self._due(done):
-            self._put(self.trainer.scores(done), done)
-            comm.synchronize()  # ranks may be done at different times
+            self._evaluate(done)
+
+    def _evaluate(self, done: int) -> None:
+        self._put(self.evaluation.scores(done), done)
+        comm.synchronize()  # ranks may be done at different times
 
     def _due(self, done: int) -> bool:
         return done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0)
@@ -68,7 +82,7 @@ class EvaluationHook(HookBase):
         self.trainer.storage.put_scalars(**scores, smoothing_hint=False, cur_iter=done - 1)
 
 
-class PictureHook(HookBase):
+class PictureHook(RunHook):
     """Weak view, its pseudo-label, strong view with CutMix and its targets of the first unlabelled images of a batch,
     and labelled images with their targets: to `OUTPUT_DIR/batches/` and TensorBoard, in the first step, the first with
     unlabelled images, and then every `period` ones. The log counts the pseudo-labels of the batch."""
@@ -98,14 +112,14 @@ class PictureHook(HookBase):
         return f"{counts.total()} segments as pseudo-labels of {len(samples)} images" + (f": {shown}" if shown else "")
 
 
-class PseudoLabelMonitor(HookBase):
+class PseudoLabelMonitor(RunHook):
     """Quality of the pseudo-labels, for unlabelled images whose annotations exist (on benchmarks the "unlabelled"
     part has them): a diagnosis, nothing that training could learn from. Logged as "pseudo_label/PQ", of semantic ones as
     "pseudo_label/mIoU" of the pixels that carry a loss and "pseudo_label/coverage", their share in percent; at the first
     step with unlabelled images, then every `period` ones."""
 
-    def __init__(self, period: int, images: int) -> None:
-        self.period, self.images = period, images
+    def __init__(self, period: int, images: int, labeler: Labeler) -> None:
+        self.period, self.images, self.labeler = period, images, labeler
 
     def before_train(self) -> None:
         cfg = self.trainer.cfg
@@ -127,7 +141,7 @@ class PseudoLabelMonitor(HookBase):
         for d in self.dicts:
             with autocast(self.trainer.cfg):
                 sample = {**passed_on(d), "image": self.mapper(d)["image"]}
-                targets = self.trainer.pseudo_labeler.label([sample])["targets"][0]
+                targets = self.labeler.label([sample])["targets"][0]
             quality.add(targets, d)
         for part in comm.gather(quality)[1:]:  # on the main process the others' counts, else nothing
             quality.merge(part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from detectron2.engine.hooks import HookBase
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
@@ -42,20 +43,26 @@ def _lines_before(path: Path, start: int) -> list[tuple[str, int]]:
     return kept
 
 
-def recent(storage: EventStorage) -> dict[str, dict]:
-    """The last values of every scalar, for a checkpoint: the medians of a resumed run start from them."""
-    hints = storage.smoothing_hints()
-    return {
-        name: {"smooth": hints[name], "values": [list(pair) for pair in buffer.values()[-WINDOW:]]}
-        for name, buffer in storage.histories().items()
-    }
+class RecentScalars:
+    """The last values of every scalar, as a part of a checkpoint: the medians of a resumed run start from them."""
 
+    def __init__(self, storage: EventStorage) -> None:
+        self.storage = storage
 
-def restore(storage: EventStorage, saved: dict[str, dict]) -> None:
-    """Puts back what `recent` gave."""
-    for name, entry in saved.items():
-        for value, iteration in entry["values"]:
-            storage.put_scalar(name, value, smoothing_hint=entry["smooth"], cur_iter=int(iteration))
+    def state_dict(self) -> dict[str, Any]:
+        """The entry of a checkpoint."""
+        hints = self.storage.smoothing_hints()
+        recent = {
+            name: {"smooth": hints[name], "values": [list(pair) for pair in buffer.values()[-WINDOW:]]}
+            for name, buffer in self.storage.histories().items()
+        }
+        return {"recent": recent}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back the values of a checkpoint; early versions did not save them."""
+        for name, entry in state.get("recent", {}).items():
+            for value, iteration in entry["values"]:
+                self.storage.put_scalar(name, value, smoothing_hint=entry["smooth"], cur_iter=int(iteration))
 
 
 class MetricsHook(HookBase):

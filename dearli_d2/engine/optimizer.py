@@ -1,9 +1,11 @@
-"""AdamW parameter groups, learning-rate schedule and autocast from the config."""
+"""AdamW parameter groups, learning-rate schedule, gradient clipping and autocast from the config."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -66,11 +68,44 @@ def build_optimizer(cfg: CfgNode, model: Segmenter) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, fused=cfg.MODEL.DEVICE.startswith("cuda"))
 
 
-def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+class Schedule(torch.optim.lr_scheduler.LambdaLR):
+    """A `LambdaLR` that follows the length of this run also where its state is that of a shorter or longer one."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the state, and sets the learning rates of the optimiser that follow from it."""
+        super().load_state_dict(state_dict)
+        rates = zip(self.base_lrs, self.lr_lambdas, strict=True)
+        for group, (base, factor) in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = base * factor(self.last_epoch)
+
+
+class GradientClipping:
+    """Scales the gradients of all parameters together to an upper limit of their norm.
+
+    Args:
+        optimizer: of the parameters. limit: of the L2 norm; infinite = only the norm is computed.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, limit: float) -> None:
+        self.optimizer, self.limit = optimizer, limit
+
+    def __call__(self) -> torch.Tensor:
+        """Clips the gradients; returns their norm before that, a scalar on their device."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return nn.utils.clip_grad_norm_(parameters, self.limit)
+
+
+def build_clipping(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> GradientClipping:
+    """Gradient clipping to the full-model norm of a config."""
+    options = cfg.SOLVER.CLIP_GRADIENTS
+    return GradientClipping(optimizer, options.CLIP_VALUE if options.ENABLED else math.inf)
+
+
+def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Schedule:
     """After a linear warm-up (1 - t / T)^power, or a factor of SOLVER.DECAY in every tenth of the run. Groups with a delay
     start their warm-up after it."""
     factors = [_schedule(cfg, group.get("delay", 0), group.get("warmup")) for group in optimizer.param_groups]
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+    return Schedule(optimizer, factors)
 
 
 def _schedule(cfg: CfgNode, delay: int, warmup: int | None) -> Callable[[int], float]:

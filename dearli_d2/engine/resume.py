@@ -12,9 +12,12 @@ from detectron2.config import CfgNode
 
 from ..config import all_keys
 from ..config.schema import plain
-from ..data.catalog import dataset_dicts
+from ..data.catalog import class_source, dataset_dicts
+from ..data.taxonomy import Taxonomy, named, same_classes
 from ..errors import ConfigError, DatasetError, WeightsError
 from ..methods import method_of
+from .checkpoints import RunCheckpoints
+from .state import NEEDED
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +51,41 @@ def scoring_settings(cfg: CfgNode) -> dict[str, Any]:
     return {key: value for key, value in _leaves(cfg).items() if key.startswith(_SCORING) and key not in _FREE}
 
 
+def check_resumed(state: dict[str, Any], cfg: CfgNode, taxonomy: Taxonomy | None, checkpoints: RunCheckpoints) -> None:
+    """Compares a checkpoint with the run that is to continue it: settings, classes and images must be those that the run
+    began with.
+
+    A run without unlabelled images may go on with them up to SSL.START, from which on they count; one with them needs them.
+
+    Args:
+        state: content of the checkpoint. taxonomy: of the run, None where it has none. checkpoints: where it comes from.
+
+    Raises:
+        WeightsError, ConfigError, DatasetError.
+    """
+    check_complete(state, checkpoints.last() or checkpoints.folder)
+    folder, done, start = cfg.OUTPUT_DIR, state["iteration"], cfg.SSL.START
+    had, has = bool(CfgNode.load_cfg(state["config"]).DATASETS.UNLABELED), bool(cfg.DATASETS.UNLABELED)
+    if had and not has:
+        raise ConfigError(
+            f"OUTPUT_DIR {folder} holds a run with unlabelled images; resume it with its DATASETS.UNLABELED"
+        )
+    if has and not had and done > start:
+        raise ConfigError(
+            f"OUTPUT_DIR {folder} holds a run without unlabelled images at iteration {done}, after SSL.START {start}; "
+            "resume it without DATASETS.UNLABELED, or raise SSL.START"
+        )
+    check_settings(state, cfg, checkpoints.evaluated().get("settings"))
+    saved = Taxonomy.of_checkpoint(state, f"the checkpoint in {folder}")
+    if taxonomy is not None and saved is not None:
+        found = named(cfg, taxonomy)
+        same_classes(saved, found, f"the run in {folder}", class_source(cfg), synonyms=True)
+    check_data(state.get("data", {}), cfg)
+
+
 def check_complete(state: dict, path: Path) -> None:
     """Raises `WeightsError` if the content of a checkpoint file lacks what a run cannot go on without."""
-    missing = [key for key in ("model", "optimizer", "scheduler", "scaler", "iteration", "config") if key not in state]
+    missing = [key for key in ("model", *NEEDED, "iteration", "config") if key not in state]
     if missing:
         raise WeightsError(
             f"{path} cannot be resumed from: it lacks {', '.join(missing)}, as exported weights do; start another run from it "

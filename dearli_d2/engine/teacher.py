@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpoint import LoadReport, check_normalization, in_our_names, load_state
+from ..errors import ConfigError
 from ..modeling.labeler import Labeler, Labels
 from ..modeling.segmenter import Segmenter
 from ..structures import Targets
@@ -129,13 +130,18 @@ def build_labeler(cfg: CfgNode, student: Segmenter, fresh: bool = True) -> Label
 
     Returns:
         None without unlabelled images.
+
+    Raises:
+        ConfigError: SSL.TEACHER_WEIGHTS are given, but the student needs no EMA teacher.
     """
     if not cfg.DATASETS.UNLABELED:
         return None
     declared = student.labeler(cfg)
-    if declared is not None:
-        return declared
     ssl = cfg.SSL
+    if declared is not None:
+        if ssl.TEACHER_WEIGHTS:
+            raise ConfigError(f"{type(student).__name__} has no EMA teacher: SSL.TEACHER_WEIGHTS must be empty")
+        return declared
     teacher = EMATeacher(student, ssl.EMA_DECAY, has_ramp(cfg), ssl.BURN_IN, ssl.START)
     if fresh and ssl.TEACHER_WEIGHTS:
         logger.info("the teacher starts from %s", teacher.load_weights(ssl.TEACHER_WEIGHTS))

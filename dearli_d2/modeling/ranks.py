@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
@@ -24,3 +28,14 @@ def over_ranks(count: torch.Tensor, least: float = 1.0) -> torch.Tensor:
         count: any shape. least: lower limit of the sum over the ranks.
     """
     return mean_over_ranks(count.detach().float()).clamp(min=least / comm.get_world_size())
+
+
+def gradient_exchange(model: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """Context of a forward and backward pass, after which the ranks exchange their gradients or not.
+
+    Args:
+        model: in its data-parallel wrapper, if there is one. now: False for all but the last part of a step.
+    """
+    if now or not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()

@@ -13,6 +13,7 @@ from dearli_d2.data.catalog import taxonomy_of
 from dearli_d2.data.taxonomy import Taxonomy, first_difference
 from dearli_d2.engine import metrics, resume
 from dearli_d2.engine.checkpoints import RunCheckpoints
+from dearli_d2.engine.evaluation import RunEvaluation
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, DatasetError, WeightsError
 from tests.conftest import MINI_OVERRIDES, REPO, SSL
@@ -46,7 +47,7 @@ def train(cfg, scores: dict[int, float], kill_at: tuple[object, str, int] | None
         patch.setattr(metrics, "PERIOD", 2)
         patch.setattr(metrics, "WINDOW", 3)
         patch.setattr(
-            "dearli_d2.engine.trainer.evaluate", lambda cfg, model, done, label="": {"panoptic/PQ": scores[done]}
+            "dearli_d2.engine.evaluation.evaluate", lambda cfg, model, done, label="": {"panoptic/PQ": scores[done]}
         )
         if kill_at is not None:
             owner, name, number = kill_at
@@ -79,10 +80,10 @@ def whole(config):
 
 KILLS = {
     "in a step after an evaluation": (DualStreamTrainer, "run_step", 3),
-    "between a checkpoint and its evaluation": (DualStreamTrainer, "scores", 0),
+    "between a checkpoint and its evaluation": (RunEvaluation, "scores", 0),
     "in an evaluation, after the best model is saved": (RunCheckpoints, "note_evaluation", 0),
     "between an evaluation and its line": (metrics.MetricsFile, "write", 0),
-    "in the final evaluation": (DualStreamTrainer, "scores", 1),
+    "in the final evaluation": (RunEvaluation, "scores", 1),
     "after the final evaluation, before its line": (metrics.MetricsFile, "write", 1),
 }
 

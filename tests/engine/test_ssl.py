@@ -16,8 +16,9 @@ from dearli_d2.cli import main
 from dearli_d2.data.build import build_streams
 from dearli_d2.data.catalog import ImageFolder, annotated_dicts, dataset_dicts, register
 from dearli_d2.engine.checkpoints import branch_off
+from dearli_d2.engine.checks import check_run
 from dearli_d2.engine.teacher import EMATeacher
-from dearli_d2.engine.trainer import DualStreamTrainer, check_run
+from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.modeling import build_model
 from dearli_d2.structures import Targets

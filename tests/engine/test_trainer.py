@@ -125,7 +125,7 @@ def test_one_bad_step_is_survived(mini_config, monkeypatch, amp):
     monkeypatch.setattr(trainer.student, "losses", once)
     trainer.train()
     assert len(calls) == 3
-    assert trainer.bad_steps == 0
+    assert trainer.guard.bad_steps == 0
     assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
 
 
@@ -134,11 +134,9 @@ def test_accumulated_gradient_is_the_mean_of_the_batches(mini_config, monkeypatc
     weight = trainer.student.sem_seg_head.predictor.query_feat.weight
     factors, files, grads = [1.0, 3.0], [], {}
     monkeypatch.setattr(trainer.student, "losses", lambda *_: {"loss_x": factors.pop(0) * weight.sum()})
-    monkeypatch.setattr(trainer, "_clip", lambda: grads.update(x=weight.grad.clone()) or torch.tensor(1.0))
-    original = trainer._apply
-    monkeypatch.setattr(
-        trainer, "_apply", lambda losses, norm, names: files.extend(names) or original(losses, norm, names)
-    )
+    monkeypatch.setattr(trainer, "clip_gradients", lambda: grads.update(x=weight.grad.clone()) or torch.tensor(1.0))
+    original = trainer.guard.step
+    monkeypatch.setattr(trainer.guard, "step", lambda *args: files.extend(args[-1]) or original(*args))
     trainer.train()
     assert torch.equal(grads["x"], torch.full_like(weight, 2.0))
     assert len(files) == 4  # two batches of two

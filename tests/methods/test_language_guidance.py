@@ -10,7 +10,7 @@ import torch
 
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.classmix import ClassMix
-from dearli_d2.engine.pseudo_labels import PseudoLabeler
+from dearli_d2.engine.strong_views import StrongViews
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.errors import DatasetError
 from dearli_d2.methods.semidavil.guidance import CaptionEncoder, DenseLanguageGuidance
@@ -114,12 +114,12 @@ def test_token_features_are_those_of_the_text_tower_before_pooling(semidavil):
 def test_a_mixed_image_is_described_by_both_captions(semidavil):
     cfg = semidavil("SSL.CUTMIX", "1.0", "SSL.CONFIDENCE", "0.0")
     model = build_model(cfg)
-    labeler = PseudoLabeler(EMATeacher(model).label, ClassMix(1.0), (), "cpu")
+    teacher, views = EMATeacher(model), StrongViews(ClassMix(1.0), (), "cpu")
     inputs = [
         {**sample(caption=c), "strong": sample()["image"][None], "inside": torch.ones(64, 64).bool()}
         for c in ("grass", "sky and sand", "water")
     ]
-    mixed = labeler(inputs, np.random.default_rng(0))  # a permutation that moves every image
+    mixed = views(inputs, teacher.label(inputs), np.random.default_rng(0))  # a permutation that moves every image
     assert [x["caption"] if isinstance(x["caption"], str) else len(x["caption"]) for x in mixed] == [2, 2, 2]
     for x, own in zip(mixed, inputs, strict=True):
         first = x["caption"][0] if isinstance(x["caption"], tuple) else x["caption"]

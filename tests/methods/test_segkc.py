@@ -15,7 +15,7 @@ from dearli_d2.cli import main
 from dearli_d2.config import get_config
 from dearli_d2.engine.cutmix import CutMix
 from dearli_d2.engine.optimizer import parameter_groups
-from dearli_d2.engine.pseudo_labels import PseudoLabeler
+from dearli_d2.engine.strong_views import StrongViews
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.methods.dpt.model import DPTSegmenter
@@ -270,14 +270,14 @@ def test_consistency_is_zero_where_nothing_is_confident(segkc):
 def test_both_labels_are_mixed_alike():
     names = ("targets", "senior_targets")
     labels = {name: [stripes((c, c + 1)), stripes((c + 2, c + 3))] for c, name in zip((0, 8), names, strict=True)}
-    labeler = PseudoLabeler(lambda _: labels, CutMix(1.0), (), "cpu")
+    views = StrongViews(CutMix(1.0), (), "cpu")
     inputs = []
     for width in (64, 40):
         inside = torch.zeros(64, 64).bool()
         inside[:, :width] = True
         inputs.append({"image": image(), "strong": image()[None], "inside": inside})
     for seed in range(5):
-        mixed = labeler(inputs, np.random.default_rng(seed))
+        mixed = views(inputs, labels, np.random.default_rng(seed))
         for i, sample in enumerate(mixed):
             pasted = (sample["image"] != inputs[i]["strong"][0]).any(0)
             for name in labels:

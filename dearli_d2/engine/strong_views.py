@@ -1,43 +1,39 @@
-"""From unlabelled samples to what the student trains on: pseudo-labels of weak views, CutMix, strong views."""
+"""From unlabelled samples and their pseudo-labels to what the student trains on: strong views, mixed with their labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 
 from ..data.mappers import passed_on
-from ..structures import Targets
+from ..modeling.labeler import Labels
+from ..modeling.segmenter import Segmenter
 from .classmix import ClassMix
 from .cutmix import CutMix, mix_images, mix_targets
 
 
-class PseudoLabeler:
-    """Unlabelled samples to training samples: labels the weak views, then mixes strong views and labels alike.
+class StrongViews:
+    """Makes the training samples of the unlabelled stream: mixes the strong views and the pseudo-labels alike.
 
     Args:
-        label: weak views to pseudo-labels, by the name that they have in a training sample: {"targets": ...} of a teacher, and
-            in cross supervision more, for other networks (see `SegKC.cross_labels`).
         mix: None leaves it out.
         thing_ids: classes whose segments it keeps apart.
         device: of the results.
     """
 
-    def __init__(
-        self,
-        label: Callable[[list[dict]], dict[str, list[Targets]]],
-        mix: CutMix | ClassMix | None,
-        thing_ids: Collection[int],
-        device: torch.device | str,
-    ) -> None:
-        self.label, self.mix, self.thing_ids, self.device = label, mix, thing_ids, device
+    def __init__(self, mix: CutMix | ClassMix | None, thing_ids: Collection[int], device: torch.device | str) -> None:
+        self.mix, self.thing_ids, self.device = mix, thing_ids, device
 
-    def __call__(self, samples: list[dict], rng: np.random.Generator) -> list[dict]:
-        """Labels and mixes one batch.
+    def __call__(self, samples: list[dict[str, Any]], labels: Labels, rng: np.random.Generator) -> list[dict[str, Any]]:
+        """Makes the samples of one batch.
 
         Args:
-            samples: of `UnlabeledTrainMapper`, all of one size. rng: draws partners and boxes.
+            samples: of `UnlabeledTrainMapper`, all of one size. labels: of their weak views, see `Labeler.label`. rng: draws
+                partners and boxes.
 
         Returns:
             Samples for the student, those of the second strong view, if there is one, after all of the first: "image"
@@ -45,13 +41,12 @@ class PseudoLabeler:
             `passed_on`, where a mixed image has the captions of both; and for pictures "weak", the weak view, and
             "pseudo_label", what was seen there.
         """
-        labels = self.label(samples)
         views = torch.stack([x["strong"] for x in samples], 1).to(self.device, non_blocking=True)
         return [sample for images in views for sample in self._of_view(samples, images, labels, rng)]
 
     def _of_view(
-        self, samples: list[dict], images: torch.Tensor, labels: dict[str, list[Targets]], rng: np.random.Generator
-    ) -> list[dict]:
+        self, samples: list[dict[str, Any]], images: torch.Tensor, labels: Labels, rng: np.random.Generator
+    ) -> list[dict[str, Any]]:
         targets, captions = labels, [x.get("caption") for x in samples]
         inside = torch.stack([x["inside"] for x in samples]).to(self.device, non_blocking=True)
         if self.mix is not None:
@@ -73,3 +68,16 @@ class PseudoLabeler:
             }
             for i, sample in enumerate(samples)
         ]
+
+
+def build_strong_views(cfg: CfgNode, student: Segmenter) -> StrongViews:
+    """The strong views of a config, on the device of the student."""
+    ssl = cfg.SSL
+    mix: CutMix | ClassMix | None = None
+    if ssl.CUTMIX:
+        by_class = ssl.MIX == "classmix"
+        mix = ClassMix(ssl.CUTMIX) if by_class else CutMix(ssl.CUTMIX, ssl.CUTMIX_AREA, ssl.CUTMIX_ASPECT)
+    things: Collection[int] = ()
+    if student.taxonomy is not None and cfg.INPUT.TARGETS == "panoptic":
+        things = student.taxonomy.thing_ids
+    return StrongViews(mix, things, student.device)

@@ -1,0 +1,87 @@
+"""What is checked before training starts: everything that can be known to fail then."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from ..data.build import labeled_dicts
+from ..data.overlap import check_overlap, check_roles
+from ..data.validation import validate_dataset
+from ..errors import ConfigError, DatasetError
+from ..masks.storage import MaskFolder
+from .checkpoints import RunCheckpoints
+
+logger = logging.getLogger(__name__)
+
+
+def check_run(cfg: CfgNode, resume: bool) -> None:
+    """Everything that can be known to fail before training starts.
+
+    Raises:
+        ConfigError, DatasetError.
+    """
+    world_size = comm.get_world_size()
+    for key, batch, used in (
+        ("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH, cfg.DATASETS.TRAIN),
+        ("SSL.IMS_PER_BATCH", cfg.SSL.IMS_PER_BATCH, cfg.DATASETS.UNLABELED),
+        ("SSL.SOURCE_IMS_PER_BATCH", cfg.SSL.SOURCE_IMS_PER_BATCH, cfg.DATASETS.SOURCE),
+    ):
+        if used and batch % world_size:
+            raise ConfigError(f"{key} {batch} is no multiple of the {world_size} processes")
+    check_mixing(cfg, world_size)
+    if not (cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE):
+        raise DatasetError("DATASETS.TRAIN names no data set, nor does DATASETS.SOURCE")
+    check_fresh(cfg, resume)
+    if cfg.SSL.TEACHER_WEIGHTS and not Path(cfg.SSL.TEACHER_WEIGHTS).is_file():
+        raise ConfigError(f"SSL.TEACHER_WEIGHTS: no file {cfg.SSL.TEACHER_WEIGHTS}")
+    if cfg.DATASETS.UNLABELED and cfg.SSL.START >= cfg.SOLVER.MAX_ITER:
+        logger.warning(
+            "SSL.START %d is not below SOLVER.MAX_ITER %d: unlabelled images take no part",
+            cfg.SSL.START,
+            cfg.SOLVER.MAX_ITER,
+        )
+    check_datasets(cfg)
+
+
+def check_mixing(cfg: CfgNode, processes: int) -> None:
+    """Raises `ConfigError` where unlabelled images are to be mixed but each process has only one: partners are other images of
+    the same process."""
+    images = cfg.SSL.IMS_PER_BATCH // processes
+    if cfg.DATASETS.UNLABELED and cfg.SSL.CUTMIX and images < 2:
+        on = f" on {processes} processes" if processes > 1 else ""
+        raise ConfigError(
+            f"SSL.MIX {cfg.SSL.MIX} needs two unlabelled images a process, but SSL.IMS_PER_BATCH {cfg.SSL.IMS_PER_BATCH}{on} "
+            "gives one, which has no partner; raise SSL.IMS_PER_BATCH, use fewer processes, or set SSL.CUTMIX 0.0 to leave "
+            "mixing out"
+        )
+
+
+def check_fresh(cfg: CfgNode, resume: bool) -> None:
+    """Raises `ConfigError` if OUTPUT_DIR holds a run that is not to be resumed; touches nothing."""
+    if not resume and RunCheckpoints(cfg.OUTPUT_DIR, 1).last() is not None:
+        raise ConfigError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run; --resume continues it, or choose another folder"
+        )
+
+
+def check_datasets(cfg: CfgNode) -> None:
+    """Validates every data set that the config names and logs what is in it.
+
+    Raises:
+        ConfigError, DatasetError.
+    """
+    check_roles(cfg)
+    classes = None if cfg.MODEL.CLASSIFIER == "none" else cfg.MODEL.NUM_CLASSES
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE, *cfg.DATASETS.TEST)):
+        logger.info("checking the files of %s ...", name)
+        logger.info("%s", validate_dataset(name, classes))
+    for name in cfg.DATASETS.UNLABELED:
+        logger.info("checking the files of %s ...", name)
+        logger.info("%s", validate_dataset(name))
+    check_overlap(cfg)
+    if cfg.DATASETS.MASKS:
+        logger.info("%s", MaskFolder(cfg.DATASETS.MASKS).check(labeled_dicts(cfg)))

@@ -1,0 +1,46 @@
+"""What a training step leaves behind beside the gradients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+Batch = dict[str, list[dict[str, Any]]]  # streams by name, their samples
+
+
+class StepRecord:
+    """Losses, files and loading time of a step that may have several parts (SOLVER.ACCUMULATION_STEPS).
+
+    Args:
+        parts: number of batches whose gradients are accumulated.
+
+    Attributes:
+        names: of the losses. losses: (N,) float32, means over the parts, on their device; nothing waits for them.
+        files: of all samples.
+        data_time: seconds in which the step waited for its batches.
+    """
+
+    def __init__(self, parts: int) -> None:
+        self.parts = parts
+        self.names: list[str] = []
+        self.losses = torch.zeros(0)
+        self.files: list[str] = []
+        self.data_time = 0.0
+
+    def load(self, stream: Iterator[Batch]) -> Batch:
+        """The next batch of a stream."""
+        start = time.perf_counter()
+        batch = next(stream)
+        self.data_time += time.perf_counter() - start
+        self.files += [x["file_name"] for samples in batch.values() for x in samples]
+        return batch
+
+    def add(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Notes the losses of a part; returns their sum as a share of the step, a scalar for the backward pass."""
+        values = torch.stack([loss.detach().float() for loss in losses.values()]) / self.parts
+        self.losses = self.losses + values if self.names else values
+        self.names = list(losses)
+        return torch.as_tensor(sum(losses.values())) / self.parts
