@@ -36,6 +36,7 @@ PUBLISHED = {
     ("vit_small_patch14_dinov2", "pretrained"): (*IMAGENET, False),
     ("vit_base_patch14_dinov2", "pretrained"): (*IMAGENET, False),
     ("vit_large_patch14_dinov2", "pretrained"): (*IMAGENET, False),
+    ("vit_large_patch14_reg4_dinov2", "pretrained"): (*IMAGENET, False),
     ("resnet101.tv_in1k", "pretrained"): (*IMAGENET, False),
     ("resnet50.tv_in1k", "pretrained"): (*IMAGENET, False),
     ("tf_efficientnet_lite0", "package:efficientnet_lite0"): (*HALF, False),

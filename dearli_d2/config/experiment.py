@@ -143,6 +143,11 @@ def resolve_epochs(cfg: CfgNode) -> None:
         steps = solver.EPOCHS * (-(-images // processes) // (batch // processes))
     else:
         raise ConfigError(f"SOLVER.EPOCH_PROCESSES {processes} does not divide the {batch} images of a step")
+    if not steps:
+        raise ConfigError(
+            f"SOLVER.EPOCHS {solver.EPOCHS:g} are no step: {', '.join(names)} has {images} images, and a step takes {batch}; "
+            "give SOLVER.MAX_ITER"
+        )
     solver.MAX_ITER = max(1, math.ceil(steps - 1e-6))
     solver.EPOCHS = 0.0
 

@@ -69,9 +69,9 @@ def describe(dataset: str) -> str:
     labeled = PUBLISHED[dataset].labeled if dataset in PUBLISHED else {}
     if not labeled:
         return f"{dataset} has no published partition"
-    return (
-        f"the partitions of {dataset} are {', '.join(f'{part} ({n} labelled images)' for part, n in labeled.items())}"
-    )
+    (first, count), *others = labeled.items()
+    listed = [f"{first} ({count} labelled images)", *(f"{part} ({n})" for part, n in others)]
+    return f"the partitions of {dataset} are {', '.join(listed)}"
 
 
 def drawn(part: str, images: float, name: str) -> tuple[int, int] | None:
