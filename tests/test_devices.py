@@ -14,7 +14,7 @@ from dearli_d2.engine.hooks import PictureHook, PseudoLabelMonitor
 from dearli_d2.engine.strong_views import build_strong_views
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.masks.sam import SamGenerator
-from dearli_d2.modeling.mask2former import criterion
+from dearli_d2.modeling.mask2former import mask_losses
 from tests.conftest import SSL
 from tests.masks.test_masks import scene, tiny_sam
 from tests.pretend_cuda import CUDA, DeviceMix, PretendCuda, TwoRanks, move
@@ -83,7 +83,7 @@ def test_step_and_prediction_on_a_pretended_gpu(case, mini_config, monkeypatch):
     # autocast asks for a GPU; what it casts to which type is decided without one
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
-    monkeypatch.setitem(criterion._BLOCK, "gpu", criterion._BLOCK["cpu"])  # the same random points on both
+    monkeypatch.setitem(mask_losses._BLOCK, "gpu", mask_losses._BLOCK["cpu"])  # the same random points on both
     file, options, most = CASES[case]
     trainer = DualStreamTrainer(mini_config("DATALOADER.NUM_WORKERS", "0", *options, file=file))
     batch = next(trainer.stream)

@@ -14,7 +14,7 @@ from torch import nn
 from ..data.taxonomy import Taxonomy
 from ..errors import ConfigError
 from ..structures import Targets
-from .mask2former.criterion import SetCriterion
+from .mask2former.criterion import Criterion, build_criterion
 from .mask2former.inference import (
     instance_inference,
     panoptic_inference,
@@ -23,7 +23,6 @@ from .mask2former.inference import (
     segments_of,
     semantic_inference,
 )
-from .mask2former.matcher import HungarianMatcher
 from .mask2former.transformer_decoder import DecoderOutput
 from .segmenter import ReadOut, Segmenter
 
@@ -55,7 +54,7 @@ class MaskClassifier(Segmenter):
     def __init__(
         self,
         backbone: nn.Module,
-        criterion: SetCriterion,
+        criterion: Criterion,
         taxonomy: Taxonomy | None,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -67,24 +66,17 @@ class MaskClassifier(Segmenter):
         self.pseudo_labeling = pseudo_labeling
 
     @staticmethod
-    def common_arguments(cfg: CfgNode, taxonomy: Taxonomy | None) -> dict[str, Any]:
-        """The constructor's arguments from the config, all but the backbone."""
-        former, text = cfg.MODEL.MASK_FORMER, cfg.MODEL.CLASSIFIER == "text"
-        weights = {
-            "class_weight": 0.0 if cfg.MODEL.CLASSIFIER == "none" else former.CLASS_WEIGHT,
-            "mask_weight": former.MASK_WEIGHT,
-            "dice_weight": former.DICE_WEIGHT,
-        }
+    def common_arguments(cfg: CfgNode, taxonomy: Taxonomy | None, criterion: Criterion | None = None) -> dict[str, Any]:
+        """The constructor's arguments from the config, all but the backbone.
+
+        Args:
+            cfg: the config.
+            taxonomy: the classes.
+            criterion: None = `build_criterion` of the config.
+        """
+        text = cfg.MODEL.CLASSIFIER == "text"
         return {
-            "criterion": SetCriterion(
-                cfg.MODEL.NUM_CLASSES,
-                HungarianMatcher(**weights, num_points=former.TRAIN_NUM_POINTS),
-                **weights,
-                no_object_weight=former.NO_OBJECT_WEIGHT,
-                num_points=former.TRAIN_NUM_POINTS,
-                oversample_ratio=former.OVERSAMPLE_RATIO,
-                importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
-            ),
+            "criterion": build_criterion(cfg) if criterion is None else criterion,
             "taxonomy": taxonomy,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -101,7 +93,7 @@ class MaskClassifier(Segmenter):
     @property
     def num_classes(self) -> int:
         """Number of classes K."""
-        return len(self.criterion.empty_weight) - 1
+        return self.criterion.num_classes
 
     def set_taxonomy(self, taxonomy: Taxonomy) -> None:
         """Other names of as many classes from now on. Raises `ConfigError` for another number of classes."""

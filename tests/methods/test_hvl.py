@@ -28,6 +28,7 @@ from dearli_d2.methods.hvl.textual_queries import (
 )
 from dearli_d2.methods.hvl.vision_language import masked_regions, region_losses
 from dearli_d2.modeling import build_model
+from dearli_d2.modeling.mask2former.mask_losses import PointMaskLosses
 from dearli_d2.modeling.mask2former.matcher import HungarianMatcher
 from dearli_d2.modeling.mask2former.transformer_decoder import DecoderOutput
 from dearli_d2.structures import Targets
@@ -299,40 +300,37 @@ def test_a_class_taken_for_absent_has_no_match():
     assert matches.matched[:, :, :LEVELS].sum(-1)[0].tolist() == [LEVELS, LEVELS, 0, LEVELS]
 
 
-def test_criterion_of_a_group_is_the_mean_over_its_queries(hvl):
+def test_criterion_of_a_group_is_the_mean_over_its_queries():
     """Mask losses with three fixed queries a segment: the mean of the losses of each level alone."""
-    criterion, targets = hvl.criterion, [semantic_targets(0, 16)]
-    criterion.num_points = criterion.num_uncertain = 0
-    criterion.num_points = criterion.num_candidates = 4000
+    losses = PointMaskLosses(num_points=4000, oversample_ratio=1, importance_sample_ratio=0)
+    targets = [semantic_targets(0, 16)]
     output = decoder_output(1, 0)
     output = replace(output, mask_embeddings=output.mask_embeddings / 4)
     matcher = TextualMatcher(HungarianMatcher(num_points=16), K, LEVELS)
     matches = matcher(output.class_outputs, output, targets)
-    bce, dice = criterion._mask_losses(output, targets, matches)
+    bce, dice = losses(output, targets, matches)
     parts = [
-        criterion._mask_losses(output, targets, replace(matches, query=matches.query[..., [i]], matched=matches.matched[..., [i]]))
+        losses(output, targets, replace(matches, query=matches.query[..., [i]], matched=matches.matched[..., [i]]))
         for i in range(LEVELS)
-    ]  # fmt: skip
+    ]
     assert torch.allclose(bce, torch.stack([p[0] for p in parts]).mean(0), rtol=0.05)
     assert torch.allclose(dice, torch.stack([p[1] for p in parts]).mean(0), rtol=0.05)
 
 
-def test_mask_losses_of_a_segment_are_the_mean_over_the_queries_it_has(hvl):
+def test_mask_losses_of_a_segment_are_the_mean_over_the_queries_it_has():
     """With its textual queries absent a segment's loss is that of its free query, not a quarter of it."""
-    criterion, targets = hvl.criterion, [semantic_targets(0, 16)]
-    criterion.num_uncertain, criterion.num_points, criterion.num_candidates = 0, 4000, 4000
+    losses = PointMaskLosses(num_points=4000, oversample_ratio=1, importance_sample_ratio=0)
+    targets = [semantic_targets(0, 16)]
     output = decoder_output(1, 6)
     output = replace(output, mask_embeddings=output.mask_embeddings / 4)
     output.absent[:, : LEVELS * K] = True
     matches = TextualMatcher(HungarianMatcher(num_points=16), K, LEVELS)(output.class_outputs, output, targets)
     assert matches.matched.sum(-1).unique().tolist() == [1]
     free = replace(matches, query=matches.query[..., -1:], matched=matches.matched[..., -1:])
-    for loss, alone in zip(
-        criterion._mask_losses(output, targets, matches), criterion._mask_losses(output, targets, free), strict=True
-    ):
+    for loss, alone in zip(losses(output, targets, matches), losses(output, targets, free), strict=True):
         assert torch.allclose(loss, alone, rtol=0.05)
     nobody = replace(matches, matched=torch.zeros_like(matches.matched))
-    assert all((loss == 0).all() for loss in criterion._mask_losses(output, targets, nobody))
+    assert all((loss == 0).all() for loss in losses(output, targets, nobody))
 
 
 # ---------------------------------------------------------------------------------------------- vision-language

@@ -149,7 +149,8 @@ def test_each_group_matches_its_own_kind(counts):
     for seed in range(5):
         torch.manual_seed(seed)
         logits, output = predictions(targets)
-        losses, matches = criterion()(logits, output, targets)
+        crit = criterion()
+        losses, matches = crit(logits, output, targets), crit.matcher(logits, output, targets)
         assert all(torch.isfinite(v) for v in losses.values())
         row = 0
         for s, u in counts:
@@ -199,7 +200,9 @@ def test_class_targets_are_one_hot_and_padding_carries_no_loss():
     logits, output = predictions(targets)
     crit = criterion()
     torch.manual_seed(0)
-    losses, matches = crit(logits, output, targets)
+    losses = crit(logits, output, targets)
+    torch.manual_seed(0)
+    matches = crit.matcher(logits, output, targets)
     wanted = torch.zeros_like(logits)
     labels = torch.cat([t.joint(NUM_SEEN).labels for t in targets])
     for layer in range(3):
@@ -221,7 +224,7 @@ def test_with_all_pixels_annotated_the_losses_are_those_of_the_seen_queries():
     results = []
     for scores, out in ((logits, output), (logits[:, :, :SEEN_QUERIES], seen_only)):
         torch.manual_seed(2)
-        results.append(criterion()(scores, out, targets)[0])
+        results.append(criterion()(scores, out, targets))
     rest = sigmoid_focal(logits[:, :, SEEN_QUERIES:], torch.zeros_like(logits[:, :, SEEN_QUERIES:])).sum((1, 2, 3)) / 5
     for name, value in results[1].items():
         extra = 2 * float(rest[int(name[-1]) if name[-1].isdigit() else -1]) if name.startswith("loss_ce") else 0.0

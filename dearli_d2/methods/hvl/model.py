@@ -72,7 +72,7 @@ class HVL(MaskFormerSegmenter):
         self.options, self.confidence = options, confidence
         self.fixed_templates = fixed_templates
         self._fixed: torch.Tensor | None = None
-        self.classes = len(self.criterion.empty_weight) - 1
+        self.classes = self.criterion.num_classes
         if not options.textual_queries:
             return
         shared = language is None  # the backbone is the language model

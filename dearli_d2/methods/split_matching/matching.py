@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...modeling.mask2former.criterion import SetCriterion
+from ...modeling.mask2former.criterion import Criterion
 from ...modeling.mask2former.losses import image_of_target, mask_iou, sigmoid_focal
+from ...modeling.mask2former.mask_losses import PointMaskLosses, mean_number_of_masks
 from ...modeling.mask2former.matcher import HungarianMatcher, Matches, assign
 from ...modeling.mask2former.pixel_decoder import PixelFeatures
 from ...modeling.mask2former.transformer_decoder import DecoderOutput
@@ -27,6 +28,9 @@ class SplitTargets:
     seen: Targets
     candidates: Targets
     embeddings: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.seen) + len(self.candidates)
 
     def joint(self, num_seen: int) -> Targets:
         """Segments, then regions; region j has the label N_s + j."""
@@ -111,55 +115,75 @@ class SplitMatcher:
         return Matches(*(x.to(device, non_blocking=True) for x in parts))
 
 
-class SplitCriterion(SetCriterion):
-    """Focal classes, soft IoU and dice of both groups; unmatched queries are no class at all.
+class SplitCriterion(Criterion[SplitTargets]):
+    """Focal loss of the classes, soft IoU and dice of the masks, of both groups; unmatched queries are of no class at all.
 
     Args:
-        matcher: a `SplitMatcher`. other arguments: see `SetCriterion`; there is no no-object class.
+        num_classes: N_s, the number of seen classes.
+        matcher: finds the pairs.
+        class_weight: weight of the focal loss.
+        mask_weight: weight of the soft IoU.
+        dice_weight: weight of the dice loss.
+        cosine_weight: weight of L_cos, see `candidate_cosine`; 0 leaves the term out.
+        num_points: see `PointMaskLosses`.
+        oversample_ratio: see `PointMaskLosses`.
+        importance_sample_ratio: see `PointMaskLosses`.
     """
 
-    mask_loss = staticmethod(mask_iou)
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: SplitMatcher,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        cosine_weight: float = 0.0,
+        num_points: int = 12544,
+        oversample_ratio: float = 3.0,
+        importance_sample_ratio: float = 0.75,
+    ) -> None:
+        super().__init__(num_classes, matcher)
+        self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
+        self.cosine_weight = cosine_weight
+        self.masks = PointMaskLosses(mask_iou, num_points, oversample_ratio, importance_sample_ratio)
 
-    def forward(
-        self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[SplitTargets]
-    ) -> tuple[dict[str, torch.Tensor], Matches]:
-        """Losses by name, as `SetCriterion`; and the matches.
-
-        Args:
-            class_logits: (R, B, Q, N_s + U), padded columns at -inf.
-        """
-        matches = self.matcher(class_logits, output, targets)
-        num_seen = class_logits.shape[-1] - max(len(t.embeddings) for t in targets)
-        joint = [t.joint(num_seen) for t in targets]
-        focal = self._focal(class_logits, joint, matches)
-        iou, dice = self._mask_losses(output, joint, matches)
-        weighted = {
+    def losses(
+        self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[SplitTargets], matches: Matches
+    ) -> dict[str, torch.Tensor]:
+        """See `Criterion.losses`; the columns are N_s seen classes and U regions, -inf where an image has fewer."""
+        joint = [t.joint(self.num_classes) for t in targets]
+        focal = focal_classes(class_logits, joint, matches)
+        iou, dice = self.masks(output, joint, matches)
+        losses = {
             "loss_ce": self.class_weight * focal,
             "loss_mask": self.mask_weight * iou,
             "loss_dice": self.dice_weight * dice,
         }
-        return by_layer(weighted), matches
-
-    def _focal(self, logits: torch.Tensor, targets: Sequence[Targets], matches: Matches) -> torch.Tensor:
-        """(R,): sum over queries and classes, divided by the number of segments."""
-        wanted = torch.zeros_like(logits, dtype=torch.float32)
-        labels = torch.cat([t.labels for t in targets])
-        row = torch.arange(len(logits), device=logits.device)[:, None, None].expand_as(matches.query)
-        image, label = (x[:, None].expand_as(matches.query) for x in (matches.image, labels))
-        # a segment without a query writes 0 over a 0, unless its place is taken
-        wanted.index_put_((row, image, matches.query, label), matches.matched, accumulate=True)
-        exists = torch.isfinite(logits)
-        loss = sigmoid_focal(logits.masked_fill(~exists, 0), wanted.clamp(max=1)) * exists
-        return loss.flatten(1).sum(1) / self._mean_number_of_masks(targets, logits.device)
+        if self.cosine_weight:
+            losses["loss_cosine"] = self.cosine_weight * candidate_cosine(output.class_outputs, targets, matches)
+        return losses
 
 
-def by_layer(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """(R,) losses to scalars, the last one without a suffix."""
-    return {
-        name if index == len(values) - 1 else f"{name}_{index}": value
-        for name, values in losses.items()
-        for index, value in enumerate(values.unbind())
-    }
+def focal_classes(logits: torch.Tensor, targets: Sequence[Targets], matches: Matches) -> torch.Tensor:
+    """Focal loss of independent classes: the sum over queries and classes, divided by the mean number of segments.
+
+    Args:
+        logits: (R, B, Q, N); columns at -inf carry no loss.
+        targets: their labels are columns.
+        matches: of these segments.
+
+    Returns:
+        (R,).
+    """
+    wanted = torch.zeros_like(logits, dtype=torch.float32)
+    labels = torch.cat([t.labels for t in targets])
+    row = torch.arange(len(logits), device=logits.device)[:, None, None].expand_as(matches.query)
+    image, label = (x[:, None].expand_as(matches.query) for x in (matches.image, labels))
+    # a segment without a query writes 0 over a 0, unless its place is taken
+    wanted.index_put_((row, image, matches.query, label), matches.matched, accumulate=True)
+    exists = torch.isfinite(logits)
+    loss = sigmoid_focal(logits.masked_fill(~exists, 0), wanted.clamp(max=1)) * exists
+    return loss.flatten(1).sum(1) / mean_number_of_masks(targets, logits.device)
 
 
 def candidate_cosine(vectors: torch.Tensor, targets: Sequence[SplitTargets], matches: Matches) -> torch.Tensor:

@@ -20,6 +20,8 @@ from ...modeling.clip.ensembling import mask_pool
 from ...modeling.clip.language import clip_normalization, language_beside
 from ...modeling.clip.text import Vocabulary, build_vocabulary, read_templates
 from ...modeling.mask2former.head import build_head
+from ...modeling.mask2former.mask_losses import point_options
+from ...modeling.mask2former.matcher import loss_weights
 from ...modeling.mask2former.segmenter import MaskFormerSegmenter
 from ...modeling.mask2former.transformer_decoder import MLP, DecoderOutput, GivenQueries
 from ...modeling.norms import norm_on
@@ -31,8 +33,6 @@ from .matching import (
     SplitCriterion,
     SplitMatcher,
     SplitTargets,
-    by_layer,
-    candidate_cosine,
     label_map,
     pixel_losses,
 )
@@ -81,7 +81,7 @@ class SplitMatching(MaskFormerSegmenter):
         if language is not None:
             self.language_model = language
         self.unseen_names = tuple(unseen)
-        classes = len(self.criterion.empty_weight) - 1 + len(unseen)
+        classes = self.criterion.num_classes + len(unseen)
         self.register_buffer("seen_index", torch.full((classes,), -1), persistent=False)
         self._text: dict[tuple[int, ...], Vocabulary] = {}
         if self.taxonomy is not None:  # else a checkpoint brings the names
@@ -117,20 +117,15 @@ class SplitMatching(MaskFormerSegmenter):
         plain.defrost()
         plain.MODEL.MASK_FORMER.NUM_QUERIES = former.NUM_QUERIES + split.candidate_queries
         channels = level_channels(backbone, cfg.MODEL.BACKBONE.NAME)
-        weights = {
-            "class_weight": former.CLASS_WEIGHT,
-            "mask_weight": former.MASK_WEIGHT,
-            "dice_weight": former.DICE_WEIGHT,
-        }
-        matcher = FocalIoUMatcher(**weights, num_points=former.TRAIN_NUM_POINTS)
+        weights, points = loss_weights(cfg), point_options(cfg)
+        matcher = FocalIoUMatcher(**weights, num_points=points["num_points"])
         core["sem_seg_head"] = build_head(plain, channels, clip.embedding_dim)
         core["criterion"] = SplitCriterion(
             cfg.MODEL.NUM_CLASSES - len(cfg.DATASETS.UNSEEN_CLASSES),
             SplitMatcher(matcher, former.NUM_QUERIES),
             **weights,
-            num_points=former.TRAIN_NUM_POINTS,
-            oversample_ratio=former.OVERSAMPLE_RATIO,
-            importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
+            **points,
+            cosine_weight=split.cosine_weight if split.candidate_queries else 0.0,
         )
         mean, std = torch.tensor(cfg.MODEL.PIXEL_MEAN), torch.tensor(cfg.MODEL.PIXEL_STD)
         if language is not None:
@@ -221,10 +216,7 @@ class SplitMatching(MaskFormerSegmenter):
         output = self.sem_seg_head.predictor(pixels)
         cosines, exists = self._training_cosines(output.class_outputs, targets)
         logits = self._logits(cosines).masked_fill(~exists[:, None], -torch.inf)
-        losses, matches = self.criterion(logits, output, targets)
-        if self.options.candidate_queries and self.options.cosine_weight:
-            cosine = candidate_cosine(output.class_outputs, targets, matches)
-            losses |= by_layer({"loss_cosine": self.options.cosine_weight * cosine})
+        losses = self.criterion(logits, output, targets)
         if self.enhancement is not None:
             losses["loss_mfe"] = self.options.mfe_weight * self._enhancement_loss(pixels, targets)
         return losses

@@ -1,43 +1,104 @@
-"""Mask2Former's set criterion with deep supervision, all predictions at once."""
+"""Set criteria with deep supervision: queries are matched with segments, all predictions at once (Mask2Former)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
-from detectron2.utils import comm
+from detectron2.config import CfgNode
 from torch import nn
 
 from ...structures import Targets
 from ..ranks import over_ranks
-from .losses import mask_bce, mask_dice, sample_points, sample_validity
-from .matcher import HungarianMatcher, Matches
+from .mask_losses import PointMaskLosses, point_options
+from .matcher import Matcher, Matches, build_matcher, loss_weights
 from .transformer_decoder import DecoderOutput
 
-# masks whose candidate points are drawn at a time: few enough for a CPU's cache, many enough to fill a GPU
-_BLOCK = {"cpu": 32, "gpu": 1024}
+Target = TypeVar("Target", bound=Sized)
+"""What is known of an image; its length is the number of segments."""
 
 
-class SetCriterion(nn.Module):
-    """Mask2Former's losses of all predictions at once, on sampled points.
+class Criterion(nn.Module, Generic[Target]):
+    """Matches the queries of a whole batch, then computes the losses of each group of its images.
+
+    A subclass says in `losses` what they are.
+
+    Args:
+        num_classes: K.
+        matcher: finds the pairs of queries and segments.
+    """
+
+    def __init__(self, num_classes: int, matcher: Matcher[Target]) -> None:
+        super().__init__()
+        self.num_classes, self.matcher = num_classes, matcher
+
+    def forward(
+        self,
+        class_logits: torch.Tensor,
+        output: DecoderOutput,
+        targets: Sequence[Target],
+        groups: Sequence[tuple[str, int]] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Weighted losses by their published names, the final prediction without a suffix.
+
+        Args:
+            class_logits: (R, B, Q, columns); which columns there are is up to the subclass.
+            output: the masks.
+            targets: one per image, on the device of the logits, all of one size.
+            groups: (prefix of the names, number of images) of consecutive parts of the batch, each with losses and
+                normalisers of its own; None = one group without a prefix.
+
+        Returns:
+            Scalars: for each name of `losses`, say "loss_ce", "loss_ce_0" to "loss_ce_{R-2}" and "loss_ce".
+        """
+        matches = self.matcher(class_logits, output, targets)  # of all groups: one transfer to the host
+        counts, losses, start = [len(t) for t in targets], {}, 0
+        for prefix, size in groups or [("", len(targets))]:
+            stop = start + size
+            parts = output.images(start, stop), targets[start:stop], matches.images(start, stop, counts)
+            for name, loss in _by_prediction(self.losses(class_logits[:, start:stop], *parts)).items():
+                losses[prefix + name] = loss
+            start = stop
+        return losses
+
+    def losses(
+        self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Target], matches: Matches
+    ) -> dict[str, torch.Tensor]:
+        """Weighted losses of a group of images.
+
+        Args:
+            class_logits: (R, B, Q, columns).
+            output: the masks.
+            targets: of the B images.
+            matches: of their segments.
+
+        Returns:
+            (R,) each, one value per prediction.
+        """
+        raise NotImplementedError
+
+
+class SetCriterion(Criterion[Targets]):
+    """Mask2Former's losses: cross-entropy of the classes, binary cross-entropy and dice of the masks on sampled points.
 
     Args:
         num_classes: K.
         matcher: finds the pairs.
-        class_weight, mask_weight, dice_weight: loss weights; 0 leaves the term out.
+        class_weight: weight of the cross-entropy; 0 leaves the term out.
+        mask_weight: weight of the binary cross-entropy.
+        dice_weight: weight of the dice loss.
         no_object_weight: of the no-object class in the cross-entropy.
-        num_points: points per mask (12 544 = 112^2).
-        oversample_ratio: random candidates per importance-sampled point.
-        importance_sample_ratio: share of the points that are the most uncertain candidates (PointRend).
+        num_points: see `PointMaskLosses`.
+        oversample_ratio: see `PointMaskLosses`.
+        importance_sample_ratio: see `PointMaskLosses`.
     """
-
-    mask_loss = staticmethod(mask_bce)  # what "loss_mask" is
 
     def __init__(
         self,
         num_classes: int,
-        matcher: HungarianMatcher,
+        matcher: Matcher[Targets],
         class_weight: float = 2.0,
         mask_weight: float = 5.0,
         dice_weight: float = 5.0,
@@ -46,57 +107,24 @@ class SetCriterion(nn.Module):
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
     ) -> None:
-        super().__init__()
-        self.matcher = matcher
+        super().__init__(num_classes, matcher)
         self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
-        self.num_points = num_points
-        self.num_candidates = int(num_points * oversample_ratio)
-        self.num_uncertain = int(num_points * importance_sample_ratio)
+        self.masks = PointMaskLosses(
+            num_points=num_points, oversample_ratio=oversample_ratio, importance_sample_ratio=importance_sample_ratio
+        )
         weight = torch.ones(num_classes + 1)
         weight[-1] = no_object_weight
         self.register_buffer("empty_weight", weight, persistent=False)  # derived, so not part of a checkpoint
 
-    def forward(
-        self,
-        class_logits: torch.Tensor,
-        output: DecoderOutput,
-        targets: Sequence[Targets],
-        groups: Sequence[tuple[str, int]] | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Weighted losses by their published names, the final prediction without a suffix.
-
-        Args:
-            class_logits: (R, B, Q, K + 1). output: the masks. targets: on the device of the logits, all of one size.
-            groups: (prefix of the names, number of images) of consecutive parts of the batch, each with losses and
-                normalisers of its own; None = one group without a prefix.
-
-        Returns:
-            {"loss_ce", "loss_mask", "loss_dice", "loss_ce_0", ..., "loss_dice_{R-2}"}: scalars.
-        """
-        matches = self.matcher(class_logits, output, targets)  # of all groups: one transfer to the host
-        counts, losses, start = [len(t) for t in targets], {}, 0
-        for prefix, size in groups or [("", len(targets))]:
-            stop = start + size
-            parts = output.images(start, stop), targets[start:stop], matches.images(start, stop, counts)
-            for name, loss in self._losses(class_logits[:, start:stop], *parts).items():
-                losses[prefix + name] = loss
-            start = stop
-        return losses
-
-    def _losses(
+    def losses(
         self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets], matches: Matches
     ) -> dict[str, torch.Tensor]:
+        """See `Criterion.losses`; the columns are K classes and no object."""
         losses = {}
         if self.class_weight:
             losses["loss_ce"] = self.class_weight * self._class_losses(class_logits, targets, matches, output.absent)
-        bce, dice = self._mask_losses(output, targets, matches)
-        losses["loss_mask"], losses["loss_dice"] = self.mask_weight * bce, self.dice_weight * dice
-        last = len(class_logits) - 1
-        return {
-            name if index == last else f"{name}_{index}": loss
-            for name, per_prediction in losses.items()
-            for index, loss in enumerate(per_prediction.unbind())
-        }
+        bce, dice = self.masks(output, targets, matches)
+        return {**losses, "loss_mask": self.mask_weight * bce, "loss_dice": self.dice_weight * dice}
 
     def _class_losses(
         self, class_logits: torch.Tensor, targets: Sequence[Targets], matches: Matches, absent: torch.Tensor | None
@@ -119,64 +147,27 @@ class SetCriterion(nn.Module):
         # of all ranks, like the masks; the published code divides by those of its own rank. Weights may sum to less than 1
         return loss.flatten(1).sum(-1) / over_ranks(weight.flatten(1).sum(-1), least=torch.finfo().tiny)
 
-    def _mask_losses(
-        self, output: DecoderOutput, targets: Sequence[Targets], matches: Matches
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(R,) binary cross-entropy and (R,) dice, each averaged over the queries that a segment has, summed over segments
-        and divided by the mean number of segments of all ranks."""
-        predictions, total, _ = matches.query.shape
-        num_masks = self._mean_number_of_masks(targets, output.mask_features.device)
-        if not total:  # the loss must still be connected to every parameter (data-parallel training)
-            nothing = 0 * (output.mask_features.float().sum() + output.mask_embeddings.float().sum())
-            return nothing.expand(predictions), nothing.expand(predictions)
-        # dice sums thousands of points: fp32
-        with torch.autocast(output.mask_features.device.type, enabled=False):
-            logits = _matched_logits(output, matches, [len(t) for t in targets])  # (T, R G, h, w)
-            points = self._choose_points(logits.flatten(0, 1)[:, None])  # (T R G, P, 2)
-            sampled = sample_points(logits.flatten(0, 1)[:, None], points)[:, 0]
-            per_target = points.view(total, -1, 2)
-            masks = torch.cat([t.masks for t in targets])[:, None].float()
-            labels = sample_points(masks, per_target)[:, 0].view_as(sampled)
-            by_image = [p.flatten(0, 1) for p in per_target.split([len(t) for t in targets])]
-            validity = sample_validity(targets, by_image)
-            valid = None if validity is None else torch.cat(validity).view_as(sampled)
-            weight = matches.matched / (num_masks * matches.matched.sum(-1, keepdim=True).clamp(min=1))
-            bce = (_by_match(self.mask_loss(sampled, labels, valid), matches) * weight).sum((1, 2))
-            dice = (_by_match(mask_dice(sampled, labels, valid), matches) * weight).sum((1, 2))
-        return bce, dice
 
-    @torch.no_grad()
-    def _choose_points(self, logits: torch.Tensor) -> torch.Tensor:
-        """(M, num_points, 2) for (M, 1, h, w) logits: the most uncertain of many random points, and some random ones."""
-        block = _BLOCK["cpu" if logits.device.type == "cpu" else "gpu"]
-        return torch.cat([self._choose_points_of(part) for part in logits.split(block)])
+def build_criterion(cfg: CfgNode, matcher: Matcher[Targets] | None = None) -> SetCriterion:
+    """The criterion of a config.
 
-    def _choose_points_of(self, logits: torch.Tensor) -> torch.Tensor:
-        count, device = len(logits), logits.device
-        candidates = torch.rand(count, self.num_candidates, 2, device=device)
-        certainty = sample_points(logits, candidates)[:, 0].abs_()
-        chosen = certainty.topk(self.num_uncertain, dim=1, largest=False, sorted=False).indices
-        points = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
-        return torch.cat([points, torch.rand(count, self.num_points - self.num_uncertain, 2, device=device)], 1)
-
-    @staticmethod
-    def _mean_number_of_masks(targets: Sequence[Targets], device: torch.device) -> torch.Tensor | float:
-        count = float(sum(len(t) for t in targets))
-        return over_ranks(torch.tensor(count, device=device)) if comm.get_world_size() > 1 else max(count, 1.0)
+    Args:
+        cfg: the config.
+        matcher: None = `build_matcher` of the config.
+    """
+    return SetCriterion(
+        cfg.MODEL.NUM_CLASSES,
+        build_matcher(cfg) if matcher is None else matcher,
+        **loss_weights(cfg),
+        **point_options(cfg),
+        no_object_weight=cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT,
+    )
 
 
-def _by_match(losses: torch.Tensor, matches: Matches) -> torch.Tensor:
-    """(T R G,) to (R, T, G)."""
-    predictions, total, group = matches.query.shape
-    return losses.view(total, predictions, group).transpose(0, 1)
-
-
-def _matched_logits(output: DecoderOutput, matches: Matches, counts: list[int]) -> torch.Tensor:
-    """(T, R G, h, w) mask logits of the matched queries only, in fp32."""
-    embeddings = output.mask_embeddings.float()
-    prediction = torch.arange(len(embeddings), device=embeddings.device)[:, None, None]
-    chosen = embeddings[prediction, matches.image[:, None], matches.query]  # (R, T, G, C)
-    chosen = chosen.transpose(0, 1).flatten(1, 2)
-    features = output.mask_features.float()
-    maps = [e @ f for e, f in zip(chosen.split(counts), features.flatten(2), strict=True)]
-    return torch.cat(maps).unflatten(-1, features.shape[-2:])
+def _by_prediction(losses: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """(R,) losses to scalars, the last one without a suffix."""
+    return {
+        name if index == len(values) - 1 else f"{name}_{index}": value
+        for name, values in losses.items()
+        for index, value in enumerate(values.unbind())
+    }

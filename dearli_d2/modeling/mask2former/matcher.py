@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from scipy.optimize import linear_sum_assignment
 
 from ...structures import Targets
@@ -35,6 +37,23 @@ class Matches:
         """The matches of images `start` to `stop` (excluded), counted anew from 0; `counts`: segments of every image."""
         rows = slice(sum(counts[:start]), sum(counts[:stop]))
         return Matches(self.image[rows] - start, self.query[:, rows], self.matched[:, rows])
+
+
+_Target = TypeVar("_Target", contravariant=True)
+
+
+class Matcher(Protocol[_Target]):
+    """Finds the queries that answer for each segment of a batch."""
+
+    def __call__(self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[_Target]) -> Matches:
+        """Matches all predictions of a batch.
+
+        Args:
+            class_logits: (R, B, Q, columns).
+            output: the masks.
+            targets: of the B images, all of one size.
+        """
+        ...
 
 
 class HungarianMatcher:
@@ -113,6 +132,21 @@ class HungarianMatcher:
                 costs.append(cost)
             # a diverged model must fail at its loss with a name, not inside the solver
             return torch.nan_to_num(torch.stack(costs), nan=0.0, posinf=1e6, neginf=-1e6)
+
+
+def loss_weights(cfg: CfgNode) -> dict[str, float]:
+    """Weights of the terms, the same in the costs of a matcher and in a criterion."""
+    former = cfg.MODEL.MASK_FORMER
+    return {
+        "class_weight": 0.0 if cfg.MODEL.CLASSIFIER == "none" else former.CLASS_WEIGHT,
+        "mask_weight": former.MASK_WEIGHT,
+        "dice_weight": former.DICE_WEIGHT,
+    }
+
+
+def build_matcher(cfg: CfgNode) -> HungarianMatcher:
+    """The matcher of a config."""
+    return HungarianMatcher(**loss_weights(cfg), num_points=cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS)
 
 
 def assign(costs: np.ndarray, counts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
