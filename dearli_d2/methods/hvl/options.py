@@ -15,31 +15,50 @@ class HVLOptions(Options):
 
     SECTION: ClassVar[str] = "MODEL.HVL"
 
-    textual_queries: bool = option(True, SWITCH, "HTQG; False = free queries alone, as in Mask2Former")
-    refinement: bool = option(True, SWITCH, "PTRM")
-    joint_decoder: bool = option(True, SWITCH, "DQTD: textual and free queries attend to each other")
-    prompt_tokens: int = option(8, POSITIVE_COUNT, "")
-    per_class_prompts: bool = option(False, SWITCH, "")
+    textual_queries: bool = option(
+        True, SWITCH, "Makes queries from class names (HTQG). False leaves the free queries alone, as in Mask2Former."
+    )
+    refinement: bool = option(
+        True, SWITCH, "Lets the textual queries exchange information with the pixels inside the pixel decoder (PTRM)."
+    )
+    joint_decoder: bool = option(
+        True, SWITCH, "Lets textual and free queries attend to each other in the transformer decoder (DQTD)."
+    )
+    prompt_tokens: int = option(8, POSITIVE_COUNT, "Number of learnable tokens in front of a class name.")
+    per_class_prompts: bool = option(
+        False, SWITCH, "Gives every class learnable tokens of its own. False shares one prompt among all classes."
+    )
     presence: str = option(
         "image",
         one_of("image", "dense", "all"),
-        'where there is no ground truth a class is present by CLIP\'s view of the "image" (the paper), of its "dense" cells, or always, "all"; a class that is called background always is',
+        "Decides which classes are present in an image without ground truth. "
+        '"image" asks CLIP\'s view of the whole image, as in the paper. "dense" asks CLIP\'s cells. "all" takes every class. '
+        "A class that is called background is always present.",
     )
-    presence_threshold: float = option(0.05, SHARE, "of the zero-shot posterior, relative to the best class's")
+    presence_threshold: float = option(
+        0.05,
+        SHARE,
+        "A class is present from this zero-shot posterior on. The posterior is divided by that of the best class.",
+    )
     inference: str = option(
         "marginal",
         one_of("marginal", "argmax"),
-        'over queries, or "argmax": the class of the strongest mask (the paper)',
+        'Says how a pixel gets its class. "marginal" sums class times mask probability over all queries. "argmax" takes the '
+        "class of the strongest mask, as in the paper.",
     )
     diversity_weight: float = option(
         1.0,
         WEIGHT,
-        "the paper gives no weights of L_div, L_prompt, L_align and L_mask: with these each has about a tenth of the gradient of the segmentation losses at the parameters that it is for (benchmarks/hvl_gradients.py) L_div",
+        "Weight of L_div. The paper gives no weights of L_div, L_prompt, L_align and L_mask. With the defaults each of them has "
+        "about a tenth of the gradient of the segmentation losses at the parameters that it is for "
+        "(benchmarks/hvl_gradients.py).",
     )
-    prompt_weight: float = option(0.4, WEIGHT, "L_prompt = L_topo + L_anchor")
-    anchor_beta: float = option(1.0, WEIGHT, "of the separating part of L_anchor")
-    vl_weight: float = option(0.15, WEIGHT, "L_vl = ALIGN_WEIGHT L_align + MASK_WEIGHT L_mask")
-    align_weight: float = option(1.0, WEIGHT, "")
-    mask_weight: float = option(15.0, WEIGHT, "lambda_mask")
-    temperature: float = option(0.07, POSITIVE, "of L_align")
-    entropy_weight: float = option(0.01, WEIGHT, "of unlabelled images")
+    prompt_weight: float = option(0.4, WEIGHT, "Weight of L_prompt, the sum of L_topo and L_anchor.")
+    anchor_beta: float = option(1.0, WEIGHT, "Weight of the separating part of L_anchor.")
+    vl_weight: float = option(0.15, WEIGHT, "Weight of L_vl, which is ALIGN_WEIGHT * L_align + MASK_WEIGHT * L_mask.")
+    align_weight: float = option(1.0, WEIGHT, "Weight of L_align inside L_vl.")
+    mask_weight: float = option(15.0, WEIGHT, "Weight of L_mask inside L_vl, lambda_mask in the paper.")
+    temperature: float = option(0.07, POSITIVE, "Divides the cosines of L_align.")
+    entropy_weight: float = option(
+        0.01, WEIGHT, "Weight of the entropy of the class probabilities in unlabelled images."
+    )

@@ -16,34 +16,52 @@ class SplitOptions(Options):
     SECTION: ClassVar[str] = "MODEL.SPLIT"
 
     candidate_queries: int = option(
-        50, COUNT, "beside the MODEL.MASK_FORMER.NUM_QUERIES seen ones; 0 = no regions (baseline)"
+        50,
+        COUNT,
+        "Number of queries for regions, beside the MODEL.MASK_FORMER.NUM_QUERIES queries for seen classes. 0 trains without "
+        "regions (the baseline).",
     )
-    random_queries: int = option(50, COUNT, "at inference only")
-    random_seed: int = option(0, SEED, "")
-    cosine_weight: float = option(1.0, WEIGHT, "L_cos")
-    mfe_weight: float = option(1.0, WEIGHT, "L_MFE; 0 = no such head")
-    mfe_temperature: float = option(0.07, POSITIVE, "of its cosines")
-    mfe_norm: str = option("GN", one_of("GN", "BN", "NONE"), 'or "BN" (over all GPUs), "NONE" (Tab. 4)')
+    random_queries: int = option(50, COUNT, "Number of random queries that inference adds.")
+    random_seed: int = option(0, SEED, "Seed of the random queries.")
+    cosine_weight: float = option(
+        1.0, WEIGHT, "Weight of L_cos, which pulls the class embedding of a candidate query to that of its region."
+    )
+    mfe_weight: float = option(
+        1.0, WEIGHT, "Weight of L_MFE, the loss of an auxiliary head per pixel. 0 leaves the head out."
+    )
+    mfe_temperature: float = option(0.07, POSITIVE, "Divides the cosines of the auxiliary head.")
+    mfe_norm: str = option(
+        "GN",
+        one_of("GN", "BN", "NONE"),
+        'Normalisation of the auxiliary head (Tab. 4). "GN" is group norm, "BN" is batch norm over all GPUs.',
+    )
     candidate_embedding: str = option(
         "cls",
         one_of("cls", "dense", "dense_mlp"),
-        'class embedding of a region: "cls" of the image that shows it alone, the mean of CLIP\'s "dense" features in it, or "dense_mlp", that mean through a learned two-layer MLP (Tab. 3)',
+        'Class embedding of a region (Tab. 3). "cls" is CLIP\'s embedding of the image that shows the region alone. "dense" is '
+        'the mean of CLIP\'s dense features in the region. "dense_mlp" is that mean after a learned two-layer MLP.',
     )
-    seen_penalty: float = option(0.0, WEIGHT, "taken from the seen classes' scores at inference (calibrated stacking)")
+    seen_penalty: float = option(
+        0.0, WEIGHT, "Subtracted from the scores of the seen classes at inference (calibrated stacking)."
+    )
 
 
 @dataclass(frozen=True)
 class RegionOptions(Options):
-    """Clusters of CLIP's features in un-annotated pixels."""
+    """Regions: clusters of CLIP's features in pixels that nobody annotated."""
 
     SECTION: ClassVar[str] = "MODEL.SPLIT.REGIONS"
 
-    cache: str = option("", PATH, 'folder of `dearli regions`; "" = made in training')
-    image_size: int = option(512, SIDE, "pixels; the whole image as a square")
+    cache: str = option("", PATH, 'Folder that `dearli regions` has filled. "" finds the regions during training.')
+    image_size: int = option(512, SIDE, "Side in pixels of the square to which CLIP sees the whole image resized.")
     windows: tuple[int, ...] = option(
-        (8, 16), Items(POSITIVE_COUNT, least=1), "cells; their means are the first centroids"
+        (8, 16),
+        Items(POSITIVE_COUNT, least=1),
+        "Sides in cells of sliding windows. The means of the windows are the first centroids of K-means.",
     )
-    iterations: int = option(10, POSITIVE_COUNT, "of K-means, at most")
-    fusion: float = option(0.95, Number(-1, 1), "cosine from which on two clusters are one")
-    min_area: float = option(0.01, PART, "of the image")
-    crop_size: int = option(224, SIDE, "pixels; masked images as CLIP embeds them")
+    iterations: int = option(10, POSITIVE_COUNT, "Largest number of iterations of K-means.")
+    fusion: float = option(0.95, Number(-1, 1), "Two clusters are merged from this cosine of their centroids on.")
+    min_area: float = option(0.01, PART, "Smallest region, as a share of the image.")
+    crop_size: int = option(
+        224, SIDE, 'Side in pixels of the image that shows a region alone, as CLIP embeds it. Only "cls" needs it.'
+    )
