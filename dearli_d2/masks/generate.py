@@ -7,9 +7,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -18,9 +20,14 @@ from ..data.mappers import read_image
 from ..errors import ConfigError, DatasetError, first_few
 from ..files import remove_leftovers
 from ..progress import progress
-from .storage import MaskFolder, check_stems
+from .file_per_image import FilePerImage, check_stems
+from .storage import MaskFolder
 
 logger = logging.getLogger(__name__)
+
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 class Generator(Protocol):
@@ -28,9 +35,28 @@ class Generator(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """The entries of the manifest that the masks depend on."""
+        ...
 
-    def __call__(self, images: Sequence[Any], /) -> Sequence[Any]:
-        """The masks of each image, as the folder stores them."""
+    def __call__(self, images: Sequence[np.ndarray], /) -> list[list[dict]]:
+        """(H, W, 3) uint8 RGB images to the annotations of each, see `MaskFolder`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work(Generic[Item, Found]):
+    """The work that `fill_folder` does for each image.
+
+    Args:
+        settings: the entries of the manifest that the results depend on.
+        read: reads the input from an image file. It raises `DatasetError` for one that cannot be read.
+        find: makes the results of several inputs.
+        write: stores the result of an image file. It also gets the input.
+    """
+
+    settings: dict[str, Any]
+    read: Callable[[str], Item]
+    find: Callable[[Sequence[Item]], Sequence[Found]]
+    write: Callable[[str, Item, Found], None]
 
 
 def generate(
@@ -39,26 +65,59 @@ def generate(
     folder: MaskFolder,
     batch_size: int = 1,
     shard: tuple[int, int] = (0, 1),
-    read: Callable[[str], Any] = read_image,
 ) -> Counter[str]:
     """Makes the masks that are missing.
-
-    Images that cannot be read are skipped and listed in `failed_I_of_N.jsonl` of the folder; a later run tries them again.
 
     Args:
         files: the images.
         generator: makes the masks.
         folder: stores them.
         batch_size: number of images that the generator gets at a time.
-        shard: (i, n) chooses every n-th image from the i-th on. Any number of shards may run at once.
-        read: makes the generator's input from a file. It must have the image's shape.
+        shard: see `fill_folder`.
 
     Returns:
         Counts "done", "present", "failed", "masks".
 
     Raises:
-        ConfigError: the folder holds masks of other settings, or the shard is impossible.
-        DatasetError: two images with one stem, masks of other images of the same names.
+        ConfigError: see `fill_folder`.
+        DatasetError: see `fill_folder`.
+    """
+    masks = 0
+
+    def write(file: str, image: np.ndarray, annotations: list[dict]) -> None:
+        nonlocal masks
+        folder.write(file, image.shape[:2], annotations)
+        masks += len(annotations)
+
+    counts = fill_folder(files, Work(generator.settings(), read_image, generator, write), folder, batch_size, shard)
+    counts["masks"] = masks
+    return counts
+
+
+def fill_folder(
+    files: Sequence[str],
+    work: Work[Item, Found],
+    folder: FilePerImage,
+    batch_size: int = 1,
+    shard: tuple[int, int] = (0, 1),
+) -> Counter[str]:
+    """Makes the files of a folder that are missing.
+
+    Images that cannot be read are skipped and listed in `failed_I_of_N.jsonl` of the folder; a later run tries them again.
+
+    Args:
+        files: the images.
+        work: the work to do for each.
+        folder: the folder that `work` writes to.
+        batch_size: number of inputs that `work.find` gets at a time.
+        shard: (i, n) chooses every n-th image from the i-th on. Any number of shards may run at once.
+
+    Returns:
+        Counts "done", "present", "failed".
+
+    Raises:
+        ConfigError: the folder holds results of other settings, or the shard is impossible.
+        DatasetError: two images with one stem, results of other images of the same names.
     """
     index, count = shard
     if not 0 <= index < count:
@@ -66,7 +125,7 @@ def generate(
     check_stems(list(files))
     for place in (folder.folder, folder.path("any").parent):
         remove_leftovers(place)
-    _claim(folder, generator.settings())
+    _claim(folder, work.settings)
     mine = list(files)[index::count]
     present = {
         f: folder.made_for(f) for f in progress(mine, "masks that are there", len(mine)) if folder.path(f).is_file()
@@ -80,17 +139,17 @@ def generate(
     counts: Counter[str] = Counter(present=len(mine) - len(missing))
     failed: list[dict] = []
     with tqdm(total=len(mine), initial=counts["present"], desc=f"masks {index}/{count}", unit="image") as bar:
-        for batch in _read_ahead(missing, batch_size, read):
+        for batch in _read_ahead(missing, batch_size, work.read):
             good = []
-            for file, image in batch:
-                if isinstance(image, DatasetError):
-                    failed.append({"file": file, "error": str(image)})
+            for file, item in batch:
+                if isinstance(item, DatasetError):
+                    failed.append({"file": file, "error": str(item)})
                 else:
-                    good.append((file, image))
-            annotations = generator([image for _, image in good]) if good else []
-            for (file, image), found in zip(good, annotations, strict=True):
-                folder.write(file, image.shape[:2], found)
-                counts.update(done=1, masks=len(found))
+                    good.append((file, item))
+            results = work.find([item for _, item in good]) if good else []
+            for (file, item), found in zip(good, results, strict=True):
+                work.write(file, item, found)
+            counts["done"] += len(good)
             bar.update(len(batch))
     counts["failed"] = len(failed)
     log = folder.write_failures(index, count, mine, failed)
@@ -115,7 +174,7 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     return index, count
 
 
-def _claim(folder: MaskFolder, settings: dict) -> None:
+def _claim(folder: FilePerImage, settings: dict) -> None:
     present = folder.manifest()
     if present is None:
         folder.write_manifest({**settings, "dearli_d2": __version__})
@@ -128,11 +187,11 @@ def _claim(folder: MaskFolder, settings: dict) -> None:
 
 
 def _read_ahead(
-    files: Sequence[str], batch_size: int, read: Callable[[str], Any]
-) -> Iterator[list[tuple[str, Any | DatasetError]]]:
+    files: Sequence[str], batch_size: int, read: Callable[[str], Item]
+) -> Iterator[list[tuple[str, Item | DatasetError]]]:
     """Batches of (file, image or error). The next batches are read in the background."""
 
-    def attempt(file: str) -> tuple[str, Any | DatasetError]:
+    def attempt(file: str) -> tuple[str, Item | DatasetError]:
         try:
             return file, read(file)
         except DatasetError as error:

@@ -2,59 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
 
 from ..errors import DatasetError, first_few
-from ..files import parse_json, write_atomically, write_json
+from ..files import parse_json, write_atomically
+from .file_per_image import MANIFEST, OTHER_IMAGE, FilePerImage, check_stems, image_digest
 
-_MANIFEST = "manifest.json"
 _HINT = "dearli masks generate makes them"
-OTHER_IMAGE = "was made of another image of that name; delete the file and make it again, or choose another folder"
-_ENDS = 2**16  # bytes at the start and the end of an image file that tell it from others
 _CHECKED = 2000  # mask files that are compared with their image before training
 
 
-class MaskFolder:
-    """A folder of class-agnostic masks.
-
-    It holds `manifest.json` and, for each image, `masks/STEM.json` by the stem of the image's file name.
-    `failed_I_of_N.jsonl` lists the images that shard I of N could not read.
+class MaskFolder(FilePerImage):
+    """A folder of class-agnostic masks: `masks/STEM.json` for each image.
 
     A mask file holds "image" {"file_name", "height", "width", "digest" (see `image_digest`)} and "annotations":
     {"segmentation" (compressed RLE), "area", "bbox" (x, y, w, h), "predicted_iou", "stability_score"}.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
-
     def path(self, file_name: str) -> Path:
         """The mask file of an image."""
         return self.folder / "masks" / f"{Path(file_name).stem}.json"
-
-    def manifest(self) -> dict[str, Any] | None:
-        """The generator's settings; None in a new folder. Raises `DatasetError` if the file cannot be read."""
-        path = self.folder / _MANIFEST
-        if not path.is_file():
-            return None
-        try:
-            content = parse_json(path.read_text())
-        except ValueError as error:
-            raise DatasetError(f"{path} is damaged: {error}") from error
-        if not isinstance(content, dict):
-            raise DatasetError(f"{path} is damaged: it holds a {type(content).__name__}")
-        return content
-
-    def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Stores the generator's settings."""
-        write_json(self.folder / _MANIFEST, manifest, indent=1)
 
     def write(self, file_name: str, size: tuple[int, int], annotations: list[dict]) -> None:
         """Stores the masks of one image of (height, width), whole or not at all."""
@@ -64,18 +36,7 @@ class MaskFolder:
         text = json.dumps({"image": image, "annotations": annotations})
         write_atomically(self.path(file_name), lambda temporary: temporary.write_text(text))
 
-    def made_for(self, file_name: str) -> bool:
-        """True if the folder has masks of this very image, and not of another one of the same name.
-
-        A mask file that names no image counts as made for this one.
-        """
-        path = self.path(file_name)
-        if not path.is_file():
-            return False
-        found = self._stored_digest(path)
-        return found is None or not Path(file_name).is_file() or found == image_digest(file_name)
-
-    def _stored_digest(self, path: Path) -> str | None:
+    def stored_digest(self, path: Path) -> str | None:
         """The image's digest in the head of a mask file; the rest is not read."""
         with path.open(encoding="utf-8", errors="replace") as file:
             found = re.search(r'"digest": "(\w+)"', file.read(2**12).partition('"annotations"')[0])
@@ -118,12 +79,12 @@ class MaskFolder:
         """
         manifest = self.manifest()
         if manifest is None:
-            raise DatasetError(f"DATASETS.MASKS {self.folder} holds no {_MANIFEST}; {_HINT}")
+            raise DatasetError(f"DATASETS.MASKS {self.folder} holds no {MANIFEST}; {_HINT}")
         check_stems([d["file_name"] for d in dicts])
         folder = self.folder / "masks"
         present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
         without = [d["file_name"] for d in dicts if self.path(d["file_name"]).name not in present]
-        unreadable = self._unreadable() if without else set()
+        unreadable = self.unreadable() if without else set()
         missing = [f for f in without if Path(f).stem not in unreadable]
         if missing:
             raise DatasetError(
@@ -139,44 +100,6 @@ class MaskFolder:
         left_out = f"; {len(without)} that cannot be read are left out: {first_few(without)}" if without else ""
         count, generator = len(dicts) - len(without), manifest.get("generator", "unknown")
         return f"{self.folder}: class-agnostic masks of {count} images, made by {generator}{left_out}"
-
-    def write_failures(self, index: int, count: int, tried: Sequence[str], failed: list[dict]) -> Path:
-        """Replaces the entries of the files that were `tried` in the list of failures of shard `index` of `count`."""
-        path = self.folder / f"failed_{index}_of_{count}.jsonl"
-        stems = {Path(file).stem for file in tried}
-        old = _lines(path) if path.is_file() else []
-        entries = [e for e in old if Path(e["file"]).stem not in stems] + failed
-        text = "".join(json.dumps(entry) + "\n" for entry in entries)
-        if entries:
-            write_atomically(path, lambda temporary: temporary.write_text(text))
-        else:
-            path.unlink(missing_ok=True)
-        return path
-
-    def _unreadable(self) -> set[str]:
-        """Stems of the images in the lists of failures."""
-        return {Path(e["file"]).stem for path in self.folder.glob("failed_*.jsonl") for e in _lines(path)}
-
-
-def _lines(path: Path) -> list[dict]:
-    """The entries of a list of failures. Lines that a full disk or a lost machine cut off are skipped."""
-    entries = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            entry = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("file"), str):
-            entries.append(entry)
-    return entries
-
-
-def image_digest(file_name: str | Path) -> str:
-    """A hash of an image file's length, start and end, which tells it from other files."""
-    with open(file_name, "rb") as file:
-        start, length = file.read(_ENDS), Path(file_name).stat().st_size
-        file.seek(max(length - _ENDS, 0))
-        return hashlib.sha256(str(length).encode() + start + file.read(_ENDS)).hexdigest()[:16]
 
 
 def _size_problem(own: tuple, size: tuple[int, int] | None, codes: list[dict]) -> str:
@@ -217,17 +140,6 @@ def _run_lengths(text: str | bytes) -> int:
     lengths[1::2] = np.cumsum(differences[1::2])
     lengths[2::2] = np.cumsum(differences[2::2])
     return int(lengths.sum()) if lengths.min() >= 0 else -1
-
-
-def check_stems(files: list[str]) -> None:
-    """Raises `DatasetError` when two files share a stem, since masks are found by it."""
-    seen: dict[str, str] = {}
-    double = [f for f in files if seen.setdefault(Path(f).stem, f) != f]
-    if double:
-        raise DatasetError(
-            f"{len(double)} images share their name with another, but for folder and suffix, so their masks cannot be told apart: "
-            f"{first_few(double)}; rename them, or give each folder masks of its own"
-        )
 
 
 def encode(mask: np.ndarray) -> dict:

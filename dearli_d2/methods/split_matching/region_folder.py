@@ -11,19 +11,19 @@ from safetensors.torch import load_file, save_file
 
 from ...errors import ConfigError, DatasetError
 from ...files import write_atomically
-from ...masks.storage import OTHER_IMAGE, MaskFolder, image_digest
+from ...masks.file_per_image import OTHER_IMAGE, FilePerImage, image_digest
 from ...structures import Regions
 
 logger = logging.getLogger(__name__)
 
 
-class RegionFolder(MaskFolder):
-    """`FOLDER/manifest.json` and `FOLDER/regions/STEM.safetensors`."""
+class RegionFolder(FilePerImage):
+    """`FOLDER/regions/STEM.safetensors` for each image, see `FilePerImage`."""
 
     def path(self, file_name: str) -> Path:
         return self.folder / "regions" / f"{Path(file_name).stem}.safetensors"
 
-    def write(self, file_name: str, size: tuple[int, int], regions: Regions) -> None:
+    def write(self, file_name: str, regions: Regions) -> None:
         """Stores the regions of one image, whole or not at all."""
         content = {
             "cells": regions.cells.cpu().contiguous(),
@@ -33,7 +33,7 @@ class RegionFolder(MaskFolder):
         about = {"digest": image_digest(file_name)} if Path(file_name).is_file() else None
         write_atomically(self.path(file_name), lambda temporary: save_file(content, temporary, about))
 
-    def _stored_digest(self, path: Path) -> str | None:
+    def stored_digest(self, path: Path) -> str | None:
         try:
             with safe_open(path, "pt") as file:
                 return (file.metadata() or {}).get("digest")
