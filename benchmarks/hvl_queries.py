@@ -38,7 +38,7 @@ def measure(predictor: Predictor, dicts: list[dict]) -> tuple[dict[str, float], 
     """mIoU by kind; share of the pixels on which textual and free queries agree; classes an image that the filter misses, and
     that it lets in without their being there."""
     model = predictor.model
-    classes = model.classes
+    classes = model.num_classes
     textual = classes * model.levels
     matrices = {kind: np.zeros((classes, classes), dtype=np.int64) for kind in (ALL, TEXTUAL, FREE, ORACLE)}
     same = pixels = 0

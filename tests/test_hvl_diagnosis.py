@@ -46,4 +46,4 @@ def test_queries_are_read_out_apart_and_the_filter_is_counted(mini_config, tmp_p
     assert 0 <= agreement <= 1
     shown = [{s["category_id"] for s in d["segments_info"]} for d in dicts]
     assert missed == 0
-    assert made_up == pytest.approx(sum(model.classes - len(s) for s in shown) / 2, abs=0.51)
+    assert made_up == pytest.approx(sum(model.num_classes - len(s) for s in shown) / 2, abs=0.51)

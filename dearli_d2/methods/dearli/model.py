@@ -57,7 +57,9 @@ class DEARLi(MaskFormerSegmenter):
         return {
             **cls.common_arguments(cfg, taxonomy),
             "backbone": backbone,
-            "sem_seg_head": build_head(cfg, channels, backbone.embedding_dim),
+            "sem_seg_head": build_head(
+                cfg, channels, num_queries=cfg.MODEL.MASK_FORMER.NUM_QUERIES, embedding_dim=backbone.embedding_dim
+            ),
             "templates": read_templates(cfg.MODEL.TEXT.TEMPLATES),
             "ensemble_alpha": ensemble.ALPHA if ensemble.AT_INFERENCE else 1.0,
             "uniform_if_empty": ensemble.EMPTY_MASKS == "uniform",

@@ -10,14 +10,18 @@ from dataclasses import replace
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import ImageList
+from torch import nn
 
 from ...data.taxonomy import Taxonomy
 from ...errors import ConfigError
 from ...modeling.backbone.open_clip import OpenCLIPBackbone
+from ...modeling.backbone.pyramid import LEVELS
 from ...modeling.clip.language import clip_normalization, language_beside
 from ...modeling.clip.text import build_vocabulary, read_templates
 from ...modeling.clip.text_tower import text_tower_of
+from ...modeling.mask2former.criterion import build_criterion
 from ...modeling.mask2former.inference import resize_logits, semantic_inference
+from ...modeling.mask2former.matcher import build_matcher
 from ...modeling.mask2former.segmenter import MaskFormerSegmenter
 from ...modeling.mask2former.transformer_decoder import DecoderOutput, GivenQueries
 from ...modeling.per_pixel.semantic import confident_targets, entropy, normalized, semantic_argmax
@@ -27,6 +31,7 @@ from .options import HVLOptions
 from .prompts import PromptGenerator, PromptLearner, prompt_loss
 from .textual_matcher import TextualMatcher
 from .textual_queries import (
+    PixelDecoderSizes,
     PixelTextExchange,
     TextualQueryGenerator,
     background_classes,
@@ -37,7 +42,7 @@ from .textual_queries import (
 )
 from .vision_language import masked_regions, region_losses
 
-_LEVELS = 3  # of the pixel decoder
+_LEVELS = len(LEVELS) - 1  # of the pixel decoder: all maps of the backbone but the finest
 # class logits of a query that takes no part
 _SILENT = 20.0
 
@@ -53,7 +58,7 @@ class HVL(MaskFormerSegmenter):
         confidence: of a pixel's class, from which on it is a pseudo-label (SSL.CONFIDENCE).
         language: the CLIP model that gives text and zero-shot recognition; the backbone itself, or a frozen one beside it.
         templates: fixed prompts of CLIP's own text embeddings.
-        level_dims: (channels of the queries, heads, feed-forward channels, layers of the pixel decoder).
+        sizes: of the pixel decoder.
         core: see `MaskFormerSegmenter`.
     """
 
@@ -65,47 +70,47 @@ class HVL(MaskFormerSegmenter):
         confidence: float,
         language: OpenCLIPBackbone | None,
         fixed_templates: Sequence[str],
-        level_dims: tuple[int, int, int, int],
+        sizes: PixelDecoderSizes,
         **core,
     ) -> None:
         super().__init__(**core)
         self.options, self.confidence = options, confidence
         self.fixed_templates = fixed_templates
         self._fixed: torch.Tensor | None = None
-        self.classes = self.criterion.num_classes
+        self.language_model: OpenCLIPBackbone | None = language
+        self.reference_tower: nn.Module | None = None
         if not options.textual_queries:
             return
-        shared = language is None  # the backbone is the language model
-        if not shared:
-            self.language_model = language
-        self.reference_tower = None
-        if shared and not self.backbone.frozen:  # the start weights of the encoder, for presence and reference features
+        if language is None and not self.backbone.frozen:  # CLIP's start weights, for presence and reference features
             self.reference_tower = copy.deepcopy(self.backbone.clip_model.visual).requires_grad_(False).eval()
-        dim, heads, feedforward_dim, layers = level_dims
         self.levels = self.sem_seg_head.predictor.num_levels
-        self.generator = TextualQueryGenerator(self.language.embedding_dim, dim, self.levels)
-        self.exchange = PixelTextExchange(layers, dim, heads, feedforward_dim) if options.refinement else None
+        self.generator = TextualQueryGenerator(self.language.embedding_dim, sizes.dim, self.levels)
+        self.exchange = (
+            PixelTextExchange(sizes.layers, sizes.dim, sizes.heads, sizes.feedforward_dim)
+            if options.refinement
+            else None
+        )
         self.prompts = PromptLearner(
-            text_tower_of(self.language.clip_model), options.prompt_tokens, self.classes, options.per_class_prompts
+            text_tower_of(self.language.clip_model), options.prompt_tokens, self.num_classes, options.per_class_prompts
         )
         self.prompt_generator = PromptGenerator(self.language.embedding_dim)
-        self.register_buffer("background", torch.zeros(self.classes, dtype=torch.bool), persistent=False)
+        self.register_buffer("background", torch.zeros(self.num_classes, dtype=torch.bool), persistent=False)
         if self.taxonomy is not None:
             self._name_prompts()
-        self.criterion.matcher = TextualMatcher(self.criterion.matcher, self.classes, self.levels)
 
     @classmethod
     def from_config(cls, cfg, taxonomy: Taxonomy | None = None) -> dict:
-        core = cls.linear_arguments(cfg, taxonomy)
-        hvl, decoder = cfg.MODEL.HVL, cfg.MODEL.PIXEL_DECODER
-        language = language_beside(cfg, core["backbone"]) if hvl.TEXTUAL_QUERIES else None
+        options, matcher = HVLOptions.of(cfg), build_matcher(cfg)
+        if options.textual_queries:
+            matcher = TextualMatcher(matcher, cfg.MODEL.NUM_CLASSES, _LEVELS)
+        core = cls.linear_arguments(cfg, taxonomy, build_criterion(cfg, matcher))
         return {
             **core,
-            "options": HVLOptions.of(cfg),
+            "options": options,
             "confidence": cfg.SSL.CONFIDENCE,
-            "language": language,
+            "language": language_beside(cfg, core["backbone"]) if options.textual_queries else None,
             "fixed_templates": read_templates(cfg.MODEL.TEXT.TEMPLATES),
-            "level_dims": (decoder.DIM, decoder.HEADS, decoder.FEEDFORWARD_DIM, decoder.LAYERS),
+            "sizes": PixelDecoderSizes.of(cfg),
         }
 
     def check_training(self, cfg: CfgNode) -> None:
@@ -113,7 +118,7 @@ class HVL(MaskFormerSegmenter):
 
     def train(self, mode: bool = True) -> HVL:
         super().train(mode)
-        if getattr(self, "reference_tower", None) is not None:
+        if self.reference_tower is not None:
             self.reference_tower.eval()
         return self
 
@@ -122,7 +127,7 @@ class HVL(MaskFormerSegmenter):
     @property
     def language(self) -> OpenCLIPBackbone:
         """The CLIP model behind text and presence."""
-        return getattr(self, "language_model", self.backbone)
+        return self.backbone if self.language_model is None else self.language_model
 
     def set_taxonomy(self, taxonomy: Taxonomy) -> None:
         super().set_taxonomy(taxonomy)
@@ -164,7 +169,7 @@ class HVL(MaskFormerSegmenter):
         """(B, K) in 0..1 for normalised images, 0 = absent; each image has at least one class, and "background" always."""
         options, language, text = self.options, self.language, self.fixed_text()
         if options.presence == "all":
-            return torch.ones(len(images), self.classes, device=images.device)
+            return torch.ones(len(images), self.num_classes, device=images.device)
         features, tower = self._reference(images), self.reference_tower
         with torch.autocast(images.device.type, enabled=False):  # scaled by up to 100
             if options.presence == "image":
@@ -179,7 +184,7 @@ class HVL(MaskFormerSegmenter):
         """(B, K): of the ground truth for labelled images, else of zero-shot CLIP; also for a labelled image without any
         segment. "background" is always present."""
         if self.options.presence == "all":
-            return torch.ones(len(images), self.classes, device=images.device)
+            return torch.ones(len(images), self.num_classes, device=images.device)
         presence = presence_of_targets([t.labels for t in targets], self.background)
         guessed = [i for i, (t, known) in enumerate(zip(targets, labeled, strict=True)) if not (known and len(t))]
         if guessed:
@@ -310,10 +315,10 @@ def check_query_memory(cfg: CfgNode) -> None:
     The estimate: full-size masks of one image (logits, resized logits, probabilities) for a pseudo-label, and those of
     all unlabelled images at stride 4 (logits, probabilities, their gradients) for the entropy term, in fp32.
     """
-    classes, former = cfg.MODEL.NUM_CLASSES, cfg.MODEL.MASK_FORMER
-    queries = former.NUM_QUERIES + (_LEVELS * classes if cfg.MODEL.HVL.TEXTUAL_QUERIES else 0)
+    options, classes, former = HVLOptions.of(cfg), cfg.MODEL.NUM_CLASSES, cfg.MODEL.MASK_FORMER
+    queries = former.NUM_QUERIES + (_LEVELS * classes if options.textual_queries else 0)
     pixels = cfg.INPUT.CROP_SIZE**2
-    images = cfg.SSL.IMS_PER_BATCH if cfg.DATASETS.UNLABELED and cfg.MODEL.HVL.ENTROPY_WEIGHT else 0
+    images = cfg.SSL.IMS_PER_BATCH if cfg.DATASETS.UNLABELED and options.entropy_weight else 0
     needed = 4 * queries * pixels * (3 + 4 * images / 16)
     if cfg.MODEL.DEVICE == "cuda":
         available = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory

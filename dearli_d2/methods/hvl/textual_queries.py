@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import nn
 
 from ...modeling.mask2former.deformable_attention import Shapes
 from ...modeling.mask2former.transformer_decoder import MLP, attend
+
+
+@dataclass(frozen=True)
+class PixelDecoderSizes:
+    """Sizes of the pixel decoder, which the textual queries pass.
+
+    Args:
+        dim: channels D of its maps and of the queries.
+        heads: of its attention.
+        feedforward_dim: channels between the two layers of a feed-forward network.
+        layers: number of them.
+    """
+
+    dim: int
+    heads: int
+    feedforward_dim: int
+    layers: int
+
+    @classmethod
+    def of(cls, cfg: CfgNode) -> PixelDecoderSizes:
+        """Those of a config."""
+        decoder = cfg.MODEL.PIXEL_DECODER
+        return cls(decoder.DIM, decoder.HEADS, decoder.FEEDFORWARD_DIM, decoder.LAYERS)
 
 
 class TextualQueryGenerator(nn.Module):

@@ -69,7 +69,9 @@ def build_pixel_head(cfg: CfgNode, shape: ShapeSpec) -> nn.Module:
     if options.HEAD == "dpt":
         head: nn.Module = DPTHead(levels, dim, classes, "GN")
     else:
-        head = QueryPixelHead(build_head(cfg, levels, None))
+        head = QueryPixelHead(
+            build_head(cfg, levels, num_queries=cfg.MODEL.MASK_FORMER.NUM_QUERIES, num_classes=cfg.MODEL.NUM_CLASSES)
+        )
     return PyramidHead(shape.channels, dim, shape.stride, head)
 
 

@@ -78,8 +78,7 @@ class SplitMatching(MaskFormerSegmenter):
         super().__init__(**core)
         self.options, self.ensemble_alpha = options, ensemble_alpha
         self.fixed_templates = fixed_templates
-        if language is not None:
-            self.language_model = language
+        self.language_model = language
         self.unseen_names = tuple(unseen)
         classes = self.criterion.num_classes + len(unseen)
         self.register_buffer("seen_index", torch.full((classes,), -1), persistent=False)
@@ -106,32 +105,25 @@ class SplitMatching(MaskFormerSegmenter):
     def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
         split, former = SplitOptions.of(cfg), cfg.MODEL.MASK_FORMER
         backbone = build_backbone(cfg)
-        core = {**cls.common_arguments(cfg, taxonomy), "backbone": backbone}
         language = language_beside(cfg, backbone)
         clip = language or backbone
         if not clip.frozen:
             raise ConfigError(
                 "regions come from a frozen CLIP model: set MODEL.BACKBONE.FREEZE True, or MODEL.TEXT.ENCODER to one beside it"
             )
-        plain = cfg.clone()
-        plain.defrost()
-        plain.MODEL.MASK_FORMER.NUM_QUERIES = former.NUM_QUERIES + split.candidate_queries
-        channels = level_channels(backbone, cfg.MODEL.BACKBONE.NAME)
-        weights, points = loss_weights(cfg), point_options(cfg)
-        matcher = FocalIoUMatcher(**weights, num_points=points["num_points"])
-        core["sem_seg_head"] = build_head(plain, channels, clip.embedding_dim)
-        core["criterion"] = SplitCriterion(
-            cfg.MODEL.NUM_CLASSES - len(cfg.DATASETS.UNSEEN_CLASSES),
-            SplitMatcher(matcher, former.NUM_QUERIES),
-            **weights,
-            **points,
-            cosine_weight=split.cosine_weight if split.candidate_queries else 0.0,
+        head = build_head(
+            cfg,
+            level_channels(backbone, cfg.MODEL.BACKBONE.NAME),
+            num_queries=former.NUM_QUERIES + split.candidate_queries,
+            embedding_dim=clip.embedding_dim,
         )
         mean, std = torch.tensor(cfg.MODEL.PIXEL_MEAN), torch.tensor(cfg.MODEL.PIXEL_STD)
         if language is not None:
             mean, std = clip_normalization(language)
         return {
-            **core,
+            **cls.common_arguments(cfg, taxonomy, build_criterion(cfg)),
+            "backbone": backbone,
+            "sem_seg_head": head,
             "options": split,
             "mfe_norm": norm_on(cfg.MODEL.DEVICE, split.mfe_norm),
             "language": language,
@@ -149,7 +141,7 @@ class SplitMatching(MaskFormerSegmenter):
     @property
     def language(self) -> OpenCLIPBackbone:
         """The frozen CLIP model."""
-        return getattr(self, "language_model", self.backbone)
+        return self.backbone if self.language_model is None else self.language_model
 
     def set_taxonomy(self, taxonomy: Taxonomy) -> None:
         if len(taxonomy) != len(self.seen_index):
@@ -332,6 +324,19 @@ class SplitMatching(MaskFormerSegmenter):
         if self.options.seen_penalty:
             scores[:, list(self.seen)] -= self.options.seen_penalty
         return scores
+
+
+def build_criterion(cfg: CfgNode) -> SplitCriterion:
+    """The criterion of a config."""
+    split, weights, points = SplitOptions.of(cfg), loss_weights(cfg), point_options(cfg)
+    matcher = FocalIoUMatcher(**weights, num_points=points["num_points"])
+    return SplitCriterion(
+        cfg.MODEL.NUM_CLASSES - len(cfg.DATASETS.UNSEEN_CLASSES),
+        SplitMatcher(matcher, cfg.MODEL.MASK_FORMER.NUM_QUERIES),
+        **weights,
+        **points,
+        cosine_weight=split.cosine_weight if split.candidate_queries else 0.0,
+    )
 
 
 def region_settings(cfg: CfgNode) -> RegionSettings:

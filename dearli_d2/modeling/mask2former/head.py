@@ -23,15 +23,31 @@ class MaskFormerHead(nn.Module):
         return self.predictor(self.pixel_decoder(features))
 
 
-def build_head(cfg: CfgNode, in_channels: dict[str, int], embedding_dim: int | None) -> MaskFormerHead:
-    """From the config; `embedding_dim` is the width of the text space of a text classifier."""
+def build_head(
+    cfg: CfgNode,
+    in_channels: dict[str, int],
+    *,
+    num_queries: int,
+    num_classes: int | None = None,
+    embedding_dim: int | None = None,
+) -> MaskFormerHead:
+    """Both decoders with the sizes of a config.
+
+    With neither `num_classes` nor `embedding_dim` the decoder is class-agnostic.
+
+    Args:
+        cfg: the config; it says nothing about queries and classes here.
+        in_channels: channels of the backbone's maps.
+        num_queries: learned queries.
+        num_classes: K of a linear classifier, which gets K + 1 outputs.
+        embedding_dim: width E of the text space of a text classifier.
+    """
     decoder, former = cfg.MODEL.PIXEL_DECODER, cfg.MODEL.MASK_FORMER
-    dim = former.HIDDEN_DIM
-    class_head = {
-        "linear": lambda: nn.Linear(dim, cfg.MODEL.NUM_CLASSES + 1),
-        "text": lambda: MLP(dim, dim, embedding_dim, 3),
-        "none": lambda: None,
-    }[cfg.MODEL.CLASSIFIER]()
+    dim, class_head = former.HIDDEN_DIM, None
+    if embedding_dim is not None:
+        class_head = MLP(dim, dim, embedding_dim, 3)
+    elif num_classes is not None:
+        class_head = nn.Linear(dim, num_classes + 1)
     return MaskFormerHead(
         MSDeformAttnPixelDecoder(
             {name: in_channels[name] for name in LEVELS},
@@ -48,10 +64,10 @@ def build_head(cfg: CfgNode, in_channels: dict[str, int], embedding_dim: int | N
             class_head,
             dim=dim,
             mask_dim=former.MASK_DIM,
-            num_queries=former.NUM_QUERIES,
+            num_queries=num_queries,
             heads=former.HEADS,
             feedforward_dim=former.FEEDFORWARD_DIM,
             layers=former.LAYERS,
-            logit_scale=cfg.MODEL.CLASSIFIER == "text",
+            logit_scale=embedding_dim is not None,
         ),
     )

@@ -13,7 +13,7 @@ from torch import nn
 from ...data.taxonomy import Taxonomy
 from ..mask_classifier import MaskClassifier, PseudoLabeling
 from ..segmenter import ReadOut, level_channels
-from .criterion import SetCriterion
+from .criterion import Criterion
 from .head import MaskFormerHead, build_head
 from .transformer_decoder import DecoderOutput
 
@@ -37,7 +37,7 @@ class MaskFormerSegmenter(MaskClassifier):
         *,
         backbone: nn.Module,
         sem_seg_head: MaskFormerHead,
-        criterion: SetCriterion,
+        criterion: Criterion,
         taxonomy: Taxonomy | None,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -48,15 +48,24 @@ class MaskFormerSegmenter(MaskClassifier):
         self.sem_seg_head = sem_seg_head
 
     @classmethod
-    def linear_arguments(cls, cfg: CfgNode, taxonomy: Taxonomy | None) -> dict[str, Any]:
-        """The constructor's arguments from a config without a text classifier."""
+    def linear_arguments(
+        cls, cfg: CfgNode, taxonomy: Taxonomy | None, criterion: Criterion | None = None
+    ) -> dict[str, Any]:
+        """The constructor's arguments from a config without a text classifier.
+
+        Args:
+            cfg: the config.
+            taxonomy: the classes.
+            criterion: None = the one of the config.
+        """
         backbone = build_backbone(cfg)
-        channels = level_channels(backbone, cfg.MODEL.BACKBONE.NAME)
-        return {
-            **cls.common_arguments(cfg, taxonomy),
-            "backbone": backbone,
-            "sem_seg_head": build_head(cfg, channels, None),
-        }
+        head = build_head(
+            cfg,
+            level_channels(backbone, cfg.MODEL.BACKBONE.NAME),
+            num_queries=cfg.MODEL.MASK_FORMER.NUM_QUERIES,
+            num_classes=None if cfg.MODEL.CLASSIFIER == "none" else cfg.MODEL.NUM_CLASSES,
+        )
+        return {**cls.common_arguments(cfg, taxonomy, criterion), "backbone": backbone, "sem_seg_head": head}
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         """Also accepts published checkpoints, which hold the constant weights of one criterion or of two.
