@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 
-from dearli_d2.methods.dpt.model import DPTSegmenter, channel_dropout, fitted, pyramid_of
 from dearli_d2.modeling.backbone.pyramid import Reassemble
 from dearli_d2.modeling.backbone.timm import TimmBackbone
 from dearli_d2.modeling.per_pixel import DPTHead
 from dearli_d2.modeling.per_pixel.dpt import LEVELS
+from dearli_d2.modeling.per_pixel.dpt_segmenter import DPTSegmenter, channel_dropout, fitted, pyramid_of
 from dearli_d2.modeling.segmenter import ReadOut
 
 

@@ -18,9 +18,9 @@ from dearli_d2.engine.optimizer import parameter_groups
 from dearli_d2.engine.strong_views import StrongViews
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, WeightsError
-from dearli_d2.methods.dpt.model import DPTSegmenter
 from dearli_d2.methods.segkc.model import Consultation
 from dearli_d2.modeling import build_model
+from dearli_d2.modeling.per_pixel.dpt_segmenter import DPTSegmenter
 from dearli_d2.predict import Predictor
 from dearli_d2.structures import Targets
 from tests.conftest import SSL, train_until

@@ -18,7 +18,7 @@ class DPT(Method):
     architecture = "DPTSegmenter"
 
     def segmenter(self) -> type[Segmenter]:
-        from .model import DPTSegmenter
+        from ...modeling.per_pixel.dpt_segmenter import DPTSegmenter
 
         return DPTSegmenter
 

@@ -13,14 +13,14 @@ from detectron2.structures import ImageList
 
 from ...data.taxonomy import Taxonomy
 from ...errors import ConfigError
-from ...modeling.backbone.pyramid import LEVELS
-from ...modeling.backbone.timm import TimmBackbone
-from ...modeling.mask2former.inference import resize_logits
-from ...modeling.norms import norm_on
-from ...modeling.per_pixel import DPTHead
-from ...modeling.per_pixel.losses import consistency_loss, supervised_loss
-from ...modeling.per_pixel.segmenter import PixelSegmenter
-from ...modeling.segmenter import ReadOut, input_divisor, level_channels
+from ..backbone.pyramid import LEVELS
+from ..backbone.timm import TimmBackbone
+from ..mask2former.inference import resize_logits
+from ..norms import norm_on
+from ..segmenter import ReadOut, input_divisor, level_channels
+from . import DPTHead
+from .losses import consistency_loss, supervised_loss
+from .segmenter import PixelSegmenter
 
 
 class DPTSegmenter(PixelSegmenter):
