@@ -11,8 +11,9 @@ import argparse
 import torch
 from tabulate import tabulate
 
+from dearli_d2.methods.segkc.losses import distillation_loss
 from dearli_d2.modeling.per_pixel import losses as pixel_losses
-from dearli_d2.modeling.per_pixel.losses import consistency_loss, distillation_loss, supervised_loss
+from dearli_d2.modeling.per_pixel.losses import consistency_loss, supervised_loss
 
 from .measure import Task, interleaved_seconds, peak_megabytes
 

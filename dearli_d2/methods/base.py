@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config.options import Options
+from ..errors import WeightsError
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -35,7 +37,7 @@ class Network:
         return cfg
 
 
-class Method:
+class Method(ABC):
     """A method. Its folder's `__init__.py` makes one as `METHOD`; the core asks it and never names it.
 
     Importing a method's `__init__.py` must be quick, since every command does it: import models and data inside of the
@@ -52,9 +54,9 @@ class Method:
     zero_shot: ClassVar[bool] = False  # whether it takes DATASETS.UNSEEN_CLASSES
     teaching: ClassVar[str] = ""  # who labels unlabelled images; "" = the EMA teacher
 
+    @abstractmethod
     def segmenter(self) -> type[Segmenter]:
         """The class of the model; it has `from_config(cfg, taxonomy)`."""
-        raise NotImplementedError
 
     def takes(self, cfg: CfgNode) -> bool:
         """Whether a config is of this method. Several methods may share an architecture."""
@@ -89,7 +91,7 @@ class Method:
         Raises:
             WeightsError: the checkpoint has no such part.
         """
-        raise NotImplementedError
+        raise WeightsError(f"{source}: {self.architecture} has no part {part!r} to export alone")
 
 
 def semantic_rules(cfg: CfgNode, name: str) -> Rules:

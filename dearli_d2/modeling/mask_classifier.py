@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,13 +109,13 @@ class MaskClassifier(Segmenter):
         """Class outputs of the network to logits (..., Q, K + 1), last = no object."""
         return class_outputs
 
+    @abstractmethod
     def predict(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Final predictions for normalised (B, 3, H, W) images.
 
         Returns:
             (B, Q, K + 1) class logits, or log-probabilities; (B, Q, H/4, W/4) mask logits.
         """
-        raise NotImplementedError
 
     def predict_labels(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `predict`, for pseudo-labels."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -95,8 +97,10 @@ class ReadOut:
         )
 
 
-class Segmenter(nn.Module):
-    """What all models share: normalising, padding, windows, and what `forward` takes and gives.
+class Segmenter(nn.Module, ABC):
+    """A model of this project. Training, evaluation, prediction and planning use the methods below and no others.
+
+    Normalising, padding, sliding windows and `forward` are the same for all models.
 
     Args:
         backbone: with `size_divisibility`.
@@ -120,8 +124,37 @@ class Segmenter(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
+    @classmethod
+    @abstractmethod
+    def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict[str, Any]:
+        """The constructor's arguments from a config."""
+
+    @abstractmethod
+    def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
+        """Weighted losses by name; see `forward`."""
+
+    @abstractmethod
+    def network(self, images: torch.Tensor) -> Any:
+        """Everything that the network computes for normalised (B, 3, H, W) images, for an estimate of memory."""
+
+    @abstractmethod
+    def outputs(self, batch: list[dict]) -> list[dict]:
+        """Predictions of whole images; see `forward`."""
+
+    @abstractmethod
+    def scores(self, inputs: ImageList, samples: list[dict]) -> torch.Tensor:
+        """(B, K, H, W) semantic scores at the size of the padded inputs."""
+
+    @abstractmethod
+    def set_taxonomy(self, taxonomy: Taxonomy) -> None:
+        """Takes other class names.
+
+        Raises:
+            ConfigError: this model cannot change its classes, or not to so many.
+        """
+
     def check_training(self, cfg: CfgNode) -> None:
-        """What a method knows to fail, said before the first step. Raises `ConfigError`."""
+        """Fails early on settings that this method cannot train with. Raises `ConfigError`."""
 
     def backbone_paths(self) -> BackbonePaths:
         """What of each backbone takes part in the losses; the rest is frozen, see `freeze_unused`."""
@@ -151,6 +184,7 @@ class Segmenter(nn.Module):
         """Says who labels the unlabelled images in training. None: an EMA teacher, which the engine makes of this model."""
         return None
 
+    @abstractmethod
     def pseudo_label(self, inputs: list[dict]) -> list[Targets]:
         """Labels weak views as the teacher of semi-supervised training, in eval mode and without a gradient.
 
@@ -160,7 +194,6 @@ class Segmenter(nn.Module):
         Returns:
             On the device, one per image; where "inside" is False nothing is valid.
         """
-        raise NotImplementedError
 
     @property
     def training_divisor(self) -> int:
@@ -196,18 +229,6 @@ class Segmenter(nn.Module):
         if self.read_out.window:
             return [{"sem_seg": self._windowed_scores(x)} for x in batch]
         return self.outputs(batch)
-
-    def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
-        """See `forward`."""
-        raise NotImplementedError
-
-    def outputs(self, batch: list[dict]) -> list[dict]:
-        """Of whole images; see `forward`."""
-        raise NotImplementedError
-
-    def scores(self, inputs: ImageList, samples: list[dict]) -> torch.Tensor:
-        """(B, K, H, W) semantic scores at the size of the padded inputs."""
-        raise NotImplementedError
 
     def _windowed_scores(self, sample: dict) -> torch.Tensor:
         """(K, H, W) at the asked size, by windows over the image."""

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 
 from dearli_d2.config.schema import schema
 from dearli_d2.errors import ConfigError
+from dearli_d2.methods.segkc.losses import distillation_loss
 from dearli_d2.modeling.per_pixel import losses as pixel_losses
 from dearli_d2.modeling.per_pixel.losses import (
     LOSSES,
     PixelLoss,
     consistency_loss,
     cross_entropy_loss,
-    distillation_loss,
     dual_cross_entropy_loss,
     dual_focal_loss,
     dyce_loss,

@@ -19,11 +19,12 @@ from ...modeling.labeler import SelfLabeler
 from ...modeling.mask2former.inference import resize_logits
 from ...modeling.per_pixel import DPTHead
 from ...modeling.per_pixel.dpt_segmenter import DPTSegmenter, build_network, fitted, pyramid_of
-from ...modeling.per_pixel.losses import consistency_loss, distillation_loss, supervised_loss
+from ...modeling.per_pixel.losses import consistency_loss, supervised_loss
 from ...modeling.per_pixel.semantic import confident_targets
 from ...modeling.segmenter import BackbonePaths, input_divisor, levels_of
 from ...pretrained import section_keys
 from ...structures import Targets
+from .losses import distillation_loss
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -24,9 +25,9 @@ class PixelSegmenter(Segmenter):
 
     confidence: float
 
+    @abstractmethod
     def logits(self, images: torch.Tensor, samples: Sequence[dict] | None) -> torch.Tensor:
         """Normalised (B, 3, H, W) images to (B, K, h, w) at any resolution; `samples` are the dicts they come from."""
-        raise NotImplementedError
 
     def network(self, images: torch.Tensor) -> torch.Tensor:
         """The logits of images about which nothing else is known."""
