@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from .. import __version__
+from ..methods.split_matching.cli import regions
 from .base import Group, run
 from .checkpoint import checkpoint
 from .completion import completion
@@ -17,7 +18,6 @@ from .masks import masks
 from .plan import plan
 from .predict import predict
 from .prepare import prepare
-from .regions import regions
 from .train import evaluate, train
 
 

@@ -16,8 +16,8 @@ from dearli_d2.data.build import build_labeled_mapper, labeled_dicts
 from dearli_d2.data.streams import seeded
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError
-from dearli_d2.masks.clip_regions import fill
 from dearli_d2.methods.split_matching.data import square, unannotated_pixels, whole_image
+from dearli_d2.methods.split_matching.make_regions import fill
 from dearli_d2.methods.split_matching.region_folder import RegionFolder
 from dearli_d2.methods.split_matching.regions import (
     RegionSettings,

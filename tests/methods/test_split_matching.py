@@ -476,7 +476,7 @@ def test_a_plain_backbone_learns_beside_a_frozen_clip(zero_shot):
 
 
 def test_training_with_a_cache_equals_training_without_and_resumes(zero_shot, tmp_path):
-    from dearli_d2.masks.clip_regions import fill
+    from dearli_d2.methods.split_matching.make_regions import fill
 
     fill(zero_shot(), tmp_path / "cache", (0, 1), 8, 0)
     states = []

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 
-from ..data.build import labeled_dicts
-from ..errors import ConfigError
-from ..methods.split_matching.data import whole_image
-from ..methods.split_matching.options import RegionOptions
-from ..methods.split_matching.region_folder import RegionFolder
-from ..methods.split_matching.regions import region_masks
-from ..modeling import build_model
-from ..structures import Regions
-from ..visualization import save_mask_picture
-from .generate import Work, fill_folder
+from ...data.build import labeled_dicts
+from ...errors import ConfigError
+from ...masks.generate import Work, fill_folder
+from ...modeling import build_model
+from ...structures import Regions
+from ...visualization import save_mask_picture
+from .data import whole_image
+from .options import RegionOptions
+from .region_folder import RegionFolder
+from .regions import region_masks
 
 
 def fill(cfg: CfgNode, out: Path, shard: tuple[int, int], batch_size: int, pictures: int) -> str:

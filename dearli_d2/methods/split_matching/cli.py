@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .base import FILE_OR_FOLDER, POSITIVE, command, config_file, overrides, shared_out
+from ...cli.base import FILE_OR_FOLDER, POSITIVE, command, config_file, overrides, shared_out
 
 
 @command()
@@ -36,9 +36,9 @@ def regions(
 
         dearli regions --config-file configs/miniworld/split_matching.yaml --out regions --view 8
     """
-    from ..config import get_config
-    from ..masks.clip_regions import fill
-    from ..masks.generate import default_device, parse_shard
+    from ...config import get_config
+    from ...masks.generate import default_device, parse_shard
+    from .make_regions import fill
 
     cfg = get_config(config_file, [*overrides, "MODEL.DEVICE", device or default_device()])
     print(fill(cfg, out, parse_shard(shard), batch_size, view))
