@@ -161,7 +161,7 @@ DOORS = (
         first=("dearli train --config-file configs/miniworld/dear.yaml",),
     ),
     Door(
-        r"dearli checkpoint export .*--junior", "runs", makes=("junior.pth", "junior.yaml"),
+        r"dearli checkpoint export .*--which junior", "runs", makes=("junior.pth", "junior.yaml"),
         first=("dearli train --config-file configs/miniworld/segkc.yaml",),
     ),
     Door(r"dearli predict --config-file junior\.yaml", "runs"),
@@ -272,7 +272,7 @@ DOORS = (
         makes=("clip.safetensors",),
     ),
     # ------------------------------------------------------------------ programs that a sentence names
-    Door(r"dearli [a-z]+( [a-z]+)?$", why="names a program"),
+    Door(r"dearli [a-z]+( [a-z-]+)?$", why="names a program"),
     # ------------------------------------------------------------------ headers of configs
     Door(TRAIN + r"configs/\S+\.yaml( --num-gpus [248])?( DATASETS\.PARTITION \S+)?$", why="another config of its method is run", header=True),
     Door(r"dearli eval --config-file configs/\S+\.yaml --weights \S+$", why="published weights are a download", header=True),

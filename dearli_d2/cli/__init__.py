@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from .. import __version__
-from ..methods.split_matching.cli import regions
+from ..methods import methods
 from .base import Group, run
 from .checkpoint import checkpoint
 from .completion import completion
@@ -38,8 +38,10 @@ def dearli() -> None:
     """
 
 
-for _command in (train, evaluate, predict, plan, masks, regions, prepare, data, checkpoint, demo, env, completion):
+for _command in (train, evaluate, predict, plan, masks, prepare, data, checkpoint, demo, env, completion):
     dearli.add_command(_command)
+for _method in methods().values():
+    _method.add_commands(dearli)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

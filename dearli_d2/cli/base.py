@@ -47,28 +47,22 @@ class Command(_Documented):
 
     Args:
         one_of: names of parameters of which exactly one is given.
-        at_most_one: names of parameters that exclude each other.
     """
 
-    def __init__(
-        self, *args: Any, one_of: Sequence[str] = (), at_most_one: Sequence[str] = (), **settings: Any
-    ) -> None:
+    def __init__(self, *args: Any, one_of: Sequence[str] = (), **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.one_of, self.at_most_one = one_of, at_most_one
+        self.one_of = one_of
         self.takes_overrides = any(isinstance(p, Overrides) for p in self.params)
         # a value may begin with a dash, such as -1
         self.ignore_unknown_options = self.takes_overrides
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Adds the conditions on several parameters."""
+        """Adds the condition `one_of`."""
         rest = super().parse_args(ctx, args)
-        if ctx.resilient_parsing:
-            return rest
-        for names, least in ((self.one_of, 1), (self.at_most_one, 0)):
-            given = [name for name in names if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-            if names and not least <= len(given) <= 1:
-                options = " or ".join(_option(name) for name in names)
-                raise click.UsageError(f"give {options}" + (", not both" if given else ""), ctx)
+        given = [name for name in self.one_of if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if self.one_of and len(given) != 1 and not ctx.resilient_parsing:
+            options = " or ".join(f"--{name.replace('_', '-')}" for name in self.one_of)
+            raise click.UsageError(f"give {options}" + (", not both" if given else ""), ctx)
         return rest
 
     def invoke(self, ctx: click.Context) -> int:
@@ -88,6 +82,12 @@ class Group(_Documented, click.Group):
 
     command_class = Command
     group_class = type
+
+    def group_of(self, name: str) -> Group:
+        """The group of that name below this one, to add a command to it."""
+        found = self.commands[name]
+        assert isinstance(found, Group)
+        return found
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -207,10 +207,6 @@ def _complete_config(ctx: click.Context, param: click.Parameter, incomplete: str
 def _write(formatter: click.HelpFormatter, text: str | None) -> None:
     formatter.write_paragraph()
     formatter.write(inspect.cleandoc(text or "") + "\n")
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _message(error: click.UsageError) -> str:

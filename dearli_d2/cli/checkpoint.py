@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import click
 
+from ..methods import methods
 from .base import Group, config_file, overrides
+
+PARTS = {part: text for method in methods().values() for part, text in method.exports.items()}
 
 
 @click.group(cls=Group)
@@ -16,7 +19,6 @@ def checkpoint() -> None:
         dearli checkpoint verify --config-file configs/miniworld/m2f_lang.yaml \\
             --weights output/miniworld/m2f_lang/model_final.pth
         dearli checkpoint export --weights output/miniworld/dear/model_final.pth --out model.pth --which teacher
-        dearli checkpoint export --weights output/miniworld/segkc/model_final.pth --out junior.pth --junior
     """
 
 
@@ -42,26 +44,23 @@ def verify(config_file: str, weights: str | None, names: str | None, overrides: 
     return 0 if report.complete else 1
 
 
-@checkpoint.command(at_most_one=("which", "junior"))
+@checkpoint.command()
 @click.option("--weights", metavar="FILE", required=True, help="Checkpoint of a run.")
 @click.option("--out", metavar="FILE", required=True, help="File to write, .pth.")
 @click.option(
     "--which",
-    type=click.Choice(("student", "teacher")),
+    type=click.Choice(("student", "teacher", *PARTS)),
     default="student",
     show_default=True,
-    help="Whose weights, of a semi-supervised run.",
+    help="Whose weights. " + " ".join(f"{part}: {text}." for part, text in PARTS.items()),
 )
-@click.option("--junior", is_flag=True, help="The junior of a SegKC run alone; writes its config beside it, as .yaml.")
-def export(weights: str, out: str, which: str, junior: bool) -> None:
+def export(weights: str, out: str, which: str) -> None:
     """Writes what prediction needs of a checkpoint, without optimiser and teacher.
 
-    Examples:
+    Example:
 
         dearli checkpoint export --weights output/miniworld/dear/model_final.pth --out model.pth --which teacher
-        dearli checkpoint export --weights output/miniworld/segkc/model_final.pth --out junior.pth --junior
     """
     from ..checkpoint import export
 
-    which = "junior" if junior else which
     print(f"{out}: {export(weights, out, which)} tensors of the {which}")

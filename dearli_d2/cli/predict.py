@@ -20,13 +20,13 @@ from .base import FILE_OR_FOLDER, Overrides, command, config_file
     "--text",
     metavar="CLASSES",
     help="Other classes than those of training, 'cat, dog|puppy, grass': a comma between classes, | between synonyms. "
-    "For models with a text classifier (M2F-Lang, DEARLi).",
+    "For models with a text classifier.",
 )
 @click.option(
     "--captions",
     type=FILE_OR_FOLDER,
     metavar="FILE",
-    help='JSON lines {"file", "caption"}, for a model that reads captions (SemiDAViL).',
+    help='JSON lines {"file", "caption"}, for a model that reads captions.',
 )
 @click.option("--overwrite", is_flag=True, help="Replace predictions of another model or of other images in --out.")
 def predict(

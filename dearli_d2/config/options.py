@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
-
-from detectron2.config import CfgNode
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .values import Rule
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 _Section = TypeVar("_Section", bound="Options")
 
@@ -58,7 +59,7 @@ class Options:
             node = cfg
             for part in path:
                 if part not in node:
-                    node[part] = CfgNode()
+                    node[part] = type(cfg)()
                 node = node[part]
             node[name] = key.default
 

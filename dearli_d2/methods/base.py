@@ -13,6 +13,7 @@ from ..errors import WeightsError
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+    from ..cli.base import Group
     from ..modeling.segmenter import Segmenter
 
 Rules = list[tuple[bool, str]]  # what must hold, and the error otherwise
@@ -77,6 +78,13 @@ class Method(ABC):
     def reads_captions(self, cfg: CfgNode) -> bool:
         """Whether the model reads a caption beside each image."""
         return False
+
+    def add_commands(self, dearli: Group) -> None:
+        """Adds commands of its own to the command line. Their modules import only click at the top, as those of the core do.
+
+        Args:
+            dearli: the command `dearli`; `group_of` gives those below it.
+        """
 
     def export(self, part: str, content: dict, source: str) -> dict:
         """Keeps one of `exports` of a checkpoint.

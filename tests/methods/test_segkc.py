@@ -76,7 +76,7 @@ def test_an_exported_junior_predicts_bit_by_bit_the_same(segkc, tmp_path):
     DualStreamTrainer(cfg).train()
     path = f"{cfg.OUTPUT_DIR}/model_final.pth"
     small = tmp_path / "junior.pth"
-    assert main(["checkpoint", "export", "--weights", path, "--out", str(small), "--junior"]) == 0
+    assert main(["checkpoint", "export", "--weights", path, "--out", str(small), "--which", "junior"]) == 0
     content = torch.load(small, weights_only=True)
     assert not any("senior" in name for name in content["model"])
     assert "SENIOR" not in content["config"]
@@ -96,20 +96,8 @@ def test_export_of_a_run_without_a_junior_is_an_error(segkc, tmp_path, capsys):
     with pytest.raises(WeightsError, match="no checkpoint of a SegKC run"):
         export(f"{cfg.OUTPUT_DIR}/model_final.pth", tmp_path / "j.pth", "junior")
     assert not list(tmp_path.glob("j.*"))
-    assert (
-        main(
-            [
-                "checkpoint",
-                "export",
-                "--weights",
-                f"{cfg.OUTPUT_DIR}/model_final.pth",
-                "--out",
-                str(tmp_path / "j.pth"),
-                "--junior",
-            ]
-        )
-        == 2
-    )
+    command = ["checkpoint", "export", "--which", "junior", "--weights", f"{cfg.OUTPUT_DIR}/model_final.pth", "--out"]
+    assert main([*command, str(tmp_path / "j.pth")]) == 2
     assert "SegKC" in capsys.readouterr().err
 
 

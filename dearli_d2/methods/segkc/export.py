@@ -23,7 +23,7 @@ def junior_of(content: dict, source: str) -> dict:
     state = {name: value for name, value in content["model"].items() if not name.startswith(_SENIOR)}
     if len(state) == len(content["model"]) or "config" not in content:
         raise WeightsError(
-            f"{source} is no checkpoint of a SegKC run, which holds a senior and a junior; export it without --junior"
+            f"{source} is no checkpoint of a SegKC run, which holds a senior and a junior; export it without --which junior"
         )
     config = CfgNode.load_cfg(content["config"])
     config.MODEL.META_ARCHITECTURE = "DPTSegmenter"

@@ -11,6 +11,7 @@ from .options import RegionOptions, SplitOptions
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+    from ...cli.base import Group
     from ...modeling.segmenter import Segmenter
 
 
@@ -40,6 +41,11 @@ class SplitMatching(Method):
             ),
             (not cfg.DATASETS.UNLABELED and not cfg.DATASETS.SOURCE, "SplitMatching learns from DATASETS.TRAIN alone"),
         ]
+
+    def add_commands(self, dearli: Group) -> None:
+        from .cli import regions
+
+        dearli.add_command(regions)
 
     def labeled_mapper(self, cfg: CfgNode, *view: Any) -> Callable[[dict], dict]:
         from ...data.catalog import taxonomy_of
