@@ -6,9 +6,10 @@ import hashlib
 import logging
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias, overload
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ from .visualization import prediction_picture
 from .weights import read_file
 
 logger = logging.getLogger(__name__)
+
+
+Picture: TypeAlias = np.ndarray | Image.Image | str | Path
 
 
 def _with_read_out(config: CfgNode) -> CfgNode:
@@ -101,22 +105,35 @@ class Predictor:
         self.config, self.weights = config, Path(weights)
         self.mapper = TestMapper(config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST)
 
-    @torch.no_grad()
-    def __call__(self, image: np.ndarray | Image.Image | str | Path, caption: str | None = None) -> Prediction:
-        """Predicts one image.
+    @overload
+    def __call__(self, images: Picture, captions: str | None = None) -> Prediction: ...
+    @overload
+    def __call__(self, images: Sequence[Picture], captions: Sequence[str] | None = None) -> list[Prediction]: ...
+    def __call__(self, images, captions=None):
+        """Predicts one image, or a list of images, which may differ in kind and size.
 
         Args:
-            image: (H, W, 3) uint8 RGB; or the path of an image file, or a PIL image. These two are turned as their EXIF tag
-                says, and brought to RGB.
-            caption: for a model that reads one (SemiDAViL).
+            images: a path of an image file, a PIL image, or a uint8 array: (H, W, 3) RGB, (H, W) or (H, W, 1) grey, or
+                (H, W, 4) with an alpha channel, which is dropped. Files and PIL images are turned as their EXIF tag says.
+            captions: for a model that reads one: a text, or one for each image of the list.
 
         Returns:
-            Maps of the size of the image as it is seen.
+            Maps of the size of the image as it is seen; for a list of images a list.
 
         Raises:
-            DatasetError: another kind of image; with what to do.
+            DatasetError: no such file, another kind of image, more than 8 bits a channel, or not a caption for each image.
+                The message says what to do.
         """
-        image = as_pixels(image)
+        if not isinstance(images, (list, tuple)):
+            return self._predict(as_pixels(images), captions)
+        if captions is None or isinstance(captions, str) or len(captions) != len(images):
+            if captions is not None:
+                raise DatasetError(f"a list of {len(images)} images needs a list of as many captions")
+            captions = [None] * len(images)
+        return [self._predict(as_pixels(image), caption) for image, caption in zip(images, captions, strict=True)]
+
+    @torch.no_grad()
+    def _predict(self, image: np.ndarray, caption: str | None) -> Prediction:
         sample = self.mapper.prepare(image)
         output = self.model([sample if caption is None else {**sample, "caption": caption}])[0]
         # a semantic model has one segment a class
@@ -126,10 +143,14 @@ class Predictor:
         return Prediction(panoptic, segments, semantic, self.model.taxonomy)
 
 
-def as_pixels(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of what `Predictor` takes. Raises `DatasetError` for another kind of image."""
+def as_pixels(image: Picture) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of one image that `Predictor` takes. Raises `DatasetError` for another kind of image."""
     if isinstance(image, (str, Path)):
         return read_image(image)
+    if isinstance(image, np.ndarray) and _is_picture(image):
+        if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
+            return image
+        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
     if isinstance(image, Image.Image):
         if problem := reading_problem(image):
             raise DatasetError(f"the image {problem}")
@@ -137,34 +158,33 @@ def as_pixels(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
             return np.asarray(upright(image).convert("RGB"))
         except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes a file only now
             raise DatasetError(f"the image cannot be decoded: {error}") from error
-    expected = "an image is an (H, W, 3) uint8 array of RGB, a path or a PIL image"
-    if not isinstance(image, np.ndarray):
-        advice = ""
-        if isinstance(image, torch.Tensor):
-            advice = "; for a (3, H, W) uint8 tensor: image.permute(1, 2, 0).cpu().numpy()"
-        elif isinstance(image, (list, tuple)):
-            advice = "; call it once for each image"
-        raise DatasetError(f"{expected}, not a {type(image).__name__}{advice}")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+    expected = "an image is a path, a PIL image or a uint8 array: (H, W, 3) RGB, (H, W) grey"
+    if isinstance(image, np.ndarray):
         raise DatasetError(f"{expected}, not {image.shape} {image.dtype}{_advice_on(image)}")
-    return image
+    advice = ""
+    if isinstance(image, torch.Tensor):
+        advice = "; for a (3, H, W) uint8 tensor: image.permute(1, 2, 0).cpu().numpy()"
+    raise DatasetError(f"{expected}, not a {type(image).__name__}{advice}")
+
+
+def _is_picture(image: np.ndarray) -> bool:
+    """Whether an array is an image of one, three or four channels, in 8 bits, or in 16 bits of one channel."""
+    if image.size == 0:
+        return False
+    grey = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1)
+    colour = image.ndim == 3 and image.shape[2] in (3, 4)
+    return (image.dtype == np.uint8 and (grey or colour)) or (image.dtype == np.uint16 and grey)
 
 
 def _advice_on(image: np.ndarray) -> str:
     """Advice how to make an image of an array, or ""."""
     if image.size == 0:
         return ""
-    if image.ndim == 2:
-        return "; for a grey image: np.stack([image] * 3, -1)"
     if image.ndim == 4:
-        return "; call it once for each image"
-    if image.ndim == 3 and image.shape[2] == 4:
-        return "; leave out the fourth channel: image[..., :3]"
-    if image.ndim == 3 and image.shape[2] == 1:
-        return "; for a grey image: np.repeat(image, 3, -1)"
-    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        return "; give a batch as a list: list(images)"
+    if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4):
         return "; the channels come last: image.transpose(1, 2, 0)"
-    if image.ndim == 3 and image.shape[2] == 3:
+    if image.ndim in (2, 3) and image.dtype != np.uint8:
         return "; values are 0..255: of an image in 0..1 take (255 * image).round().astype(np.uint8)"
     return ""
 

@@ -111,6 +111,21 @@ def test_the_same_command_may_be_repeated_and_another_may_not_replace_it(weights
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["categories"][0]["name"] == "cat"
 
 
+def test_a_list_of_images_of_any_kind_is_predicted_one_by_one(weights, images):
+    predictor = dearli_d2.Predictor(LANG, weights["lang"])
+    files = [images / "scene0.png", images / "scene1.png"]
+    kinds = [str(files[0]), Image.open(files[1]), np.asarray(Image.open(files[0]))]
+    found = predictor(kinds)
+    assert [p.panoptic.shape for p in found] == [(100, 150), (100, 160), (100, 150)]
+    for prediction, file in zip(found, [files[0], files[1], files[0]], strict=True):
+        assert np.array_equal(prediction.panoptic, predictor(file).panoptic)
+        assert np.array_equal(prediction.semantic, predictor(file).semantic)
+    assert predictor([]) == []
+    for captions in ("grass", ["grass"]):
+        with pytest.raises(DatasetError, match="a list of 2 images needs a list of as many captions"):
+            predictor(files, captions)
+
+
 def test_text_swaps_the_vocabulary(weights, images):
     whole = dearli_d2.Predictor(LANG, weights["lang"])
     few = dearli_d2.Predictor(LANG, weights["lang"], class_names="grass, sky|blue sky, striped red")

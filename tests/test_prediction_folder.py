@@ -300,16 +300,16 @@ def test_ids_beyond_a_byte_are_written_in_two(tmp_path, ids, kind):
 
 PIXELS = np.arange(10 * 20 * 3, dtype=np.uint8).reshape(10, 20, 3)
 WRONG = {
-    "grey": (PIXELS[..., 0], "np.stack"),
-    "one channel": (PIXELS[..., :1], "np.repeat"),
-    "four channels": (np.concatenate([PIXELS, PIXELS[..., :1]], -1), r"\[..., :3\]"),
+    "two channels": (PIXELS[..., :2], r"not \(10, 20, 2\)"),
     "channels first": (PIXELS.transpose(2, 0, 1), "transpose"),
     "floats": (PIXELS / 255, "255 \\* image"),
-    "a batch": (PIXELS[None], "once for each image"),
+    "a batch": (PIXELS[None], "as a list: list"),
     "no pixel": (PIXELS[:0], r"not \(0, 20, 3\)"),
     "a tensor": (torch.from_numpy(PIXELS), "not a Tensor; .*permute"),
-    "a list": ([PIXELS], "not a list; call it once"),
+    "a list": ([PIXELS], "not a list"),
     "nothing": (None, "not a NoneType"),
+    "16 bits of an array": (np.full((8, 8), 5000, np.uint16), "8 bits a channel"),
+    "16 bits in colour": (PIXELS.astype(np.uint16), "not .* uint16; values are 0..255"),
     "16 bits": (Image.fromarray(np.full((8, 8), 5000, np.uint16)), "8 bits a channel"),
     "no file": ("none.jpg", "none.jpg cannot be read"),
 }
@@ -336,6 +336,10 @@ def test_a_path_and_a_pil_image_are_read_as_files_are(tmp_path):
             3,
         )
     assert predict.as_pixels(PIXELS) is PIXELS
+    grey, alpha = PIXELS[..., 0], np.concatenate([PIXELS, PIXELS[..., :1]], -1)
+    for image in (grey, grey[..., None], np.stack([grey] * 3, -1)):
+        assert np.array_equal(predict.as_pixels(image), np.stack([grey] * 3, -1))
+    assert np.array_equal(predict.as_pixels(alpha), PIXELS)
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:120])
     with pytest.raises(DatasetError):
         predict.as_pixels(Image.open(tmp_path / "cut.png"))
