@@ -79,7 +79,7 @@ class Method(ABC):
         """Whether the model reads a caption beside each image."""
         return False
 
-    def add_commands(self, dearli: Group) -> None:
+    def add_commands(self, dearli: Group) -> None:  # noqa: B027  # most methods add none
         """Adds commands of its own to the command line. Their modules import only click at the top, as those of the core do.
 
         Args:
