@@ -168,7 +168,7 @@ def as_pixels(image: Picture) -> np.ndarray:
 
 
 def _is_picture(image: np.ndarray) -> bool:
-    """Whether an array is an image of one, three or four channels, in 8 bits, or in 16 bits of one channel."""
+    """True for an array of one, three or four channels in 8 bits, or of one channel in 16 bits."""
     if image.size == 0:
         return False
     grey = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1)

@@ -57,7 +57,7 @@ def set_up(cfg: CfgNode) -> None:
 
 
 def _forget_logs() -> None:
-    """Of an earlier run in this process."""
+    """Forgets the log files of an earlier run in this process."""
     setup_logger.cache_clear()
     for name in _LOGGERS:
         logging.getLogger(name).handlers.clear()
@@ -166,7 +166,7 @@ def evaluate_weights(cfg: CfgNode) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Processes:
-    """Who takes part in a run.
+    """The processes that take part in a run.
 
     Attributes:
         local: processes of this machine: one a GPU, or of the CPU.

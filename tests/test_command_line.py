@@ -245,6 +245,10 @@ def test_every_script_is_a_command_with_its_own_first_sentence():
         ("dearli prepare coco", {"coco", "coco_objects", "coco_stuff"}),
         ("dearli train --num", {"--num-gpus", "--num-machines"}),
         ("dearli masks generate --generator ", {"sam", "classical"}),
+        ("dearli train --config-file a.yaml SOLVER.MAX_", {"SOLVER.MAX_ITER", "SOLVER.MAX_BAD_STEPS"}),
+        ("dearli plan SEED 3 TEST.WEIGHTS ", {"student", "teacher", "both"}),
+        ("dearli eval TEST.AMP ", {"True", "False"}),
+        ("dearli predict photo.jpg TEST.WEIGHTS t", {"teacher"}),
     ],
 )
 def test_the_tab_key_completes_in_bash(tmp_path, typed, expected):

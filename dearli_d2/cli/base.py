@@ -27,7 +27,7 @@ FILE_OR_FOLDER = click.Path(path_type=Path)
 
 
 class _Documented(click.Command):
-    """What is the same for commands and groups: the docstring is the help as it is written."""
+    """A command or a group whose help is its docstring as it is written."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -72,7 +72,7 @@ class Command(_Documented):
         return report_errors(lambda: super(Command, self).invoke(ctx) or 0)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """What KEY VALUE means, where the command takes it."""
+        """Explains KEY VALUE, where the command takes it."""
         if self.takes_overrides:
             _write(formatter, OVERRIDES)
 
@@ -107,7 +107,7 @@ class Group(_Documented, click.Group):
 
 
 def first_sentence(text: str | None) -> str:
-    """Of a docstring, without the full stop."""
+    """The first sentence of a docstring, without the full stop."""
     paragraph = " ".join(inspect.cleandoc(text or "").split("\n\n")[0].split())
     return re.split(r"[.:](?= |$)", paragraph, maxsplit=1)[0]
 
@@ -155,6 +155,21 @@ class Overrides(click.Argument):
     def __init__(self, names: Sequence[str], metavar: str, **settings: Any) -> None:
         super().__init__(names, nargs=-1, metavar=metavar, callback=_no_options, **settings)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Keys; behind a key the values that it accepts, where they can be listed. Else files."""
+        from ..config.schema import schema
+        from ..config.values import Choice, Switch
+
+        rules = schema()
+        words = ctx.params.get(str(self.name)) or ("",)
+        rule = rules.get(words[-1])
+        if isinstance(rule, Choice):
+            found = [str(option) for option in rule.options]
+        else:
+            found = ["True", "False"] if isinstance(rule, Switch) else sorted(rules) if rule is None else []
+        found = [text for text in found if text.startswith(incomplete)]
+        return [CompletionItem(text) for text in found] or [CompletionItem(incomplete, type="file")]
+
 
 def overrides(command: Callable) -> Callable:
     """The argument `overrides`: KEY VALUE pairs."""
@@ -186,7 +201,7 @@ class PictureFile(click.ParamType):
 
 
 def _no_options(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
-    """Of unknown options, which are taken for values first, those that are no negative number are errors."""
+    """Refuses unknown options, which click has left among the values since a value may begin with a dash."""
     for word in words:
         name = word.partition("=")[0]
         if re.match(r"--?[a-zA-Z]", name) and not ctx.resilient_parsing:

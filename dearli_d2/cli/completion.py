@@ -10,7 +10,7 @@ from .base import command
 @command()
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 def completion(shell: str) -> None:
-    """Prints a script with which the Tab key completes commands, options and config files.
+    """Prints a script with which the Tab key completes commands, options, config files and keys of the config.
 
     Add the line of your shell to its start-up file: ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish. Bash must be 4.4 or
     newer.
