@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -20,12 +21,14 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated", c
 if importlib.util.find_spec("detectron2") is None:
     from .files import beside_package
 
-    # the name makes `python -m` print the message alone, without a stack trace
-    raise ImportError(
+    _advice = (
         "dearli_d2 needs detectron2, which no package index carries under its own name; install it by: "
-        f"bash {beside_package('scripts') / 'install_detectron2.sh'} {sys.executable}",
-        name=__name__,
+        f"bash {beside_package('scripts') / 'install_detectron2.sh'} {sys.executable}"
     )
+    if Path(sys.argv[0]).stem == "dearli":  # the command; Python would show a stack trace
+        sys.exit(f"error: {_advice}")
+    # the name makes `python -m` print the message alone
+    raise ImportError(_advice, name=__name__)
 
 _HOMES = {
     "Predictor": ".predict",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -259,3 +260,9 @@ def _only(part: str, content: dict, weights: str) -> dict:
     if not owners:
         raise WeightsError(f"there is no part {part!r} of a checkpoint")
     return owners[0].export(part, content, weights)
+
+
+if __name__ == "__main__":  # `python -m dearli_d2.checkpoint`, the first name of `dearli checkpoint`
+    from .cli import main
+
+    sys.exit(main(["checkpoint", *sys.argv[1:]]))

@@ -52,3 +52,9 @@ def report() -> str:
         ("cache", str(cache_dir())),
     ]
     return tabulate(rows, tablefmt="plain")
+
+
+if __name__ == "__main__":  # `python -m dearli_d2.env`, the first name of `dearli env`
+    from .cli import main
+
+    sys.exit(main(["env", *sys.argv[1:]]))

@@ -297,3 +297,9 @@ def save_prediction(folder: PredictionFolder, name: str, image: np.ndarray, pred
     }
     for kind, picture in pictures.items():
         write_atomically(folder.path(name, kind), picture.save)
+
+
+if __name__ == "__main__":  # `python -m dearli_d2.predict`, the first name of `dearli predict`
+    from .cli import main
+
+    sys.exit(main(["predict", *sys.argv[1:]]))

@@ -208,6 +208,15 @@ def test_weights_of_eval_are_model_weights(started):
     assert started[0] == started[1]
 
 
+@pytest.mark.parametrize("words", ["env", "predict", "masks generate", "masks view", "checkpoint verify"])
+def test_the_first_names_of_public_commands_still_work(words):
+    first, *rest = words.split()
+    command = [sys.executable, "-W", "ignore", "-m", f"dearli_d2.{first}", *rest, "--help"]
+    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == CliRunner().invoke(dearli, [*words.split(), "--help"], prog_name="dearli").output
+
+
 def test_a_script_of_datasets_is_the_command_of_its_name():
     outputs = []
     for start in (["datasets/prepare_coco.py"], ["-m", "dearli_d2", "prepare", "coco"]):

@@ -116,12 +116,14 @@ def test_a_config_is_found_as_it_is_first_then_below_configs(tmp_path, monkeypat
         find_config("none.yaml")
 
 
-def test_missing_detectron2_is_one_line_that_names_the_command(tmp_path):
-    """A Python without any package, but with ours."""
+@pytest.mark.parametrize("door", [["-m", "dearli_d2"], ["dearli"]], ids=" ".join)
+def test_missing_detectron2_is_one_line_that_names_the_command(tmp_path, door):
+    """A Python without any package, but with ours. The script `dearli` is as pip writes it."""
     (tmp_path / "dearli_d2").symlink_to(REPO / "dearli_d2")
     (tmp_path / "scripts").symlink_to(REPO / "scripts")
+    (tmp_path / "dearli").write_text("import sys\nfrom dearli_d2.cli import main\nsys.exit(main())\n")
     result = subprocess.run(
-        [sys.executable, "-S", "-m", "dearli_d2", "predict", "--help"],
+        [sys.executable, "-S", *door, "predict", "--help"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -129,7 +131,7 @@ def test_missing_detectron2_is_one_line_that_names_the_command(tmp_path):
     )
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
-    script, python = re.search(r"dearli_d2 needs detectron2, .*: bash (\S+) (\S+?)\)", result.stderr).groups()
+    script, python = re.search(r"dearli_d2 needs detectron2, .*: bash (\S+) ([^\s)]+)", result.stderr).groups()
     assert Path(script).samefile(REPO / "scripts" / "install_detectron2.sh")
     assert python == sys.executable
 

@@ -101,8 +101,10 @@ def test_evaluation_on_two_processes_equals_one(tmp_path):
     results = []
     for processes in (1, 2):
         folder = tmp_path / f"eval{processes}"
-        command = command_line(folder, processes, "--eval-only")
-        result = run(command, "MODEL.WEIGHTS", str(tmp_path / "train/model_final.pth"))
+        command = command_line(folder, processes, "--weights", str(tmp_path / "train/model_final.pth"))
+        command[command.index("train_net.py")] = "-m"
+        command[command.index("-m") + 1 : command.index("-m") + 1] = ["dearli_d2", "eval"]
+        result = run(command)
         assert result.returncode == 0, result.stderr
         results.append(json.loads((folder / "evaluation/miniworld_val@0.05/results.json").read_text())["results"])
     assert results[0] == results[1]
