@@ -42,7 +42,7 @@ _full_config = get_config
 def get_config(config_file=None, overrides=()):
     """Of the test: what trains on miniworld does so in seconds."""
     cfg = _full_config(config_file, overrides)
-    if cfg.MODEL.BACKBONE.ARCH not in ("miniworld-convnext", "resnet10t"):
+    if cfg.MODEL.BACKBONE.ARCH not in ("miniworld-convnext", "resnet10t", "vit_miniworld_patch8_reg4"):
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
@@ -139,6 +139,7 @@ DOORS = (
     Door(r"dearli (train )?--help$|python train_net\.py --help$|python -m dearli_d2$", "start"),
     Door(r"python train_net\.py --config-file configs/miniworld/", "start", append="OUTPUT_DIR output/as_detectron2"),
     Door(r"dearli checkpoint verify --config-file configs/miniworld/", "start"),
+    Door(r"dearli checkpoint verify --config-file configs/coco_panoptic/eomt", why="published weights are a download; " + SAME),
     Door(
         r"dearli checkpoint verify --config-file configs/coco_panoptic/", "start",
         why="published weights are a download", refused=r"no weight file model_final_94dc52\.pkl",
@@ -165,6 +166,8 @@ DOORS = (
         first=("dearli train --config-file configs/miniworld/segkc.yaml",),
     ),
     Door(r"dearli predict --config-file junior\.yaml", "runs"),
+    Door(TRAIN + r"configs/miniworld/eomt_ssl\.yaml$", "runs", makes=("output/miniworld/eomt_ssl/model_final.pth",)),
+    Door(TRAIN + r"configs/(miniworld|coco_panoptic)/eomt", why=SAME),
     Door(
         r"python -m benchmarks\.found_segments --config-file configs/miniworld/", "runs",
         first=("dearli train --config-file configs/miniworld/ssl.yaml",),

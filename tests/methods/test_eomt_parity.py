@@ -11,11 +11,13 @@ from timm.models.vision_transformer import VisionTransformer
 
 from dearli_d2.checkpoint import load_state
 from dearli_d2.methods.eomt.model import EoMT
+from dearli_d2.methods.eomt.names import our_names
 from dearli_d2.methods.eomt.options import EoMTOptions
 from dearli_d2.methods.eomt.vit import PlainViT
 from dearli_d2.modeling.mask2former.criterion import SetCriterion
 from dearli_d2.modeling.mask2former.inference import panoptic_inference, semantic_inference
 from dearli_d2.modeling.mask2former.matcher import HungarianMatcher
+from dearli_d2.modeling.segmenter import ReadOut
 
 transformers = pytest.importorskip("transformers", reason="the peer")
 pytestmark = pytest.mark.skipif(
@@ -122,6 +124,19 @@ def test_every_prediction_equals_in_the_middle_of_the_annealing():
         close(output.class_outputs[0], class_logits)
 
 
+def test_names_of_older_transformers_are_known():
+    state = pair(swiglu=True)[1].state_dict()
+    older = {name: value for name, value in state.items() if ".mlp." not in name}
+    for name in [n for n in state if ".gate_proj." in n]:
+        parts = [state[name.replace("gate", part)] for part in ("gate", "up")]
+        older[name.replace("gate_proj", "weights_in")] = torch.cat(parts)
+        last = name.replace("gate_proj", "down_proj")
+        older[last.replace("down_proj", "weights_out")] = state[last]
+    newer = our_names(state)
+    assert newer.keys() == our_names(older).keys()
+    assert all(torch.equal(value, newer[name]) for name, value in our_names(older).items())
+
+
 @torch.no_grad()
 def test_the_sum_of_the_losses_equals_on_fixed_points(make_targets, monkeypatch):
     ours, peer = pair()
@@ -148,25 +163,14 @@ def test_the_sum_of_the_losses_equals_on_fixed_points(make_targets, monkeypatch)
     torch.testing.assert_close(sum(losses.values()), theirs.squeeze(), rtol=1e-4, atol=0)
 
 
-@torch.no_grad()
-def test_read_outs_equal_those_of_hugging_face():
-    """Ours is the read-out of Mask2Former; theirs is written for EoMT."""
-    processor = transformers.EomtImageProcessor(size={"shortest_edge": 64, "longest_edge": 64})
-    torch.manual_seed(0)
-    class_logits, mask_logits = 4 * torch.randn(2, QUERIES, CLASSES + 1), torch.randn(2, QUERIES, 8, 8)
-    mask_logits = torch.nn.functional.interpolate(3 * mask_logits, (64, 64), mode="bilinear")
-    output = SimpleNamespace(class_queries_logits=class_logits, masks_queries_logits=mask_logits, patch_offsets=None)
+def compare_read_outs(panoptics, scores, output, size: tuple[int, int], threshold: float, overlap: float) -> int:
+    """Ours, which are those of Mask2Former, against Hugging Face's for EoMT; returns the number of segments."""
+    edges = {"shortest_edge": 64, "longest_edge": 64}
+    processor, sizes, count = transformers.EomtImageProcessor(size=edges), [size] * len(panoptics), 0
     theirs = processor.post_process_panoptic_segmentation(
-        output,
-        [(64, 64)] * 2,
-        threshold=0.5,
-        mask_threshold=0.5,
-        overlap_mask_area_threshold=0.6,
-        stuff_classes=[1, 3, 4],
+        output, sizes, threshold=threshold, overlap_mask_area_threshold=overlap, stuff_classes=[1, 3, 4]
     )
-    ours = panoptic_inference(class_logits, mask_logits, {0, 2}, 0.5, 0.6)
-    assert any(segments for _, segments in ours)
-    for (panoptic, segments), result in zip(ours, theirs, strict=True):
+    for (panoptic, segments), result in zip(panoptics, theirs, strict=True):
         found = {s["id"]: s["label_id"] for s in result["segments_info"]}
         assert sorted(found.values()) == sorted(s["category_id"] for s in segments)
         for segment in segments:
@@ -174,5 +178,31 @@ def test_read_outs_equal_those_of_hugging_face():
             (number,) = result["segmentation"][mask].unique().tolist()
             assert found[number] == segment["category_id"]
             assert torch.equal(result["segmentation"] == number, mask)
+        count += len(segments)
+    for ours, classes in zip(scores, processor.post_process_semantic_segmentation(output, sizes, edges), strict=True):
+        assert torch.equal(ours.argmax(0), classes)
+    return count
+
+
+@torch.no_grad()
+def test_read_outs_equal_those_of_hugging_face():
+    torch.manual_seed(0)
+    class_logits, mask_logits = 4 * torch.randn(4, QUERIES, CLASSES + 1), torch.randn(4, QUERIES, 8, 8)
+    mask_logits = torch.nn.functional.interpolate(3 * mask_logits, (64, 64), mode="bilinear")
+    output = SimpleNamespace(class_queries_logits=class_logits, masks_queries_logits=mask_logits, patch_offsets=None)
+    panoptics = panoptic_inference(class_logits, mask_logits, {0, 2}, 0.4, 0.3)
     scores = semantic_inference(class_logits, mask_logits)
-    assert scores.shape == (2, CLASSES, 64, 64)
+    assert compare_read_outs(panoptics, scores, output, (64, 64), 0.4, 0.3) > 4
+
+
+@torch.no_grad()
+def test_from_the_image_to_its_segments_equals():
+    ours, peer = pair()
+    for model in (ours, peer):
+        model.eval().attn_mask_probs.zero_()
+    ours.read_out = ReadOut(object_threshold=0.2, overlap_threshold=0.4)
+    images = torch.randint(0, 256, (2, 3, 64, 64)).float()
+    results = ours([{"image": image} for image in images])
+    output = peer((images - 120) / 60)
+    panoptics, scores = [r["panoptic_seg"] for r in results], [r["sem_seg"] for r in results]
+    assert compare_read_outs(panoptics, scores, output, (64, 64), 0.2, 0.4) > 2

@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 
 
 class EoMT(Method):
-    """See the module."""
+    """EoMT and its options."""
 
     architecture = "EoMT"
     options = (EoMTOptions,)
 
     def segmenter(self) -> type[Segmenter]:
+        """Imports the model."""
         from . import model
 
         return model.EoMT
 
     def rules(self, cfg: CfgNode) -> Rules:
+        """Lists what a config must satisfy."""
         options, backbone = EoMTOptions.of(cfg), cfg.MODEL.BACKBONE
         return [
             *linear_rules(cfg, "EoMT"),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 
 def mask_probabilities(progress: float, blocks: int, start: float, end: float, power: float) -> list[float]:
-    """The probability that a query is masked, of each block.
+    """Computes the probability that a query is masked, for each block.
 
     The blocks take turns: each has an equal part of the interval from `start` to `end`. In its part the probability of a
     block falls from 1 to 0 as (1 - t)^power.
 
     Args:
-        progress: share of the training that is done. start, end: shares of the training.
+        progress: share of the training that is done.
+        blocks: number of blocks that read the queries.
+        start, end: interval of the annealing, in shares of the training.
+        power: of the fall.
     """
     part = (end - start) / blocks
     return [_anneal(progress, start + i * part, start + (i + 1) * part, power) for i in range(blocks)]

@@ -34,8 +34,8 @@ class EoMT(MaskClassifier):
 
     Args:
         backbone: see `PlainViT`.
-        num_queries: Q.
-        criterion: for training; the same losses at every prediction.
+        num_queries: number of queries Q.
+        criterion: losses of training, the same at every prediction.
         taxonomy, pixel_mean, pixel_std, read_out, pseudo_labeling: see `MaskClassifier`.
         options: of the method.
         pad_value: 0..255, of the pixels around images that are smaller than those of training.
@@ -72,6 +72,7 @@ class EoMT(MaskClassifier):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
+        """Reads the arguments of the constructor from a config."""
         backbone, options = cfg.MODEL.BACKBONE, EoMTOptions.of(cfg)
         vit = build_vit(backbone.ARCH, backbone.WEIGHTS, cfg.INPUT.CROP_SIZE, options.patch_size)
         if options.blocks > len(vit.blocks):
@@ -85,19 +86,22 @@ class EoMT(MaskClassifier):
         }
 
     def own_names(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Translates the names of the authors' checkpoints and of Hugging Face's."""
         return our_names(state)
 
     # ------------------------------------------------------------------------------------------ training
 
     def backbone_paths(self) -> BackbonePaths:
+        """Says that all of the ViT takes part in the losses."""
         return [(self.backbone, lambda images: [self.backbone(images)])]
 
     @property
     def training_divisor(self) -> int:
+        """Side of a patch, of which crops are multiples."""
         return self.backbone.patch
 
     def check_training(self, cfg: CfgNode) -> None:
-        """The ViT must begin to learn before the training ends."""
+        """Refuses a training that ends before the ViT begins to learn."""
         delay, steps = self.options.backbone_delay, cfg.SOLVER.MAX_ITER
         if delay >= steps:
             raise ConfigError(
@@ -105,13 +109,14 @@ class EoMT(MaskClassifier):
             )
 
     def set_progress(self, step: int, total: int) -> None:
+        """Sets the probabilities of the masks for a step; see `Segmenter.set_progress`."""
         options = self.options
         interval = options.annealing_start, options.annealing_end
         values = mask_probabilities(step / total, options.blocks, *interval, options.annealing_power)
         self.attn_mask_probs.copy_(torch.tensor(values))
 
     def learning_rate(self, name: str) -> LearningRate:
-        """The ViT starts after the new parts, and learns the slower the earlier the block."""
+        """Lets the ViT start after the new parts, and early blocks learn more slowly than late ones."""
         if not name.startswith("backbone."):
             return LearningRate()
         options, part = self.options, name.removeprefix("backbone.vit.")
@@ -124,7 +129,7 @@ class EoMT(MaskClassifier):
         return LearningRate(options.layer_decay**blocks_behind, options.backbone_delay, options.backbone_warmup)
 
     def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
-        """The criterion once for each prediction: unlike in Mask2Former, each has mask features of its own."""
+        """Applies the criterion to each prediction: unlike in Mask2Former, each has mask features of its own."""
         images, targets = self.inputs_of(streams)
         outputs, losses = self.network(images), {}
         for index, output in enumerate(outputs):
@@ -136,11 +141,11 @@ class EoMT(MaskClassifier):
     # ------------------------------------------------------------------------------------------ network
 
     def network(self, images: torch.Tensor) -> list[DecoderOutput]:
-        """Predictions for normalised (B, 3, H, W) images whose sides are multiples of the patch.
+        """Predicts for normalised (B, 3, H, W) images whose sides are multiples of the patch.
 
         Returns:
-            The predictions before each of the last blocks, and behind the last one; in evaluation without those that no
-            mask needs.
+            The predictions before each of the last blocks and behind the last one. In evaluation those that no mask needs
+            are left out.
         """
         vit, grid = self.backbone, (images.shape[-2] // self.backbone.patch, images.shape[-1] // self.backbone.patch)
         first = vit.depth - self.options.blocks
@@ -160,7 +165,7 @@ class EoMT(MaskClassifier):
         return [*outputs, self._predict(vit.norm(x), grid)]
 
     def _predict(self, x: torch.Tensor, grid: tuple[int, int]) -> DecoderOutput:
-        """One prediction from (B, Q + prefix + h w, C) tokens."""
+        """Makes a prediction from (B, Q + prefix + h w, C) tokens behind the norm."""
         queries, patches = x[:, : self.q.num_embeddings], x[:, self.q.num_embeddings + self.backbone.prefix :]
         features = self.upscale(patches.transpose(1, 2).unflatten(2, grid))
         return DecoderOutput(self.class_head(queries)[None], self.mask_head(queries)[None], features)
@@ -168,8 +173,11 @@ class EoMT(MaskClassifier):
     # ------------------------------------------------------------------------------------------ inference
 
     def preprocess(self, batch: list[dict]) -> ImageList:
-        """Normalised images, padded at the right and bottom to a multiple of the patch, and to the size of training at least:
-        the ViT's positions then mean what they meant in training."""
+        """Normalises images and pads them at the right and bottom.
+
+        The sides become multiples of the patch, and at least the side of training, so that the ViT's positions mean what
+        they meant in training.
+        """
         images = [x["image"].to(self.device, non_blocking=True) for x in batch]
         patch, least = self.backbone.patch, self.backbone.image_size
         height, width = (-(-max(least, *(x.shape[d] for x in images)) // patch) * patch for d in (1, 2))
@@ -180,5 +188,6 @@ class EoMT(MaskClassifier):
         return ImageList((padded - self.pixel_mean) / self.pixel_std, sizes)
 
     def predict(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predicts behind the last block; see `MaskClassifier.predict`."""
         output = self.network(images)[-1]
         return output.class_outputs[-1], output.mask_logits()

@@ -27,6 +27,8 @@ _INSIDE = (
     (".layer_scale1.lambda1", ".ls1.gamma"),
     (".layer_scale2.lambda1", ".ls2.gamma"),
     (".mlp.down_proj.", ".mlp.fc2."),
+    (".mlp.weights_in.", ".mlp.fc1."),  # as transformers called them before version 5
+    (".mlp.weights_out.", ".mlp.fc2."),
     (".layernorm2d.", ".norm."),
 )
 # what is one tensor here and several there, in the order in which they are joined
@@ -45,9 +47,10 @@ _CONSTANTS = (
 
 
 def our_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a published checkpoint under our names; others are returned as they are.
+    """Gives the tensors of a published checkpoint our names, and leaves out constants that follow from the config.
 
-    Constants that follow from the config are left out.
+    Args:
+        state: with the names of the authors, of Hugging Face, or with ours, which are kept.
     """
     if "embeddings.patch_embeddings.projection.weight" in state:
         return _from_hugging_face(state)

@@ -22,28 +22,30 @@ class ScaleBlock(nn.Module):
         self.norm = LayerNorm2d(dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) to (B, C, 2 h, 2 w)."""
+        """Maps (B, C, h, w) to (B, C, 2 h, 2 w)."""
         return self.norm(self.conv2(F.gelu(self.conv1(x))))
 
 
 def build_upscale(dim: int, patch: int) -> nn.Sequential:
-    """From a map of stride `patch` pixels to one of stride 4, by at least one `ScaleBlock`."""
+    """Builds the way from a map of stride `patch` pixels to one of stride 4, of at least one `ScaleBlock`."""
     return nn.Sequential(*[ScaleBlock(dim) for _ in range(max(1, int(math.log2(patch)) - 2))])
 
 
 def build_mask_head(dim: int) -> nn.Sequential:
-    """Three linear layers with GELU between, from queries to mask embeddings."""
+    """Builds three linear layers with GELU between, from queries to mask embeddings."""
     return nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
 
 
 @torch.no_grad()
 def attention_mask(output: DecoderOutput, grid: tuple[int, int], prefix: int, probability: float) -> torch.Tensor:
-    """What the queries may attend to: all queries, all prefix tokens, and the patches inside their own masks.
+    """Lets the queries attend to all queries, all prefix tokens, and the patches inside their own masks.
 
     Unlike in Mask2Former, a query whose mask is empty attends to no patch: the other tokens remain.
 
     Args:
-        output: one prediction. grid: (h, w) patches. prefix: number of class and register tokens.
+        output: one prediction.
+        grid: (h, w) patches.
+        prefix: number of class and register tokens.
         probability: that a query is masked; the others may attend to all patches.
 
     Returns:

@@ -60,15 +60,17 @@ class PlainViT(nn.Module):
         return len(self.vit.blocks)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised images to (B, prefix + H W / patch^2, C) tokens with positions."""
+        """Makes (B, prefix + H W / patch^2, C) tokens with positions from (B, 3, H, W) normalised images."""
         x = self.vit._pos_embed(self.vit.patch_embed(images))
         return self.vit.norm_pre(self.vit.patch_drop(x))
 
     def block(self, index: int, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """One block on (B, N, C) tokens.
+        """Runs a block.
 
         Args:
-            mask: (B, Q, N) bool, what the first Q tokens may attend to; all others attend to all. None = no mask.
+            index: of the block, from 0.
+            x: (B, N, C) tokens.
+            mask: (B, Q, N) bool, True where one of the first Q tokens may attend. Other tokens attend to all. None = no mask.
         """
         block = self.vit.blocks[index]
         if self.recompute and self.training and torch.is_grad_enabled():
@@ -76,11 +78,11 @@ class PlainViT(nn.Module):
         return run_block(block, x, mask)
 
     def norm(self, x: torch.Tensor) -> torch.Tensor:
-        """The norm behind the last block."""
+        """Applies the norm behind the last block."""
         return self.vit.norm(x)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised images to (B, N, C) tokens behind the last norm, without queries."""
+        """Makes (B, N, C) tokens behind the last norm from (B, 3, H, W) normalised images, without queries."""
         x = self.embed(images)
         for index in range(self.depth):
             x = self.block(index, x)
@@ -88,7 +90,7 @@ class PlainViT(nn.Module):
 
 
 def run_block(block: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """See `PlainViT.block`."""
+    """Runs a block of timm; see `PlainViT.block`."""
     if mask is None:
         return block(x)
     assert isinstance(block, Block) and isinstance(block.attn, Attention)  # noqa: PT018  `build_vit` saw to it
@@ -98,13 +100,15 @@ def run_block(block: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) -> t
 
 
 def masked_attention(attention: Attention, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Self-attention with the parameters of timm's `Attention`.
+    """Applies self-attention with the parameters of timm's `Attention`.
 
     Only the rows of the first Q tokens are computed with a mask: there is no (N, N) mask, and the other rows use the
     fused kernel without one.
 
     Args:
-        x: (B, N, C). mask: (B, Q, N) bool, True = may attend; one mask for all heads.
+        attention: of a block.
+        x: (B, N, C) tokens.
+        mask: (B, Q, N) bool, True = may attend; one mask for all heads.
     """
     q, k, v = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     q, k = attention.q_norm(q), attention.k_norm(k)
@@ -121,16 +125,18 @@ def masked_attention(attention: Attention, x: torch.Tensor, mask: torch.Tensor) 
 
 
 def build_vit(arch: str, weights: str, image_size: int, patch_size: int) -> VisionTransformer:
-    """A ViT without a classifier, for images of any size.
+    """Builds a ViT without a classifier, for images of any size.
 
     Weights of another patch size or image size are resized, as the authors of EoMT do with DINOv2's patches of 14 pixels.
 
     Args:
-        arch: name of a timm model. weights: "pretrained" (downloaded by timm), a local file, or "" for a random start.
+        arch: name of a timm model.
+        weights: "pretrained" (downloaded by timm), a local file, or "" for a random start.
         image_size, patch_size: sides in pixels; the second divides the first.
 
     Raises:
-        ConfigError: no plain ViT. WeightsError: weights that cannot be had or do not fit.
+        ConfigError: `arch` is no plain ViT.
+        WeightsError: the weights cannot be had or do not fit.
     """
     if not timm.is_model(arch):
         raise ConfigError(f"MODEL.BACKBONE.ARCH: timm has no model {arch!r}; plain ViTs are called vit_...")
@@ -151,13 +157,19 @@ def build_vit(arch: str, weights: str, image_size: int, patch_size: int) -> Visi
         ) from error
     if not isinstance(vit, VisionTransformer) or vit.pos_embed is None:
         raise _no_plain_vit(arch)
-    for block in vit.blocks:
-        plain = type(block) is Block and type(block.attn) is Attention
-        if not plain or getattr(block.attn, "gate", None) is not None:
-            raise _no_plain_vit(arch)
+    if not all(_is_plain(block) for block in vit.blocks):
+        raise _no_plain_vit(arch)
     if weights and weights != "pretrained":
         _load(vit, weights)
     return vit
+
+
+def _is_plain(block: nn.Module) -> bool:
+    """Tells whether `run_block` does what the block does: timm may have gates and norms inside of the attention."""
+    if type(block) is not Block or type(block.attn) is not Attention:
+        return False
+    gate, norm = getattr(block.attn, "gate", None), getattr(block.attn, "norm", None)
+    return gate is None and (norm is None or isinstance(norm, nn.Identity))
 
 
 def _no_plain_vit(arch: str, reason: str = "") -> ConfigError:
