@@ -112,7 +112,7 @@ class PixelDecoder(Options):
 
 
 @dataclass(frozen=True)
-class MaskFormer(Options):
+class MaskFormerOptions(Options):
     """Transformer decoder, matcher and criterion (Mask2Former, Sec. 4.1)."""
 
     SECTION: ClassVar[str] = "MODEL.MASK_FORMER"
@@ -426,7 +426,7 @@ SECTIONS: tuple[type[Options], ...] = (
     Model,
     Backbone,
     PixelDecoder,
-    MaskFormer,
+    MaskFormerOptions,
     TextOptions,
     Ensemble,
     DPT,

@@ -76,7 +76,7 @@ def with_captions(name: str, dicts: Sequence[dict]) -> list[dict]:
     """
     path = caption_file(name)
     base = split_name(name)[0]
-    command = f"dearli prepare captions {base} makes them, or set MODEL.SEMIDAVIL.CAPTIONS class_names"
+    command = f"dearli prepare captions {base} makes them, or set CAPTIONS in the section of the method to class_names"
     try:
         captions = read_captions(path)
     except DatasetError as error:

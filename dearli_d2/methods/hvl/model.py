@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -48,17 +49,18 @@ _SILENT = 20.0
 
 
 class HVL(MaskFormerSegmenter):
-    """Mask2Former whose queries are, for each class and level, made from the class's name (HTQG), exchange information with
-    the pixels inside the pixel decoder (PTRM), and are decoded together with free queries (DQTD).
+    """Mask2Former with queries from class names beside its free queries.
 
-    With `textual_queries` off and all weights 0 it is Mask2Former with a semantic read-out.
+    Each class has a query at each level of the pixel decoder, made from the class's name (HTQG). These queries exchange
+    information with the pixels inside the pixel decoder (PTRM). The transformer decoder reads them together with the free
+    queries (DQTD). With `textual_queries` off and all weights 0 the model is Mask2Former with a semantic read-out.
 
     Args:
         options: see `HVLOptions`.
-        confidence: of a pixel's class, from which on it is a pseudo-label (SSL.CONFIDENCE).
-        language: the CLIP model that gives text and zero-shot recognition; the backbone itself, or a frozen one beside it.
-        templates: fixed prompts of CLIP's own text embeddings.
-        sizes: of the pixel decoder.
+        confidence: least probability of a pixel's class in a pseudo-label (SSL.CONFIDENCE).
+        language: frozen CLIP model beside the backbone, for text and zero-shot recognition; None = the backbone itself.
+        fixed_templates: prompts of CLIP's own text embeddings.
+        sizes: sizes of the pixel decoder.
         core: see `MaskFormerSegmenter`.
     """
 
@@ -71,7 +73,7 @@ class HVL(MaskFormerSegmenter):
         language: OpenCLIPBackbone | None,
         fixed_templates: Sequence[str],
         sizes: PixelDecoderSizes,
-        **core,
+        **core: Any,
     ) -> None:
         super().__init__(**core)
         self.options, self.confidence = options, confidence
@@ -99,7 +101,8 @@ class HVL(MaskFormerSegmenter):
             self._name_prompts()
 
     @classmethod
-    def from_config(cls, cfg, taxonomy: Taxonomy | None = None) -> dict:
+    def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict[str, Any]:
+        """The constructor's arguments from a config."""
         options, matcher = HVLOptions.of(cfg), build_matcher(cfg)
         if options.textual_queries:
             matcher = TextualMatcher(matcher, cfg.MODEL.NUM_CLASSES, _LEVELS)
@@ -157,7 +160,7 @@ class HVL(MaskFormerSegmenter):
 
     @torch.no_grad()
     def _reference(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the frozen CLIP image tower gives for normalised images."""
+        """Features of the frozen CLIP image tower for normalised images."""
         language = self.language
         if language is not self.backbone:  # its normalisation may be another
             mean, std = (x.to(images.device) for x in clip_normalization(language))
@@ -166,7 +169,14 @@ class HVL(MaskFormerSegmenter):
 
     @torch.no_grad()
     def zero_shot_presence(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, K) in 0..1 for normalised images, 0 = absent; each image has at least one class, and "background" always."""
+        """Presence of the classes as CLIP sees it.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+
+        Returns:
+            (B, K) in 0..1, where 0 means absent. Each image has at least one class, and "background" is always there.
+        """
         options, language, text = self.options, self.language, self.fixed_text()
         if options.presence == "all":
             return torch.ones(len(images), self.num_classes, device=images.device)
@@ -181,8 +191,16 @@ class HVL(MaskFormerSegmenter):
             return presence_of_cells(language.logit_scale() * cells, options.presence_threshold, self.background)
 
     def presence(self, images: torch.Tensor, targets: Sequence[Targets], labeled: Sequence[bool]) -> torch.Tensor:
-        """(B, K): of the ground truth for labelled images, else of zero-shot CLIP; also for a labelled image without any
-        segment. "background" is always present."""
+        """Presence of the classes: of the ground truth where an image has one, else of zero-shot CLIP.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            targets: one per image.
+            labeled: whether the targets of an image are ground truth. One without any segment counts as unknown.
+
+        Returns:
+            (B, K) in 0..1. "background" is always present.
+        """
         if self.options.presence == "all":
             return torch.ones(len(images), self.num_classes, device=images.device)
         presence = presence_of_targets([t.labels for t in targets], self.background)
@@ -196,10 +214,12 @@ class HVL(MaskFormerSegmenter):
     def decode(
         self, features: dict[str, torch.Tensor], presence: torch.Tensor | None, queries: torch.Tensor | None
     ) -> DecoderOutput:
-        """Pixel decoder and transformer decoder with textual and free queries.
+        """Runs the pixel decoder and the transformer decoder with textual and free queries.
 
         Args:
-            features: of the backbone. presence: (B, K). queries: (L, K, D) of `generator`; None without textual ones.
+            features: maps of the backbone.
+            presence: (B, K); None without textual queries.
+            queries: (L, K, D) of `generator`; None without textual queries.
         """
         if queries is None:
             return self.sem_seg_head(features)
@@ -208,10 +228,12 @@ class HVL(MaskFormerSegmenter):
     def decode_present(
         self, features: dict[str, torch.Tensor], content: torch.Tensor, absent: torch.Tensor
     ) -> DecoderOutput:
-        """As `decode`, for textual queries that are scaled by their presence already.
+        """Runs both decoders with textual queries that are scaled by their presence already.
 
         Args:
-            features: of the backbone. content: (B, L, K, D) queries. absent: (B, K) bool, classes that take no part.
+            features: maps of the backbone.
+            content: (B, L, K, D), the queries.
+            absent: (B, K) bool, the classes that take no part.
         """
         head, position = self.sem_seg_head, content
         if self.exchange is None:
@@ -226,7 +248,7 @@ class HVL(MaskFormerSegmenter):
         return _silenced(head.predictor(pixels, given))
 
     def embedded_names(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(K, E) text embeddings of the learned prompt, and what the prompt generator makes of them."""
+        """(K, E) text embeddings of the learned prompt, and (K, E) outputs of the prompt generator for them."""
         text = self.prompts(text_tower_of(self.language.clip_model))
         return text, self.prompt_generator(text)
 
@@ -257,8 +279,11 @@ class HVL(MaskFormerSegmenter):
         return losses
 
     def _vision_language_losses(self, images: torch.Tensor, targets: Sequence[Targets]) -> dict[str, torch.Tensor]:
-        """A class's pixels are hidden from the trainable encoder; its features there shall be those of the frozen one, which
-        sees them, and those of the class's text (HVL, "Segmentation Supervision")."""
+        """Losses of the trainable encoder on images in which the pixels of one class are hidden.
+
+        Its features at the hidden pixels are pulled towards those of the frozen encoder, which sees the pixels, and towards
+        the class's text (HVL, "Segmentation Supervision").
+        """
         options, backbone = self.options, self.backbone
         region, label = masked_regions(targets)
         hidden = backbone.encode(images * ~region[:, None])  # 0 is the mean of the data
@@ -334,7 +359,7 @@ def check_query_memory(cfg: CfgNode) -> None:
 
 
 def _silenced(output: DecoderOutput) -> DecoderOutput:
-    """Constant predictions, no-object without a mask, for the queries that take no part."""
+    """Replaces the predictions of queries that take no part by "no object" and an empty mask."""
     absent = output.absent[None, ..., None]
     silent = output.class_outputs.new_full(output.class_outputs.shape[-1:], -_SILENT)
     silent[-1] = _SILENT

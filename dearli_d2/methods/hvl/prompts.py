@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import open_clip
 import torch
@@ -20,8 +21,10 @@ class PromptLearner(nn.Module):
     The text tower is not part of this module: it is frozen, shared with the backbone, and given at each call.
 
     Args:
-        text_tower: of `open_clip`, see `text_tower_of`. tokens: T. classes: K.
-        per_class: prompts of their own for every class, else one for all.
+        text_tower: of `open_clip`, see `text_tower_of`.
+        tokens: T, the number of learnable tokens.
+        classes: K, the number of classes.
+        per_class: whether every class has learnable tokens of its own.
     """
 
     def __init__(self, text_tower: nn.Module, tokens: int, classes: int, per_class: bool = False) -> None:
@@ -32,7 +35,11 @@ class PromptLearner(nn.Module):
         self._cache: tuple[tuple, torch.Tensor] | None = None
 
     def set_names(self, model_name: str, names: Sequence[str]) -> None:
-        """The K class names, one each, in the tokens of an OpenCLIP model.
+        """Takes the names of the classes.
+
+        Args:
+            model_name: OpenCLIP model whose tokenizer is used.
+            names: K names, one for each class.
 
         Raises:
             ConfigError: a name without a token, equal names, or a prompt that does not fit the context.
@@ -46,7 +53,14 @@ class PromptLearner(nn.Module):
         self._cache = None
 
     def forward(self, text_tower: nn.Module) -> torch.Tensor:
-        """(K, E) unit-norm embeddings in fp32. Outside of training they are kept until the prompt changes."""
+        """Embeds the names behind the prompt. Outside of training the result is kept until the prompt changes.
+
+        Args:
+            text_tower: the one of the constructor.
+
+        Returns:
+            (K, E) in fp32, unit norm.
+        """
         if torch.is_grad_enabled() and self.prompt.requires_grad:
             return self._embed(text_tower)
         # every optimiser or EMA step and every load changes the prompt in place, which counts its version up
@@ -64,8 +78,8 @@ class PromptLearner(nn.Module):
             return F.normalize(text_embedding(tower, x, self.end + self.prompt.shape[1]), dim=-1)
 
 
-def _encode(tokenizer, names: Sequence[str], tokens: int, context: int) -> list[list[int]]:
-    """Start token, name, end token of every class."""
+def _encode(tokenizer: Any, names: Sequence[str], tokens: int, context: int) -> list[list[int]]:
+    """Start token, tokens of the name and end token of every class."""
     twice = sorted({n for n in names if list(names).count(n) > 1})
     if twice:
         raise ConfigError(f"two classes have the name {twice[0]!r}; textual queries need a name for each class")
@@ -86,10 +100,10 @@ def _encode(tokenizer, names: Sequence[str], tokens: int, context: int) -> list[
 
 
 class PromptGenerator(nn.Module):
-    """Phi (HVL, "Query Regularization"): a two-layer MLP beside the identity, between text embeddings and queries.
+    """A two-layer MLP beside the identity, between text embeddings and queries: Phi (HVL, "Query Regularization").
 
-    L_anchor holds its output near CLIP's embeddings, and queries are made from that output, so L_anchor constrains what the
-    decoder sees. The last layer starts at zero: the first queries are those of the text embeddings.
+    L_anchor holds its output near CLIP's embeddings. The queries are made from that output, so L_anchor constrains what the
+    decoder sees. The last layer starts at zero, so the first queries are those of the text embeddings.
 
     Args:
         dim: width E of the embeddings.
@@ -110,22 +124,34 @@ def prompt_loss(learned: torch.Tensor, generated: torch.Tensor, fixed: torch.Ten
     """L_prompt = L_topo + L_anchor: learned prompts stay near CLIP's own embeddings (HVL, "Query Regularization").
 
     Args:
-        learned, fixed: (K, E) unit-norm embeddings of the learned and of the fixed prompt. generated: (K, E), the output of
-            `PromptGenerator` for the learned ones. beta: weight of the separating term of L_anchor.
+        learned: (K, E) embeddings of the learned prompt, unit norm.
+        generated: (K, E), the output of `PromptGenerator` for `learned`.
+        fixed: (K, E) embeddings of the fixed prompt, unit norm.
+        beta: weight of the separating term of L_anchor.
     """
     return topology_loss(learned, fixed) + anchor_loss(generated, fixed, beta)
 
 
 def topology_loss(learned: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of all pairwise cosines. (K, E) unit-norm each."""
+    """Mean squared difference of all pairwise cosines.
+
+    Args:
+        learned: (K, E), unit norm.
+        fixed: (K, E), unit norm.
+    """
     return (learned @ learned.T - fixed @ fixed.T).square().mean()
 
 
 def anchor_loss(moved: torch.Tensor, fixed: torch.Tensor, beta: float) -> torch.Tensor:
-    """Mean over classes of the distance to the own fixed embedding, less beta times the mean over the other classes of
-    log(1 + distance). (K, E) unit-norm each; at least -beta log 3.
+    """Pulls each class to its own fixed embedding and pushes the classes apart.
 
-    As printed the separating sum is unbounded below; on unit-norm embeddings, and averaged, it is not.
+    It is the mean distance to the fixed embedding, less beta times the mean of log(1 + distance) over pairs of classes. The
+    paper's separating sum is unbounded below. On unit-norm embeddings, and averaged, it is at least -beta log 3.
+
+    Args:
+        moved: (K, E), unit norm.
+        fixed: (K, E), unit norm.
+        beta: weight of the separating term.
     """
     pull = _distance(moved - fixed).mean()
     count = len(moved)

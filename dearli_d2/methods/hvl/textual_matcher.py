@@ -14,13 +14,16 @@ from ...structures import Targets
 
 
 class TextualMatcher:
-    """Query (level l, class k) answers for class k wherever k is in the image, in every prediction; the free queries, which
-    come last, are matched as in Mask2Former. So a segment has L + 1 queries, or L where there are no free ones.
+    """Matches textual queries by their class and free queries as in Mask2Former.
 
-    Targets must be semantic: at most one segment of a class in an image.
+    The query of level l and class k answers for class k wherever k is in the image, in every prediction. The free queries
+    come last. So a segment has L + 1 queries, or L where there are no free ones. Targets must be semantic, with at most one
+    segment of a class in an image.
 
     Args:
-        free: matches the free queries. num_classes: K. levels: L.
+        free: matches the free queries.
+        num_classes: K.
+        levels: L.
     """
 
     def __init__(self, free: HungarianMatcher, num_classes: int, levels: int = 3) -> None:
@@ -28,7 +31,7 @@ class TextualMatcher:
 
     @torch.no_grad()
     def __call__(self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets]) -> Matches:
-        """See `HungarianMatcher`."""
+        """Matches all predictions of a batch; see `Matcher`."""
         device, textual = class_logits.device, self.num_classes * self.levels
         image = image_of_target(targets).to(device, non_blocking=True)
         labels = torch.cat([t.labels for t in targets])

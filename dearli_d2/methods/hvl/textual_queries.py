@@ -20,9 +20,9 @@ class PixelDecoderSizes:
 
     Args:
         dim: channels D of its maps and of the queries.
-        heads: of its attention.
-        feedforward_dim: channels between the two layers of a feed-forward network.
-        layers: number of them.
+        heads: heads of its attention.
+        feedforward_dim: channels inside its feed-forward networks.
+        layers: number of its layers.
     """
 
     dim: int
@@ -32,16 +32,18 @@ class PixelDecoderSizes:
 
     @classmethod
     def of(cls, cfg: CfgNode) -> PixelDecoderSizes:
-        """Those of a config."""
+        """Reads the sizes from a config."""
         decoder = cfg.MODEL.PIXEL_DECODER
         return cls(decoder.DIM, decoder.HEADS, decoder.FEEDFORWARD_DIM, decoder.LAYERS)
 
 
 class TextualQueryGenerator(nn.Module):
-    """One two-layer MLP per level turns text embeddings into queries.
+    """Turns text embeddings into queries, with a two-layer MLP for each level.
 
     Args:
-        embedding_dim: E. dim: D. levels: L, coarse to fine.
+        embedding_dim: E, width of the text embeddings.
+        dim: D, channels of the queries.
+        levels: L, coarse to fine.
     """
 
     def __init__(self, embedding_dim: int, dim: int, levels: int = 3) -> None:
@@ -54,9 +56,12 @@ class TextualQueryGenerator(nn.Module):
 
 
 def diversity_loss(queries: torch.Tensor) -> torch.Tensor:
-    """Mean over classes of the sum over pairs of levels of the squared cosine of a class's queries. (L, K, D).
+    """L_div: the squared cosines between a class's queries of different levels, summed over pairs, mean over classes.
 
-    0 if the levels are orthogonal, L (L - 1) / 2 if they are equal.
+    It is 0 if the levels are orthogonal and L (L - 1) / 2 if they are equal.
+
+    Args:
+        queries: (L, K, D).
     """
     unit = F.normalize(queries.float(), dim=-1)
     cosines = torch.einsum("lkd,mkd->klm", unit, unit)
@@ -64,8 +69,15 @@ def diversity_loss(queries: torch.Tensor) -> torch.Tensor:
 
 
 def presence_of_targets(labels: list[torch.Tensor], background: torch.Tensor) -> torch.Tensor:
-    """(B, K) fp32: 1 for the classes that an image has, and where the (K,) `background` is True. `labels`: contiguous class
-    ids of each image."""
+    """Presence of the classes of the ground truth.
+
+    Args:
+        labels: contiguous class ids of each image.
+        background: (K,) bool, the classes that are always present.
+
+    Returns:
+        (B, K) fp32, 1 = present.
+    """
     presence = background.float().repeat(len(labels), 1)
     for row, classes in zip(presence, labels, strict=True):
         row[classes] = 1
@@ -73,23 +85,47 @@ def presence_of_targets(labels: list[torch.Tensor], background: torch.Tensor) ->
 
 
 def background_classes(names: Sequence[Sequence[str]]) -> torch.Tensor:
-    """(K,) bool: the classes, given by their names and synonyms, that are called "background". It has no look of its own that
-    CLIP could recognise, so it is present in every image."""
+    """Finds the classes that are called "background".
+
+    Such a class has no look of its own that CLIP could recognise, so it is present in every image.
+
+    Args:
+        names: name and synonyms of each of the K classes.
+
+    Returns:
+        (K,) bool.
+    """
     return torch.tensor(["background" in (name.strip().lower() for name in of_class) for of_class in names])
 
 
 def presence_of_logits(logits: torch.Tensor, threshold: float, background: torch.Tensor) -> torch.Tensor:
-    """(B, K) zero-shot logits to (B, K) presence: the posterior over the largest one, 0 below `threshold`, 1 where the (K,)
-    `background` is True."""
+    """Presence of the classes in whole images.
+
+    Args:
+        logits: (B, K) of zero-shot recognition.
+        threshold: lower posteriors, divided by the largest one, become 0.
+        background: (K,) bool, the classes that are always present.
+
+    Returns:
+        (B, K) in 0..1.
+    """
     return _relative(logits.float().softmax(-1), threshold, background)
 
 
 def presence_of_cells(
     logits: torch.Tensor, threshold: float, background: torch.Tensor, share: float = 0.03
 ) -> torch.Tensor:
-    """(B, N, K) zero-shot logits of N cells to (B, K) presence: each class's mean posterior in the `share` of the cells that
-    show it best, over the largest one, 0 below `threshold`, 1 where the (K,) `background` is True. Unlike a view of the whole
-    image it finds small objects."""
+    """Presence of the classes in images of many cells. Unlike a view of the whole image it finds small objects.
+
+    Args:
+        logits: (B, N, K) of zero-shot recognition in N cells.
+        threshold: lower scores, divided by the largest one, become 0.
+        background: (K,) bool, the classes that are always present.
+        share: share of the cells, those that show a class best, in which its mean posterior is taken.
+
+    Returns:
+        (B, K) in 0..1.
+    """
     posterior = logits.float().softmax(-1)
     best = posterior.topk(max(1, round(share * posterior.shape[1])), dim=1).values
     return _relative(best.mean(1), threshold, background)
@@ -103,13 +139,15 @@ def _relative(scores: torch.Tensor, threshold: float, background: torch.Tensor) 
 
 
 class PixelTextRefinement(nn.Module):
-    """One exchange between the pixels and the textual queries of the same level; pre-norm.
+    """One exchange between the pixels and the textual queries of the same level, with norms before the layers.
 
-    Pixels read from the queries, then the queries from the pixels, then a feed-forward network on the queries. Each part's
-    last layer starts at zero, so that training starts at a plain pixel decoder.
+    The pixels read from the queries, then the queries from the pixels. A feed-forward network on the queries follows. The
+    last layer of each part starts at zero, so training starts at a plain pixel decoder.
 
     Args:
-        dim: D. heads. feedforward_dim: of the network on the queries.
+        dim: D, channels of pixels and queries.
+        heads: heads of the attention.
+        feedforward_dim: channels inside the feed-forward network.
     """
 
     def __init__(self, dim: int, heads: int = 8, feedforward_dim: int = 1024) -> None:
@@ -129,10 +167,12 @@ class PixelTextRefinement(nn.Module):
         """Lets the pixels read from the queries, then the queries from the pixels.
 
         Args:
-            pixels: (B, N, D) of one level. queries: (B, K, D) of that level. absent: (B, K) bool, not all True.
+            pixels: (B, N, D) of one level.
+            queries: (B, K, D) of that level.
+            absent: (B, K) bool, not all True.
 
         Returns:
-            Both refined.
+            The refined pixels and queries.
         """
         text = self.text_norm(queries)
         present = ~absent[:, None].expand(-1, pixels.shape[1], -1)
@@ -143,19 +183,37 @@ class PixelTextRefinement(nn.Module):
 
 
 class PixelTextExchange(nn.Module):
-    """`PixelTextRefinement` after each layer of the pixel decoder, the same for all levels; see `Exchange`."""
+    """Runs a `PixelTextRefinement` after each layer of the pixel decoder, the same for all levels.
+
+    Args:
+        layers: number of layers of the pixel decoder.
+        dim: see `PixelTextRefinement`.
+        heads: see `PixelTextRefinement`.
+        feedforward_dim: see `PixelTextRefinement`.
+    """
 
     def __init__(self, layers: int, dim: int, heads: int = 8, feedforward_dim: int = 1024) -> None:
         super().__init__()
         self.layers = nn.ModuleList(PixelTextRefinement(dim, heads, feedforward_dim) for _ in range(layers))
 
     def start(self, queries: torch.Tensor, absent: torch.Tensor) -> Exchange:
-        """`queries`: (B, L, K, D), coarse to fine. `absent`: (B, K) bool."""
+        """Begins a pass through the pixel decoder.
+
+        Args:
+            queries: (B, L, K, D), coarse to fine.
+            absent: (B, K) bool.
+        """
         return Exchange(self.layers, queries, absent)
 
 
 class Exchange:
-    """The `refine` hook of one pass through the pixel decoder; `queries` (B, L, K, D) is their state."""
+    """The `refine` hook of one pass through the pixel decoder.
+
+    Args:
+        layers: one `PixelTextRefinement` for each layer.
+        queries: (B, L, K, D); the attribute of that name holds their refined state.
+        absent: (B, K) bool.
+    """
 
     def __init__(self, layers: nn.ModuleList, queries: torch.Tensor, absent: torch.Tensor) -> None:
         self.layers, self.queries, self.absent = layers, queries, absent

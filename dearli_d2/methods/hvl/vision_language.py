@@ -17,10 +17,15 @@ _LEAST, _MOST = 0.01, 0.5
 def masked_regions(
     targets: Sequence[Targets], least: float = _LEAST, most: float = _MOST
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random class of each image that covers between `least` and `most` of it.
+    """Chooses a random class of each image. Nothing here waits for the device.
+
+    Args:
+        targets: semantic, one per image.
+        least: least share of the image that the class covers.
+        most: largest share of the image that the class covers.
 
     Returns:
-        (B, H, W) bool, empty where no class does; (B,) int64 labels. Nothing here waits for the device.
+        (B, H, W) bool, empty where no class fits; (B,) int64 labels.
     """
     regions, labels = [], []
     for target in targets:
@@ -46,15 +51,18 @@ def region_losses(
     text: torch.Tensor,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Alignment with the text and consistency with the reference: means over the cells of all ranks that are mostly inside a
-    region.
+    """L_align and L_mask: means over the cells of all ranks that lie mostly inside a region.
 
     Args:
-        features, reference: (B, E, h, w) unit-norm embeddings of the image with the region hidden, and of the whole one.
-        region: (B, H, W) bool. label: (B,) its class. text: (K, E) unit-norm. temperature: of the cosines.
+        features: (B, E, h, w) embeddings of the image with the region hidden, unit norm.
+        reference: (B, E, h, w) embeddings of the whole image, unit norm.
+        region: (B, H, W) bool.
+        label: (B,), the class of each region.
+        text: (K, E), unit norm.
+        temperature: divides the cosines.
 
     Returns:
-        Cross-entropy over the K classes; mean of 1 - cosine. 0 where no cell is inside.
+        Cross-entropy over the K classes; mean of 1 - cosine. Both are 0 where no cell is inside.
     """
     share = F.adaptive_avg_pool2d(region[:, None].float(), features.shape[2:])[:, 0]
     weight = share * (share >= 0.5)

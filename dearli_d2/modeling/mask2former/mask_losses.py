@@ -94,7 +94,7 @@ class PointMaskLosses:
 
 
 def point_options(cfg: CfgNode) -> dict[str, Any]:
-    """How many points a config samples, and how: arguments of `PointMaskLosses`."""
+    """Arguments of `PointMaskLosses` from a config."""
     former = cfg.MODEL.MASK_FORMER
     return {
         "num_points": former.TRAIN_NUM_POINTS,
