@@ -66,21 +66,3 @@ class Targets:
         for number, mask in enumerate(self.masks.cpu().numpy(), start=1):
             ids[mask] = number
         return ids, [{"id": i, "category_id": c} for i, c in enumerate(self.labels.tolist(), start=1)]
-
-
-@dataclass(frozen=True)
-class Regions:
-    """Regions of un-annotated pixels of one image.
-
-    Args:
-        cells: (h, w) uint8 over the whole image, 0 = none, 1..U.
-        embeddings: (U, E) fp32, of unit norm.
-        size: side in pixels of the square to which the image was resized.
-    """
-
-    cells: torch.Tensor
-    embeddings: torch.Tensor
-    size: int
-
-    def __len__(self) -> int:
-        return len(self.embeddings)

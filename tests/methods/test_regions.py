@@ -27,9 +27,9 @@ from dearli_d2.methods.split_matching.regions import (
     region_masks,
     window_seeds,
 )
+from dearli_d2.methods.split_matching.structures import Regions
 from dearli_d2.modeling import build_model
 from dearli_d2.modeling.clustering import cosine_kmeans
-from dearli_d2.structures import Regions
 from tests.conftest import REPO
 
 

@@ -24,11 +24,11 @@ from dearli_d2.methods.split_matching.matching import (
     FocalIoUMatcher,
     SplitCriterion,
     SplitMatcher,
-    SplitTargets,
     candidate_cosine,
     label_map,
     pixel_losses,
 )
+from dearli_d2.methods.split_matching.structures import SplitTargets
 from dearli_d2.modeling import build_model
 from dearli_d2.modeling.mask2former.losses import mask_iou, sigmoid_focal
 from dearli_d2.modeling.mask2former.transformer_decoder import DecoderOutput

@@ -12,12 +12,12 @@ from ...data.build import labeled_dicts
 from ...errors import ConfigError
 from ...masks.generate import Work, fill_folder
 from ...modeling import build_model
-from ...structures import Regions
 from ...visualization import save_mask_picture
 from .data import whole_image
 from .options import RegionOptions
 from .region_folder import RegionFolder
 from .regions import region_masks
+from .structures import Regions
 
 
 def fill(cfg: CfgNode, out: Path, shard: tuple[int, int], batch_size: int, pictures: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -18,24 +18,7 @@ from ...modeling.mask2former.transformer_decoder import DecoderOutput
 from ...modeling.norms import normalised_convolution
 from ...modeling.ranks import over_ranks
 from ...structures import Targets
-
-
-@dataclass(frozen=True)
-class SplitTargets:
-    """Of one image. `seen`: annotated segments, labels 0..N_s - 1. `candidates`: regions, label j is row j of `embeddings`
-    (U, E), unit norm."""
-
-    seen: Targets
-    candidates: Targets
-    embeddings: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.seen) + len(self.candidates)
-
-    def joint(self, num_seen: int) -> Targets:
-        """Segments, then regions; region j has the label N_s + j."""
-        labels = torch.cat([self.seen.labels, self.candidates.labels + num_seen])
-        return Targets(labels, torch.cat([self.seen.masks, self.candidates.masks]), self.seen.valid)
+from .structures import SplitTargets
 
 
 class FocalIoUMatcher(HungarianMatcher):

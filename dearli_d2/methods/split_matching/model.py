@@ -26,19 +26,19 @@ from ...modeling.mask2former.segmenter import MaskFormerSegmenter
 from ...modeling.mask2former.transformer_decoder import MLP, DecoderOutput, GivenQueries
 from ...modeling.norms import norm_on
 from ...modeling.segmenter import level_channels
-from ...structures import Regions, Targets
+from ...structures import Targets
 from .matching import (
     FocalIoUMatcher,
     MultiScaleEnhancement,
     SplitCriterion,
     SplitMatcher,
-    SplitTargets,
     label_map,
     pixel_losses,
 )
 from .options import RegionOptions, SplitOptions
 from .region_folder import RegionFolder
 from .regions import RegionFinder, RegionSettings, candidate_masks
+from .structures import Regions, SplitTargets
 
 _START_PROBABILITY = 0.01  # of a class, as focal losses want it
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from ...errors import ConfigError, DatasetError
 from ...files import write_atomically
 from ...masks.file_per_image import OTHER_IMAGE, FilePerImage, image_digest
-from ...structures import Regions
+from .structures import Regions
 
 logger = logging.getLogger(__name__)
 

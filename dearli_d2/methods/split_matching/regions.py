@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ...errors import ConfigError
 from ...modeling.backbone.open_clip import OpenCLIPBackbone
 from ...modeling.clustering import cosine_kmeans
-from ...structures import Regions
+from .structures import Regions
 
 
 @dataclass(frozen=True)
