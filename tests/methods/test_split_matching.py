@@ -195,6 +195,27 @@ def test_permuted_candidates_permute_the_assignment():
     assert torch.equal(results[0][:, order], results[1])
 
 
+def test_losses_have_names_prefixes_of_their_group_and_weights():
+    targets = [split_targets(2, 2), split_targets(1, 3, 1)]
+    logits, output = predictions(targets)
+    matcher = SplitMatcher(FocalIoUMatcher(num_points=200), SEEN_QUERIES)
+    with_cosine = SplitCriterion(NUM_SEEN, matcher, cosine_weight=3.0, num_points=200)
+    torch.manual_seed(0)
+    losses = with_cosine(logits, output, targets, [("one_", 1), ("two_", 1)])
+    kinds = ("loss_ce", "loss_mask", "loss_dice", "loss_cosine")
+    assert set(losses) == {
+        f"{group}{kind}{layer}" for group in ("one_", "two_") for kind in kinds for layer in ("_0", "_1", "")
+    }
+    assert all(loss.dim() == 0 for loss in losses.values())
+    torch.manual_seed(0)
+    matches = matcher(logits, output, targets)
+    for index, group in enumerate(("one_", "two_")):
+        part = output.images(index, index + 1), targets[index : index + 1], matches.images(index, index + 1, [4, 4])
+        cosine = candidate_cosine(part[0].class_outputs, *part[1:])
+        for layer, name in enumerate(("loss_cosine_0", "loss_cosine_1", "loss_cosine")):
+            assert float(losses[group + name]) == pytest.approx(3 * float(cosine[layer]), rel=1e-5)
+
+
 def test_class_targets_are_one_hot_and_padding_carries_no_loss():
     targets = [split_targets(2, 3), split_targets(1, 1, 1)]
     logits, output = predictions(targets)

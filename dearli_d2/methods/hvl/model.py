@@ -64,6 +64,9 @@ class HVL(MaskFormerSegmenter):
         core: see `MaskFormerSegmenter`.
     """
 
+    background: torch.Tensor
+    language_model: OpenCLIPBackbone | None
+
     @configurable
     def __init__(
         self,
@@ -79,7 +82,7 @@ class HVL(MaskFormerSegmenter):
         self.options, self.confidence = options, confidence
         self.fixed_templates = fixed_templates
         self._fixed: torch.Tensor | None = None
-        self.language_model: OpenCLIPBackbone | None = language
+        self.language_model = language
         self.reference_tower: nn.Module | None = None
         if not options.textual_queries:
             return
@@ -103,9 +106,8 @@ class HVL(MaskFormerSegmenter):
     @classmethod
     def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict[str, Any]:
         """The constructor's arguments from a config."""
-        options, matcher = HVLOptions.of(cfg), build_matcher(cfg)
-        if options.textual_queries:
-            matcher = TextualMatcher(matcher, cfg.MODEL.NUM_CLASSES, _LEVELS)
+        options, free = HVLOptions.of(cfg), build_matcher(cfg)
+        matcher = TextualMatcher(free, cfg.MODEL.NUM_CLASSES, _LEVELS) if options.textual_queries else free
         core = cls.linear_arguments(cfg, taxonomy, build_criterion(cfg, matcher))
         return {
             **core,

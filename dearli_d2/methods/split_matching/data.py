@@ -1,8 +1,9 @@
-"""The views of an image that regions need."""
+"""Training images, with the views that regions need."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +17,21 @@ from .region_folder import RegionFolder
 
 
 def unannotated_pixels(dataset_dict: dict) -> np.ndarray:
-    """(H, W) bool: pixels of no listed segment."""
+    """(H, W) bool: the pixels that belong to no listed segment."""
     ids = segment_ids(read_panoptic(dataset_dict["pan_seg_file_name"]))
     return ~np.isin(ids, [s["id"] for s in dataset_dict["segments_info"]])
 
 
 def whole_image(dataset_dict: dict, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The image as a square, (3, size, size) uint8, and its unannotated pixels, (size, size) bool."""
+    """Reads an image as a square.
+
+    Args:
+        dataset_dict: the image and its annotation.
+        size: side in pixels.
+
+    Returns:
+        (3, size, size) uint8; (size, size) bool, the pixels that nobody annotated.
+    """
     image = square(read_image(dataset_dict["file_name"]), size)
     return (
         torch.from_numpy(image.transpose(2, 0, 1).copy()),
@@ -31,33 +40,43 @@ def whole_image(dataset_dict: dict, size: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def square(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) uint8 or (H, W) bool to a square of `size` pixels; bool by the nearest pixel."""
+    """Resizes an image or a mask to a square.
+
+    Args:
+        image: (H, W, 3) uint8, or (H, W) bool, which is resized by the nearest pixel.
+        size: side in pixels.
+    """
     if image.dtype == bool:
         return np.array(Image.fromarray(image.astype(np.uint8)).resize((size, size), Image.NEAREST)).astype(bool)
     return np.array(Image.fromarray(image).resize((size, size), Image.BILINEAR))
 
 
 def zero_shot_targets(ids: np.ndarray, segments_info: list[dict]) -> Targets:
-    """As `semantic_targets`, but pixels without annotation are pixels of none of the classes."""
+    """Makes `semantic_targets` in which pixels without annotation count as pixels of none of the classes."""
     return replace(semantic_targets(ids, segments_info), valid=None)
 
 
 class ZeroShotTrainMapper(PanopticTrainMapper):
-    """Labelled images of the seen classes, and what regions need.
+    """Reads labelled images of the seen classes, and what regions need.
 
     Args:
-        unseen: ids that no label may have. size: side in pixels of the whole image as CLIP sees it.
-        cache: folder of regions; None = they are made in training.
-        others: see `PanopticTrainMapper`.
+        options: arguments of `PanopticTrainMapper`.
+        unseen: ids that no label may have.
+        size: side in pixels of the whole image as CLIP sees it.
+        cache: folder of regions; None = they are found during training.
     """
 
-    def __init__(self, *options, unseen: tuple[int, ...], size: int, cache: RegionFolder | None = None) -> None:
+    def __init__(self, *options: Any, unseen: tuple[int, ...], size: int, cache: RegionFolder | None = None) -> None:
         super().__init__(*options, targets=zero_shot_targets)
         self.unseen, self.size, self.cache = set(unseen), size, cache
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Also "pixels" (S, S) int32, which pixel of the whole image as a square is behind each pixel of the view (-1 =
-        padding); "regions" from the cache, or "whole_image" (3, s, s) uint8 and "unannotated" (s, s) bool.
+        """Reads a sample.
+
+        Returns:
+            The sample of `PanopticTrainMapper` and "pixels" (S, S) int32, the pixel of the whole image as a square behind
+            each pixel of the view (-1 = padding). Also "regions" from the cache, or "whole_image" (3, s, s) uint8 and
+            "unannotated" (s, s) bool.
 
         Raises:
             DatasetError: labels of an unseen class.

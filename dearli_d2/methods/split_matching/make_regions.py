@@ -21,7 +21,21 @@ from .structures import Regions
 
 
 def fill(cfg: CfgNode, out: Path, shard: tuple[int, int], batch_size: int, pictures: int) -> str:
-    """Makes what is missing; returns a line on it."""
+    """Makes the files of a cache that are missing.
+
+    Args:
+        cfg: the config of the training run.
+        out: folder of the cache.
+        shard: see `fill_folder`.
+        batch_size: images at a time.
+        pictures: number of pictures to write.
+
+    Returns:
+        A line that says how many images were done.
+
+    Raises:
+        ConfigError: the config is of another method, or the cache of other settings.
+    """
     if cfg.MODEL.META_ARCHITECTURE != "SplitMatching":
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no regions; it must be SplitMatching"

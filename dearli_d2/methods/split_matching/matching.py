@@ -22,10 +22,10 @@ from .structures import SplitTargets
 
 
 class FocalIoUMatcher(HungarianMatcher):
-    """Costs of sigmoid classes and soft IoU; `mask_weight` is that of the IoU."""
+    """A matcher whose costs are those of independent (sigmoid) classes and of the soft IoU, which `mask_weight` weighs."""
 
     def class_cost(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Focal loss of saying yes less that of saying no."""
+        """Focal loss of saying yes less that of saying no; see `HungarianMatcher.class_cost`."""
         logits = logits.float()
         yes = sigmoid_focal(logits, torch.ones_like(logits))
         no = sigmoid_focal(logits, torch.zeros_like(logits))
@@ -43,10 +43,11 @@ class FocalIoUMatcher(HungarianMatcher):
 
 
 class SplitMatcher:
-    """The first `num_seen_queries` queries are matched with annotated segments, the others with regions.
+    """Matches the first queries with annotated segments and the other queries with regions.
 
     Args:
-        matcher: gives the costs. num_seen_queries: K_s; all queries where there are no candidate queries.
+        matcher: computes the costs.
+        num_seen_queries: K_s, the number of queries for segments; all queries where there are no candidate queries.
     """
 
     def __init__(self, matcher: FocalIoUMatcher, num_seen_queries: int) -> None:
@@ -54,7 +55,13 @@ class SplitMatcher:
 
     @torch.no_grad()
     def __call__(self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[SplitTargets]) -> Matches:
-        """Matches of the joint targets, whose labels are columns of (R, B, Q, N_s + U) `class_logits`."""
+        """Matches the joint targets of a batch; see `Matcher`.
+
+        Args:
+            class_logits: (R, B, Q, N_s + U); the labels of the joint targets are its columns.
+            output: the masks.
+            targets: one per image.
+        """
         num_seen = class_logits.shape[-1] - max(len(t.embeddings) for t in targets)
         groups = (
             (slice(0, self.num_seen_queries), [t.seen for t in targets]),
@@ -84,7 +91,7 @@ class SplitMatcher:
     def _joined(
         self, results: list[tuple[torch.Tensor, torch.Tensor]], targets: Sequence[SplitTargets], device: torch.device
     ) -> Matches:
-        """Segments and regions of an image one after another."""
+        """Puts the matches of an image's segments and regions one after another."""
         (seen, seen_matched), (candidate, candidate_matched) = results
         candidate = candidate + self.num_seen_queries
         of_seen, of_regions = [len(t.seen) for t in targets], [len(t.candidates) for t in targets]
@@ -170,11 +177,15 @@ def focal_classes(logits: torch.Tensor, targets: Sequence[Targets], matches: Mat
 
 
 def candidate_cosine(vectors: torch.Tensor, targets: Sequence[SplitTargets], matches: Matches) -> torch.Tensor:
-    """(R,): mean of 1 - cosine of matched candidate queries and their regions' embeddings (L_cos), over those of all ranks; 0
-    without regions.
+    """L_cos: mean of 1 - cosine between matched candidate queries and the embeddings of their regions, over all ranks.
 
     Args:
         vectors: (R, B, Q, E) class embeddings of the queries.
+        targets: one per image.
+        matches: of the joint targets.
+
+    Returns:
+        (R,), 0 without regions.
     """
     is_region = torch.cat([torch.tensor([False] * len(t.seen) + [True] * len(t.candidates)) for t in targets])
     rows = is_region.nonzero()[:, 0].to(vectors.device)
@@ -191,10 +202,13 @@ def candidate_cosine(vectors: torch.Tensor, targets: Sequence[SplitTargets], mat
 
 
 class MultiScaleEnhancement(nn.Module):
-    """MFE: a top-down sum of the pixel decoder's levels, classified per pixel; an auxiliary head, dropped at inference.
+    """MFE: an auxiliary head that sums the pixel decoder's levels from coarse to fine. Inference does not run it.
 
     Args:
-        dim: channels of the levels. embedding_dim: E. levels. norm: of the convolutions, see `normalised_convolution`.
+        dim: channels of the levels.
+        embedding_dim: E, channels of the output.
+        levels: number of levels.
+        norm: norm of the convolutions, see `normalised_convolution`.
     """
 
     def __init__(self, dim: int, embedding_dim: int, levels: int = 3, norm: str = "GN") -> None:
@@ -203,7 +217,7 @@ class MultiScaleEnhancement(nn.Module):
         self.embed = nn.Conv2d(dim, embedding_dim, 1)
 
     def forward(self, pixels: PixelFeatures) -> torch.Tensor:
-        """(B, E, h, w) at the size of the finest level."""
+        """Returns (B, E, h, w) at the size of the finest level."""
         fused = None
         for block, level in zip(self.blocks, pixels.multi_scale, strict=True):
             refined = block(level)
@@ -214,10 +228,12 @@ class MultiScaleEnhancement(nn.Module):
 
 
 def pixel_losses(logits: torch.Tensor, labels: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
-    """Cross-entropy plus softmax focal loss, mean over the labelled pixels of all ranks; 0 without any.
+    """L_MFE: cross-entropy plus softmax focal loss, mean over the labelled pixels of all ranks; 0 without any.
 
     Args:
-        logits: (B, N, h, w), absent classes at -inf. labels: (B, h, w) int64, -1 = none.
+        logits: (B, N, h, w), absent classes at -inf.
+        labels: (B, h, w) int64, -1 = none.
+        gamma: exponent of the focal loss.
     """
     loss = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="none")
     focal = (1 - (-loss).exp()).clamp(min=0).pow(gamma) * loss
@@ -226,7 +242,15 @@ def pixel_losses(logits: torch.Tensor, labels: torch.Tensor, gamma: float = 2.0)
 
 
 def label_map(targets: Sequence[Targets], size: Sequence[int]) -> torch.Tensor:
-    """(B, *size) int64: class of each pixel of masks that do not overlap, the nearest pixel's, -1 = none or not valid."""
+    """Class of each pixel, by the nearest pixel of the masks, which must not overlap.
+
+    Args:
+        targets: one per image.
+        size: height and width of the map.
+
+    Returns:
+        (B, *size) int64; -1 = no mask, or not valid.
+    """
     maps = []
     for target in targets:
         labels = torch.full(target.masks.shape[1:], -1, device=target.masks.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from ...modeling.clip.text import Vocabulary, build_vocabulary, read_templates
 from ...modeling.mask2former.head import build_head
 from ...modeling.mask2former.mask_losses import point_options
 from ...modeling.mask2former.matcher import loss_weights
+from ...modeling.mask2former.pixel_decoder import PixelFeatures
 from ...modeling.mask2former.segmenter import MaskFormerSegmenter
 from ...modeling.mask2former.transformer_decoder import MLP, DecoderOutput, GivenQueries
 from ...modeling.norms import norm_on
@@ -44,20 +46,24 @@ _START_PROBABILITY = 0.01  # of a class, as focal losses want it
 
 
 class SplitMatching(MaskFormerSegmenter):
-    """Mask2Former whose class of a query is its cosine with text embeddings, and in training also with embeddings of regions.
+    """Mask2Former that classifies a query by its cosine with text embeddings, and in training also with those of regions.
 
     Args:
         options: see `SplitOptions`.
-        mfe_norm: the norm of the enhancement on the device of the run.
-        language: frozen CLIP; None = the backbone itself, which must then be frozen.
-        clip_mean, clip_std: its normalisation of 0..255 RGB.
-        region_settings: of the regions made on line.
+        mfe_norm: norm of the auxiliary head on the device of the run.
+        language: frozen CLIP model beside the backbone; None = the backbone itself, which must then be frozen.
+        clip_mean: mean of 0..255 RGB for CLIP, 3 values.
+        clip_std: deviation of 0..255 RGB for CLIP, 3 values.
+        region_settings: settings of the regions that are found during training.
         unseen: names of the classes that training does not know.
-        fixed_templates: of the text embeddings.
+        fixed_templates: prompt templates of the text embeddings.
         level_dim: channels of the pixel decoder.
         ensemble_alpha: weight of the learned posterior at inference; 1 leaves CLIP's out.
         core: see `MaskFormerSegmenter`.
     """
+
+    seen_index: torch.Tensor
+    language_model: OpenCLIPBackbone | None
 
     @configurable
     def __init__(
@@ -73,7 +79,7 @@ class SplitMatching(MaskFormerSegmenter):
         fixed_templates: Sequence[str],
         level_dim: int,
         ensemble_alpha: float,
-        **core,
+        **core: Any,
     ) -> None:
         super().__init__(**core)
         self.options, self.ensemble_alpha = options, ensemble_alpha
@@ -102,7 +108,12 @@ class SplitMatching(MaskFormerSegmenter):
         self.finder = RegionFinder(self.language, clip_mean, clip_std, region_settings)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
+    def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict[str, Any]:
+        """The constructor's arguments from a config.
+
+        Raises:
+            ConfigError: the CLIP model is not frozen.
+        """
         split, former = SplitOptions.of(cfg), cfg.MODEL.MASK_FORMER
         backbone = build_backbone(cfg)
         language = language_beside(cfg, backbone)
@@ -160,7 +171,7 @@ class SplitMatching(MaskFormerSegmenter):
         self._text = {}
 
     def text(self, classes: tuple[int, ...]) -> Vocabulary:
-        """Text embeddings of some classes; those of the others are not looked at."""
+        """Text embeddings of some classes. The names of the others are not read."""
         if self.taxonomy is None:
             raise ConfigError("there are no class names: register the data set of DATASETS.TRAIN or load a checkpoint")
         if classes not in self._text:
@@ -176,7 +187,7 @@ class SplitMatching(MaskFormerSegmenter):
     # ------------------------------------------------------------------------------------------ training
 
     def cache_settings(self, cfg: CfgNode) -> dict:
-        """What regions depend on, for the manifest of a cache: CLIP and its weights, clustering, data, annotated classes."""
+        """The entries of a cache's manifest: CLIP and its weights, clustering, data, and the annotated classes."""
         finder, digest = self.finder, hashlib.sha256()
         for name, tensor in sorted(finder.clip.clip_model.visual.state_dict().items()):
             digest.update(
@@ -234,7 +245,7 @@ class SplitMatching(MaskFormerSegmenter):
         return F.normalize(self.candidate_mlp(embeddings).float(), dim=-1)
 
     def _regions(self, samples: Sequence[dict]) -> list[Regions]:
-        """From the cache, or made now, together for all images without."""
+        """Regions of each image, from the cache; those of the other images are found now, together."""
         if not self.options.candidate_queries:
             cells = torch.zeros(1, 1, dtype=torch.uint8, device=self.device)
             none = torch.zeros(0, self.language.embedding_dim, device=self.device)
@@ -254,8 +265,15 @@ class SplitMatching(MaskFormerSegmenter):
     def _training_cosines(
         self, vectors: torch.Tensor, targets: Sequence[SplitTargets]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(R, B, Q, N_s + U) cosines with the seen classes' text and each image's own regions; (B, N_s + U) bool: which
-        columns an image has."""
+        """Cosines with the text of the seen classes and with each image's own regions.
+
+        Args:
+            vectors: (R, B, Q, E) class embeddings.
+            targets: one per image.
+
+        Returns:
+            (R, B, Q, N_s + U) cosines; (B, N_s + U) bool, the columns that an image has.
+        """
         seen = self.text(self.seen).cosine(vectors)
         width = max(len(t.embeddings) for t in targets)
         padded = torch.stack([F.pad(t.embeddings, (0, 0, 0, width - len(t.embeddings))) for t in targets])
@@ -266,7 +284,7 @@ class SplitMatching(MaskFormerSegmenter):
         exists = torch.arange(width, device=vectors.device) < count[:, None]
         return torch.cat([seen, regions], -1), F.pad(exists, (len(self.seen), 0), value=True)
 
-    def _enhancement_loss(self, pixels, targets: Sequence[SplitTargets]) -> torch.Tensor:
+    def _enhancement_loss(self, pixels: PixelFeatures, targets: Sequence[SplitTargets]) -> torch.Tensor:
         features = self.enhancement(pixels)
         vectors = features.flatten(2).transpose(1, 2)[None]  # (1, B, N, E)
         cosines, exists = self._training_cosines(vectors, targets)
@@ -281,7 +299,7 @@ class SplitMatching(MaskFormerSegmenter):
         return self.sem_seg_head.predictor(pixels, self._random_queries(len(images)))
 
     def _random_queries(self, batch: int) -> GivenQueries | None:
-        """Drawn with the mean and variance of the learned ones, the same in every call."""
+        """Random queries with the mean and variance of the learned ones, the same in every call."""
         count = self.options.random_queries
         if not count:
             return None
@@ -293,7 +311,15 @@ class SplitMatching(MaskFormerSegmenter):
         return GivenQueries(*drawn, torch.zeros(batch, count, dtype=torch.bool, device=self.device))
 
     def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, Q, K) logits of independent classes, seen and unseen; (B, Q, H/4, W/4) mask logits."""
+        """Final predictions for normalised (B, 3, H, W) images.
+
+        Args:
+            images: the images.
+            alpha: weight of the learned posterior; None = `ensemble_alpha`.
+
+        Returns:
+            (B, Q, K) logits of independent classes, seen and unseen; (B, Q, H/4, W/4) mask logits.
+        """
         alpha = self.ensemble_alpha if alpha is None else alpha
         output, text = self.network(images), self.text(tuple(range(len(self.seen_index))))
         logits, mask_logits = self._logits(text.cosine(output.class_outputs[-1])), output.mask_logits()
@@ -340,7 +366,7 @@ def build_criterion(cfg: CfgNode) -> SplitCriterion:
 
 
 def region_settings(cfg: CfgNode) -> RegionSettings:
-    """How the regions of a config are made."""
+    """The settings of a config's regions."""
     options = RegionOptions.of(cfg)
     return RegionSettings(
         image_size=options.image_size,

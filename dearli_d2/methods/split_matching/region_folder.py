@@ -1,4 +1,4 @@
-"""Regions of un-annotated pixels on disk: one file an image and a manifest that says what made them."""
+"""Regions on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class RegionFolder(FilePerImage):
-    """`FOLDER/regions/STEM.safetensors` for each image, see `FilePerImage`."""
+    """A folder of regions: `regions/STEM.safetensors` for each image."""
 
     def path(self, file_name: str) -> Path:
         return self.folder / "regions" / f"{Path(file_name).stem}.safetensors"
@@ -41,7 +41,10 @@ class RegionFolder(FilePerImage):
             return None
 
     def read(self, file_name: str) -> Regions | None:
-        """None where there is no file, or a damaged one, which is named in the log: then regions are made anew.
+        """The regions of an image.
+
+        Returns:
+            None without a file, and for a damaged one, which the log names. The regions are then found anew.
 
         Raises:
             DatasetError: regions of another image of that name.
@@ -59,7 +62,7 @@ class RegionFolder(FilePerImage):
             return None
 
     def check_settings(self, settings: dict) -> None:
-        """Raises `ConfigError` unless the folder was made with these settings."""
+        """Raises `ConfigError` if the folder was made with other settings."""
         manifest = self.manifest()
         if manifest is None:
             raise ConfigError(

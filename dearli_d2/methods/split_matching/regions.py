@@ -15,10 +15,17 @@ from .structures import Regions
 
 @dataclass(frozen=True)
 class RegionSettings:
-    """`image_size`: side in pixels of the square image that CLIP sees. `windows`: sides in cells of the windows whose means
-    are the first centroids. `iterations`: of K-means at most. `fusion`: cosine from which on clusters are one.
-    `min_area`: share of the image of a region. `crop_size`: side of the masked images that are embedded. `embedding`: "cls",
-    of the image that shows the region alone, or "dense", the mean of the dense features in it."""
+    """The settings of regions.
+
+    Args:
+        image_size: side in pixels of the square image that CLIP sees.
+        windows: sides in cells of the windows whose means are the first centroids.
+        iterations: largest number of iterations of K-means.
+        fusion: cosine from which on two clusters are merged.
+        min_area: smallest region, as a share of the image.
+        crop_size: side in pixels of the image that shows a region alone.
+        embedding: "cls" of the image that shows the region alone, or "dense", the mean of the dense features in it.
+    """
 
     image_size: int = 512
     windows: tuple[int, ...] = (8, 16)
@@ -29,15 +36,18 @@ class RegionSettings:
     embedding: str = "cls"
 
     def to_json(self) -> dict:
-        """For the manifest of a cache."""
+        """The entries of a cache's manifest."""
         return {**asdict(self), "windows": list(self.windows)}
 
 
 class RegionFinder:
-    """Finds the regions of whole images; nothing is learned, so the same image always gives the same regions.
+    """Finds the regions of whole images. Nothing is learned, so the same image always gives the same regions.
 
     Args:
-        clip: a frozen CLIP model. mean, std: its normalisation of 0..255 RGB, 3 values each.
+        clip: a frozen CLIP model.
+        mean: mean of 0..255 RGB for CLIP, 3 values.
+        std: deviation of 0..255 RGB for CLIP, 3 values.
+        settings: see `RegionSettings`.
 
     Raises:
         ConfigError: sizes that CLIP cannot take, or was not trained with.
@@ -53,10 +63,11 @@ class RegionFinder:
         """Finds the regions of a batch of images.
 
         Args:
-            images: (B, 3, S, S) 0..255, whole images as squares of `image_size`. unannotated: (B, S, S) bool.
+            images: (B, 3, S, S) 0..255, whole images as squares of `image_size`.
+            unannotated: (B, S, S) bool.
 
         Returns:
-            Per image regions inside the unannotated pixels; perhaps none.
+            Regions inside the unannotated pixels of each image; perhaps none.
         """
         device = images.device
         normalized = (images.float() - self.mean.to(device)) / self.std.to(device)
@@ -91,7 +102,7 @@ class RegionFinder:
         return results
 
     def _embed(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """(U, E) unit-norm embeddings of (U, 3, S, S) images of which (U, S, S) masks show a region."""
+        """(U, E) embeddings, unit norm, of the regions that (U, S, S) masks show in (U, 3, S, S) images."""
         masked = images * masks[:, None]  # 0 is the mean colour
         side = (self.settings.crop_size,) * 2
         crops = F.interpolate(masked, size=side, mode="bilinear", align_corners=False)
@@ -118,16 +129,31 @@ def _check_sizes(clip: OpenCLIPBackbone, settings: RegionSettings) -> None:
 
 
 def mean_of_cells(dense: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """(U, E) unit-norm means of (U, E, h, w) features, each cell weighted by the share of it that (U, H, W) masks cover."""
+    """Means of features under masks. The weight of a cell is the share of it that the mask covers.
+
+    Args:
+        dense: (U, E, h, w).
+        masks: (U, H, W).
+
+    Returns:
+        (U, E), unit norm.
+    """
     share = F.adaptive_avg_pool2d(masks[:, None].float(), dense.shape[-2:])
     return F.normalize((dense * share).sum((2, 3)), dim=-1)
 
 
 def cluster(dense: torch.Tensor, settings: RegionSettings) -> torch.Tensor:
-    """(B, E, h, w) unit-norm features to (B, h, w) int64 cluster numbers 1, 2, ... of each image.
+    """Clusters the cells of each image.
 
-    K-means at each scale of windows, from the windows' means; clusters of all scales are fused, small ones dissolved, and
-    each cell goes to the nearest cluster that is left.
+    K-means runs at each scale of windows and starts from the windows' means. Then similar clusters of all scales are merged
+    and small ones dropped. Each cell goes to the nearest cluster that is left.
+
+    Args:
+        dense: (B, E, h, w), unit norm.
+        settings: see `RegionSettings`.
+
+    Returns:
+        (B, h, w) int64, the cluster numbers 1, 2, ... of each image.
     """
     batch, _, height, width = dense.shape
     points = dense.flatten(2).transpose(1, 2)
@@ -147,7 +173,15 @@ def cluster(dense: torch.Tensor, settings: RegionSettings) -> torch.Tensor:
 
 
 def window_seeds(dense: torch.Tensor, window: int) -> torch.Tensor:
-    """(B, S, E) unit-norm means of windows with half a window between them (eq. 1)."""
+    """Means of windows with half a window between them (eq. 1).
+
+    Args:
+        dense: (B, E, h, w).
+        window: side in cells.
+
+    Returns:
+        (B, S, E), unit norm.
+    """
     means = F.avg_pool2d(dense, window, stride=max(window // 2, 1))
     return F.normalize(means.flatten(2).transpose(1, 2), dim=-1)
 
@@ -157,10 +191,13 @@ def fuse(centroids: torch.Tensor, areas: torch.Tensor, threshold: float, min_are
     the largest always stays.
 
     Args:
-        centroids: (S, E) unit-norm. areas: (S,), shares of the image; empty clusters are left out.
+        centroids: (S, E), unit norm.
+        areas: (S,), shares of the image; empty clusters are left out.
+        threshold: a cosine.
+        min_area: a share of the image.
 
     Returns:
-        (F, E) unit-norm, area-weighted means.
+        (F, E) area-weighted means, unit norm.
     """
     centroids, areas = centroids[areas > 0], areas[areas > 0]
     similarity = (centroids @ centroids.T).fill_diagonal_(-1)
@@ -183,11 +220,16 @@ def fuse(centroids: torch.Tensor, areas: torch.Tensor, threshold: float, min_are
 
 
 def candidate_masks(regions: Regions, pixels: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
-    """(U, S, S) bool masks in a view of the image, disjoint and outside of what is annotated.
+    """Masks of the regions in a view of the image. They are disjoint and outside of what is annotated.
 
     Args:
-        pixels: (S, S) int, pixel of the whole image as a square of `regions.size` behind each pixel of the view, -1 =
-            padding. annotated: (S, S) bool.
+        regions: regions of the image.
+        pixels: (S, S) int, the pixel of the whole image, as a square of `regions.size`, behind each pixel of the view;
+            -1 = padding.
+        annotated: (S, S) bool.
+
+    Returns:
+        (U, S, S) bool.
     """
     if not len(regions):
         return torch.zeros(0, *pixels.shape, dtype=torch.bool, device=pixels.device)
@@ -201,7 +243,15 @@ def candidate_masks(regions: Regions, pixels: torch.Tensor, annotated: torch.Ten
 
 
 def region_masks(regions: Regions, unannotated: torch.Tensor) -> torch.Tensor:
-    """(U, s, s) bool masks in the whole image as a square; `unannotated`: (s, s) bool."""
+    """Masks of the regions in the whole image as a square.
+
+    Args:
+        regions: regions of the image.
+        unannotated: (s, s) bool.
+
+    Returns:
+        (U, s, s) bool.
+    """
     size = unannotated.shape[0]
     pixels = torch.arange(size * size, device=unannotated.device).view(size, size)
     return candidate_masks(regions, pixels, ~unannotated)

@@ -29,8 +29,13 @@ class Regions:
 
 @dataclass(frozen=True)
 class SplitTargets:
-    """Of one image. `seen`: annotated segments, labels 0..N_s - 1. `candidates`: regions, label j is row j of `embeddings`
-    (U, E), unit norm."""
+    """The targets of one image: annotated segments and regions.
+
+    Args:
+        seen: annotated segments, with labels 0..N_s - 1.
+        candidates: regions; label j is row j of `embeddings`.
+        embeddings: (U, E), unit norm.
+    """
 
     seen: Targets
     candidates: Targets
@@ -40,6 +45,10 @@ class SplitTargets:
         return len(self.seen) + len(self.candidates)
 
     def joint(self, num_seen: int) -> Targets:
-        """Segments, then regions; region j has the label N_s + j."""
+        """The segments and then the regions, which get the labels N_s + j.
+
+        Args:
+            num_seen: N_s.
+        """
         labels = torch.cat([self.seen.labels, self.candidates.labels + num_seen])
         return Targets(labels, torch.cat([self.seen.masks, self.candidates.masks]), self.seen.valid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -134,7 +134,7 @@ class HungarianMatcher:
             return torch.nan_to_num(torch.stack(costs), nan=0.0, posinf=1e6, neginf=-1e6)
 
 
-def loss_weights(cfg: CfgNode) -> dict[str, float]:
+def loss_weights(cfg: CfgNode) -> dict[str, Any]:
     """Weights of the terms, the same in the costs of a matcher and in a criterion."""
     former = cfg.MODEL.MASK_FORMER
     return {
