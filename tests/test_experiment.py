@@ -182,7 +182,7 @@ def test_of_epochs_and_iterations_the_last_one_counts(config):
 @pytest.mark.parametrize(
     ("lines", "overrides", "words"),
     [
-        (data("custom_train", "0.5"), (), r"needs the number of images, give SOLVER\.MAX_ITER in its place; there is no data set"),
+        (data("unheard_of_train", "0.5"), (), r"needs the number of images, give SOLVER\.MAX_ITER in its place; there is no data set"),
         (data(unlabeled=False).replace("@PARTITION", ""), ("DATASETS.PARTITION", ""), "EPOCH_OF 'unlabeled', but there is no such"),
         (data(part="1.0"), (), r"EPOCHS 80 are no step: ade20k_panoptic_train@1\.0:unlabeled has 0 images, and a step takes 16"),
         (data(part="n9"), ("SOLVER.EPOCH_PROCESSES", "4", "SOLVER.EPOCH_OF", "labeled", "SOLVER.IMS_PER_BATCH", "16"), "has 9 images"),

@@ -117,7 +117,9 @@ def _launch(kernel, value: torch.Tensor, locations: torch.Tensor, arguments: Seq
     padded = triton.next_power_of_2(dim)
     block = max(_BLOCK_VALUES // padded, 1)
     if batch and queries:
-        wrap_triton(kernel)[(triton.cdiv(queries, block), heads, batch)](
+        # torch 2.10 wraps no kernel of the interpreter, which needs no wrapping
+        launched = wrap_triton(kernel) if isinstance(kernel, triton.JITFunction) else kernel
+        launched[(triton.cdiv(queries, block), heads, batch)](
             *arguments, tokens, queries, heads, DIM=dim, PADDED=padded, LEVELS=levels, POINTS=points, BLOCK=block,
             num_warps=_WARPS,
         )  # fmt: skip
