@@ -16,12 +16,12 @@ class SegKCOptions(Options):
 
     SECTION: ClassVar[str] = "MODEL.SEGKC"
 
-    consult: bool = option(True, SWITCH, "the senior reads the junior's features in training")
-    consult_grad: bool = option(False, SWITCH, "whether its losses reach the junior through them")
-    kd_weight: float = option(1.0, WEIGHT, "of the distillation, which begins with SSL.START; 0 = none")
-    kd_temperature: float = option(2.0, POSITIVE, "")
+    consult: bool = option(True, SWITCH, "The senior reads the junior's features in training.")
+    consult_grad: bool = option(False, SWITCH, "The senior's losses reach the junior through these features.")
+    kd_weight: float = option(1.0, WEIGHT, "Weight of the distillation, which begins at SSL.START. 0 leaves it out.")
+    kd_temperature: float = option(2.0, POSITIVE, "Temperature of the distillation.")
     read: str = option(
-        "junior", one_of("junior", "senior"), 'or "senior", for a diagnosis: whose scores inference returns'
+        "junior", one_of("junior", "senior"), 'Whose scores inference returns: "junior", or "senior" for a diagnosis.'
     )
 
 
@@ -32,10 +32,10 @@ class SeniorOptions(Options):
     SECTION: ClassVar[str] = "MODEL.SENIOR"
 
     pixel_mean: list[float] = option(
-        [], Items(Number(0, 255), (0, 3)), "as MODEL.PIXEL_MEAN, of the senior's own weights"
+        [], Items(Number(0, 255), (0, 3)), "As MODEL.PIXEL_MEAN, for the senior's own weights."
     )
-    pixel_std: list[float] = option([], Items(POSITIVE, (0, 3)), "")
-    dim: int = option(128, POSITIVE_COUNT, "as MODEL.DPT.DIM")
+    pixel_std: list[float] = option([], Items(POSITIVE, (0, 3)), "As MODEL.PIXEL_STD.")
+    dim: int = option(128, POSITIVE_COUNT, "As MODEL.DPT.DIM.")
 
 
 @dataclass(frozen=True)
@@ -44,4 +44,4 @@ class SeniorBackbone(Backbone):
 
     SECTION: ClassVar[str] = "MODEL.SENIOR.BACKBONE"
 
-    freeze_at: int = option(2, COUNT, "stages of detectron2's ResNet that are frozen")
+    freeze_at: int = option(2, COUNT, "Stages of detectron2's ResNet that are frozen.")

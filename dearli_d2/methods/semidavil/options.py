@@ -15,25 +15,31 @@ class SemiDAViLOptions(Options):
 
     SECTION: ClassVar[str] = "MODEL.SEMIDAVIL"
 
-    feature: str = option("clip_vis_dense", NAME, "map of the backbone that is classified; or res2 .. res5")
-    guidance: bool = option(True, SWITCH, "DLG: pixels and caption tokens attend to each other")
-    guidance_dim: int = option(256, POSITIVE_COUNT, "of its keys and values")
+    feature: str = option(
+        "clip_vis_dense", NAME, "Map of the backbone that is classified: clip_vis_dense, or res2 to res5."
+    )
+    guidance: bool = option(
+        True, SWITCH, "Dense language guidance: pixels and caption tokens attend to each other (Sec. 3.2)."
+    )
+    guidance_dim: int = option(256, POSITIVE_COUNT, "Channels of its keys and values.")
     captions: str = option(
         "file",
         one_of("file", "class_names"),
-        'of every image, see docs/semidavil.md; or "class_names", one for all images',
+        '"file" reads a caption for each image, "class_names" makes one for all images.',
     )
     head: str = option(
         "upsample",
         one_of("upsample", "dpt", "mask2former"),
-        'or "dpt", or "mask2former": the core\'s queries, read out per pixel',
+        '"upsample", "dpt", or "mask2former", whose queries are read out for each pixel.',
     )
-    head_dim: int = option(256, POSITIVE_COUNT, "")
+    head_dim: int = option(256, POSITIVE_COUNT, "Channels of the head.")
     loss: str = option(
         "dyce",
         one_of("dyce", "ce", "weighted_ce", "focal", "dual_ce", "dual_focal"),
-        "of labelled pixels; or ce, weighted_ce, focal, dual_ce, dual_focal",
+        "Loss of labelled pixels: DyCE (Sec. 3.4) or one that the paper compares it with (supplement D).",
     )
-    loss_weight: float = option(1.0, POSITIVE, "")
-    hard_fraction: float = option(0.2, Number(0, 1, above=True), "h of DyCE: share of the pixels that are mined")
-    omega: float = option(0.5, SHARE, "of DyCE: 1 = mean over mined pixels, 0 = sum of the means of their classes")
+    loss_weight: float = option(1.0, POSITIVE, "Weight of that loss.")
+    hard_fraction: float = option(0.2, Number(0, 1, above=True), "h of DyCE: share of the pixels that are mined.")
+    omega: float = option(
+        0.5, SHARE, "omega of DyCE: 1 is the mean over mined pixels, 0 the sum of the means of their classes."
+    )
