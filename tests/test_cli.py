@@ -287,3 +287,19 @@ def test_weights_of_a_diverged_training_are_refused():
     state["0.weight"][0, 1] = np.nan
     with pytest.raises(WeightsError, match="x.pth: 1 of 4 weights hold NaN or infinity: 0.weight"):
         load_state(model, state, "x.pth")
+
+
+def test_keys_are_listed_with_default_meaning_and_rule(capsys):
+    assert main(["keys", "teacher", "decay"]) == 0
+    name, meaning, rule, *_ = capsys.readouterr().out.splitlines()
+    assert name == "SSL.EMA_DECAY 0.999"
+    assert "teacher" in meaning
+    assert rule == "    Accepts a finite number, at least 0 and below 1."
+    assert main(["keys", "cheese"]) == 2
+    assert "no key has cheese in its name or meaning" in capsys.readouterr().err
+
+
+def test_every_key_is_explained():
+    from dearli_d2.config.schema import entries
+
+    assert [entry.name for entry in entries() if not entry.explanation.endswith(".")] == []

@@ -130,7 +130,7 @@ DOORS = (
         append="--dry-run",
     ),
     Door(r"source |export |dearli completion ", why="sets up the shell, as every run here is"),
-    Door(r"dearli env$", "start"),
+    Door(r"dearli env$|dearli keys( \S+)?$", "start"),
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml$", "start", makes=("output/miniworld/m2f_lang/model_final.pth",)),
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml --resume$", "start"),
     Door(r"dearli eval --config-file configs/miniworld/m2f_lang\.yaml --weights output/miniworld/m2f_lang/model_final\.pth$", "start"),

@@ -14,6 +14,7 @@ from .completion import completion
 from .data import data
 from .demo import demo
 from .env import env
+from .keys import keys
 from .masks import masks
 from .plan import plan
 from .predict import predict
@@ -38,7 +39,7 @@ def dearli() -> None:
     """
 
 
-for _command in (train, evaluate, predict, plan, masks, prepare, data, checkpoint, demo, env, completion):
+for _command in (train, evaluate, predict, plan, masks, prepare, data, checkpoint, keys, demo, env, completion):
     dearli.add_command(_command)
 for _method in methods().values():
     _method.add_commands(dearli)

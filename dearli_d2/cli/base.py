@@ -21,7 +21,7 @@ from ..files import beside_package
 
 OVERRIDES = """KEY VALUE: keys of the config with their new values, in pairs. A list or a tuple is quoted:
   SOLVER.MAX_ITER 1000 OUTPUT_DIR output/mine DATASETS.TEST "('miniworld_val',)"
-Every key with its default is in dearli_d2/config/build.py."""
+`dearli keys` lists all keys with their meaning."""
 POSITIVE = click.IntRange(min=1)
 FILE_OR_FOLDER = click.Path(path_type=Path)
 

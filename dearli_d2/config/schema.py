@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from ..methods import methods
-from .options import Options
+from .options import Key, Options
 from .sections import SECTIONS
 from .values import COUNT, NAME, NAMES, PATH, POSITIVE_COUNT, SWITCH, TEXT, Choice, Items, Rule, Text, one_of
 
@@ -45,10 +45,16 @@ def sections() -> Iterator[type[Options]]:
         yield from method.options
 
 
+def entries() -> Iterator[Key]:
+    """Yields every key of this project as it is declared."""
+    for section in sections():
+        yield from section.entries()
+
+
 @cache
 def schema() -> dict[str, Rule]:
     """The rule of every key, by its full name."""
-    return _DETECTRON2 | {key.name: key.rule for section in sections() for key in section.entries()}
+    return _DETECTRON2 | {key.name: key.rule for key in entries()}
 
 
 # keys of detectron2 that other projects use, and what has their part here

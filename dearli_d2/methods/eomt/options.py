@@ -15,15 +15,19 @@ class EoMTOptions(Options):
 
     SECTION: ClassVar[str] = "MODEL.EOMT"
 
-    blocks: int = option(4, POSITIVE_COUNT, "last blocks of the ViT, which read the queries too (L2)")
-    patch_size: int = option(16, POSITIVE_COUNT, "pixels; weights of a ViT with other patches are resized")
+    blocks: int = option(4, POSITIVE_COUNT, "Number of the last blocks of the ViT that read the queries too (L2).")
+    patch_size: int = option(
+        16, POSITIVE_COUNT, "Side of a patch in pixels. Weights of a ViT with other patches are resized."
+    )
     annealing_start: float = option(
-        1 / 6, SHARE, "share of the training after which the masks of the first of these blocks fade out"
+        1 / 6, SHARE, "Share of the training after which the masks of the first of these blocks fade out."
     )
-    annealing_end: float = option(5 / 6, SHARE, "share of the training after which no block has masks any more")
-    annealing_power: float = option(0.9, POSITIVE, "of the fall of the probability of a mask from 1 to 0")
+    annealing_end: float = option(5 / 6, SHARE, "Share of the training after which no block has masks any more.")
+    annealing_power: float = option(0.9, POSITIVE, "Power with which the probability of a mask falls from 1 to 0.")
     layer_decay: float = option(
-        0.8, Number(0, 1, above=True), "factor of the learning rate from each block of the ViT to the one before it"
+        0.8, Number(0, 1, above=True), "Factor of the learning rate from each block of the ViT to the one before it."
     )
-    backbone_delay: int = option(500, COUNT, "first steps, in which the ViT keeps its weights and the new parts learn")
-    backbone_warmup: int = option(1000, COUNT, "steps of the warm-up of the ViT's learning rate after that")
+    backbone_delay: int = option(
+        500, COUNT, "First steps in which the ViT keeps its weights and only the new parts learn."
+    )
+    backbone_warmup: int = option(1000, COUNT, "Steps after that in which the learning rate of the ViT rises.")
