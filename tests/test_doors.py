@@ -174,8 +174,6 @@ DOORS = (
     ),
     Door(r"python -m benchmarks\.sure_pixels --config-file configs/miniworld/", "runs"),
     Door(r"dearli regions --config-file configs/miniworld/", "runs", makes=("regions/pictures",)),
-    Door(TRAIN + r"configs/miniworld/eomt(_ssl)?\.yaml$", "runs", makes=("output/miniworld/eomt/model_final.pth",)),
-    Door(TRAIN + r"configs/(miniworld|coco_panoptic)/eomt", why=SAME),
     # ------------------------------------------------------------------ own data
     Door(r"dearli data example ", "own", after=few_images, makes=("mine/classes.txt",)),
     Door(r"cat mine/classes\.txt$", "own"),
