@@ -21,6 +21,7 @@ $(PACKAGES): requirements.txt requirements-dev.txt scripts/make_env.sh scripts/i
 	bash scripts/make_env.sh $(VENV) $(CONSTRAINTS)
 	touch $@
 
+$(STAMP): export PYTHONWARNINGS = ignore:Editable installation
 $(STAMP): $(PACKAGES) pyproject.toml setup.py
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@

@@ -30,8 +30,11 @@ def wheel(tmp_path_factory) -> Path:
     """The wheel of this checkout, built offline."""
     folder = tmp_path_factory.mktemp("wheel")
     source = copy_of_checkout(folder / "source")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, timeout=300)
+    command = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-index", "--no-deps", "--no-build-isolation"]
+    command += ["--wheel-dir", str(folder), str(source)]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    assert "Warning" not in built.stdout + built.stderr  # newer releases of pip show setuptools' warnings to every user
     return next(folder.glob("*.whl"))
 
 
