@@ -8,13 +8,15 @@ import torch.nn.functional as F
 
 @torch.no_grad()
 def cosine_kmeans(points: torch.Tensor, seeds: torch.Tensor, iterations: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    """K-means (Lloyd) of unit vectors from given centroids, for a batch at once. On unit vectors distances are cosines:
-    |x - y|^2 = 2 - 2 x y.
+    """K-means (Lloyd) of unit vectors from given centroids, for a batch at once.
 
-    A cluster that loses all its points keeps its centroid. Ends when no point of the batch moves.
+    On unit vectors distances are cosines: |x - y|^2 = 2 - 2 x y. A cluster that loses all its points keeps its centroid. The
+    iterations end when no point of the batch moves.
 
     Args:
-        points: (B, N, D) unit-norm. seeds: (B, S, D) unit-norm. iterations: at most.
+        points: (B, N, D) unit-norm.
+        seeds: (B, S, D) unit-norm.
+        iterations: largest number of iterations.
 
     Returns:
         (B, N) int64 the nearest centroid of each point; (B, S, D) centroids, scaled to unit norm.

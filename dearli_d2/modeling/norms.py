@@ -30,8 +30,8 @@ def normalised_convolution(dim: int, norm: str) -> list[nn.Module]:
     """A 3x3 convolution and its norm. The convolution has a bias where no norm would take it away.
 
     Args:
-        dim: channels. norm: "NONE", "GN", "BN" (over all ranks where there are several) or "BN_CPU", the same for ranks without
-            a GPU.
+        dim: channels.
+        norm: "NONE", "GN", "BN" (over all ranks where there are several) or "BN_CPU", the same for ranks without a GPU.
     """
     convolution = nn.Conv2d(dim, dim, 3, padding=1, bias=norm == "NONE")
     return [convolution] if norm == "NONE" else [convolution, _NORMS[norm](dim)]

@@ -1,4 +1,4 @@
-"""Sums and means over the ranks of data-parallel training. All tensors stay where they are: NCCL takes none on the CPU."""
+"""Means over the ranks of data-parallel training. All tensors stay on their device, since NCCL takes none on the CPU."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def over_ranks(count: torch.Tensor, least: float = 1.0) -> torch.Tensor:
-    """Mean of counts over all ranks: what a sum of losses is divided by so that the mean gradient of the ranks is that of one
-    process with the joint batch.
+    """Mean of counts over all ranks, the divisor of a sum of losses.
+
+    With it the mean gradient of the ranks is that of one process with the joint batch.
 
     Args:
-        count: any shape. least: lower limit of the sum over the ranks.
+        count: of any shape.
+        least: lower limit of the sum over the ranks.
     """
     return mean_over_ranks(count.detach().float()).clamp(min=least / comm.get_world_size())
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import timm
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from open_clip.transformer import QuickGELU
@@ -20,7 +21,7 @@ from ...errors import ConfigError, WeightsError
 from ...pretrained import OPENAI_MEAN, OPENAI_STD, SHIPPED, clip_facts, no_such_tag, text_keys
 from ...weights import read_state_dict
 from ..clip.ensembling import clip_head, mask_pool
-from ..clip.text_tower import text_tower_of
+from ..clip.text_tower import ClipModel, text_tower_of
 from . import tiny_clip  # makes the shipped model known to open_clip
 from .pyramid import SimpleFeaturePyramid
 
@@ -29,14 +30,14 @@ logger = logging.getLogger(__name__)
 _OPENAI_CONSTANTS = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's own files
 
 
-def build_clip(arch: str, weights: str, tag: str = "") -> nn.Module:
+def build_clip(arch: str, weights: str, tag: str = "") -> ClipModel:
     """An OpenCLIP model in fp32 on the CPU, with the activation that its weights were trained with.
 
     Args:
         arch: name of an OpenCLIP model configuration, or the path of such a JSON file.
         weights: a pretrained tag (downloaded by `open_clip`), a local file, "shipped" (in this package), or "" for a
             random start.
-        tag: that a local file is of, see `dearli_d2.pretrained`.
+        tag: the tag of a local file, see `dearli_d2.pretrained`.
 
     Raises:
         ConfigError: unknown `arch`, or a tag that is not of it. WeightsError: weights that cannot be had or do not fit.
@@ -69,7 +70,7 @@ def build_clip(arch: str, weights: str, tag: str = "") -> nn.Module:
     return model
 
 
-def _create_random(arch: str, quick_gelu: bool) -> nn.Module:
+def _create_random(arch: str, quick_gelu: bool) -> ClipModel:
     # open_clip warns on the root logger about the random start that is wanted here
     logging.disable(logging.WARNING)
     try:
@@ -100,26 +101,33 @@ def _load(model: nn.Module, path: str, arch: str) -> None:
 
 
 class OpenCLIPBackbone(Backbone):
-    """What the towers share: freezing, the text side of the model, and embeddings in the joint space.
+    """Base of the OpenCLIP towers: freezing, the text side of the model, and embeddings in the joint space.
 
-    The text tower is always frozen. `frozen` also freezes the image tower: eval mode whatever `train()` says, no
-    gradient, no graph. `trainable_blocks` trains only so many of its last blocks (stages of a ConvNeXt) and what follows
-    them; -1 = all. Methods that take a `tower` work with another image tower of the same architecture, such as a
-    frozen copy of the start weights; None is the backbone's own.
+    Methods that take a `tower` work with another image tower of the same architecture, such as a frozen copy of the start
+    weights. None is the backbone's own.
+
+    Args:
+        arch, weights, tag: see `build_clip`.
+        frozen: also freezes the image tower: it stays in eval mode and has no gradient and no graph. The text tower is always
+            frozen.
+        trainable_blocks: number of its last blocks (stages of a ConvNeXt) that are trained, with all layers after them;
+            -1 = all.
 
     Attributes:
-        mean, std: of 0..255 RGB, that its weights expect; OpenAI's where they are random.
-        quick_gelu: whether it has OpenAI's activation in place of GELU.
-        dense_form: how `clip_vis_dense` is made, for caches of what depends on it.
-        image_size: side of the images in pretraining, pixels; None where the weights follow no published tag.
+        mean, std: the normalisation of 0..255 RGB that the weights expect; OpenAI's for a random start.
+        quick_gelu: True if it has OpenAI's activation in place of GELU.
+        dense_form: names the kind of `clip_vis_dense`, for caches that depend on it.
+        image_size: side of the images in pretraining, in pixels; None where the weights follow no published tag.
     """
 
     dense_form = "last stage"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __init__(self, arch: str, weights: str, frozen: bool, trainable_blocks: int = -1, tag: str = "") -> None:
         super().__init__()
         self.arch, self.frozen = Path(arch).stem if arch.endswith(".json") else arch, frozen
-        self.clip_model = build_clip(arch, weights, tag)
+        self.clip_model: ClipModel = build_clip(arch, weights, tag)
         facts = clip_facts(arch, weights, tag)
         self.quick_gelu = any(isinstance(m, QuickGELU) for m in self.clip_model.modules())
         self.image_size = None if facts is None else facts.size
@@ -129,7 +137,7 @@ class OpenCLIPBackbone(Backbone):
         self.train()
 
     def _choose_trainable(self) -> None:
-        """What of the image tower has a gradient."""
+        """Selects the trainable parameters of the image tower."""
         count = self.trainable_blocks
         self.clip_model.requires_grad_(False)
         if self.frozen:
@@ -147,12 +155,13 @@ class OpenCLIPBackbone(Backbone):
             part.requires_grad_(True)
 
     @staticmethod
-    def _parts(visual: nn.Module) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
-        """The blocks of an image tower in their order, and what follows them."""
+    def _parts(visual: ClipModel) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
+        """The blocks of an image tower in their order, and the layers after them."""
         raise NotImplementedError
 
     @classmethod
-    def from_config(cls, cfg, input_shape) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None) -> dict[str, Any]:
+        """Reads the section MODEL.BACKBONE."""
         return {
             "arch": cfg.MODEL.BACKBONE.ARCH,
             "weights": cfg.MODEL.BACKBONE.WEIGHTS,
@@ -162,6 +171,7 @@ class OpenCLIPBackbone(Backbone):
         }
 
     def train(self, mode: bool = True) -> OpenCLIPBackbone:
+        """Sets the mode of the trainable parts; frozen towers stay in eval mode."""
         super().train(mode)
         self.clip_model.eval()
         if not self.frozen:
@@ -172,15 +182,23 @@ class OpenCLIPBackbone(Backbone):
     def embedding_dim(self) -> int:
         """Width E of the joint space."""
         projection = text_tower_of(self.clip_model).text_projection
-        return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[-1]
+        return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[-1])
 
     def logit_scale(self) -> torch.Tensor:
         """CLIP's own temperature, at most 100."""
         return self.clip_model.logit_scale.exp().clamp(max=100)
 
-    def encode(self, images: torch.Tensor, tower: nn.Module | None = None) -> dict[str, torch.Tensor]:
-        """What the image tower alone gives for (B, 3, H, W) normalised images: "clip_vis_dense" and "clip_pooled", the
-        input of `embed_pooled` for the whole image, (B, 1, D); and stages where the tower has them."""
+    def encode(self, images: torch.Tensor, tower: ClipModel | None = None) -> dict[str, torch.Tensor]:
+        """Features of the image tower, without the feature pyramid.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            tower: another image tower of the same architecture.
+
+        Returns:
+            "clip_vis_dense"; "clip_pooled" (B, 1, D), the input of `embed_pooled` for the whole image; and the stages of a
+            tower that has them.
+        """
         raise NotImplementedError
 
     def dense(self, images: torch.Tensor) -> torch.Tensor:
@@ -188,11 +206,11 @@ class OpenCLIPBackbone(Backbone):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.encode(images)["clip_vis_dense"]
 
-    def embed_pooled(self, pooled: torch.Tensor, tower: nn.Module | None = None) -> torch.Tensor:
+    def embed_pooled(self, pooled: torch.Tensor, tower: ClipModel | None = None) -> torch.Tensor:
         """(B, Q, D) pooled `clip_vis_dense` to (B, Q, E) unit-norm embeddings in the joint space."""
         raise NotImplementedError
 
-    def embed_dense(self, features: dict[str, torch.Tensor], tower: nn.Module | None = None) -> torch.Tensor:
+    def embed_dense(self, features: dict[str, torch.Tensor], tower: ClipModel | None = None) -> torch.Tensor:
         """(B, E, h, w) unit-norm embeddings of every cell of `clip_vis_dense`."""
         dense = features["clip_vis_dense"]
         return self.embed_pooled(dense.flatten(2).transpose(1, 2), tower).transpose(1, 2).unflatten(2, dense.shape[2:])
@@ -202,7 +220,7 @@ class OpenCLIPBackbone(Backbone):
         return self.embed_pooled(features["clip_pooled"], tower)[:, 0]
 
     def embed_region(self, features: dict[str, torch.Tensor], masks: torch.Tensor) -> torch.Tensor:
-        """(B, E) unit-norm embeddings of images of which (B, H, W) bool `masks` show a region, the rest being blank."""
+        """(B, E) unit-norm embeddings of blank images that show a region each, at the (B, H, W) bool `masks`."""
         return self.embed_image(features)
 
 
@@ -213,7 +231,7 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
     @configurable
     def __init__(self, arch: str, weights: str, frozen: bool = True, trainable_blocks: int = -1, tag: str = "") -> None:
         super().__init__(arch, weights, frozen, trainable_blocks, tag)
-        trunk = getattr(self.clip_model.visual, "trunk", None)
+        trunk: Any = getattr(self.clip_model.visual, "trunk", None)
         if not hasattr(trunk, "stages") or not hasattr(trunk, "stem"):
             raise ConfigError(f"MODEL.BACKBONE.ARCH: {arch} has no ConvNeXt tower; use MODEL.BACKBONE.NAME OpenCLIPViT")
         info = trunk.feature_info
@@ -223,20 +241,22 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
         }
 
     @staticmethod
-    def _parts(visual: nn.Module) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
+    def _parts(visual: ClipModel) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
         if not hasattr(getattr(visual, "trunk", None), "stages"):
-            return [], []  # no ConvNeXt, which the constructor says
+            return [], []  # no ConvNeXt; the constructor raises the error
         return list(visual.trunk.stages), [visual.trunk.norm_pre, visual.trunk.head, visual.head]
 
     @property
     def dense_shape(self) -> ShapeSpec:
-        """Of `clip_vis_dense`."""
+        """Channels and stride of `clip_vis_dense`."""
         return self._shapes["res5"]
 
     def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and strides of `res2`..`res5`."""
         return self._shapes
 
-    def encode(self, images: torch.Tensor, tower: nn.Module | None = None) -> dict[str, torch.Tensor]:
+    def encode(self, images: torch.Tensor, tower: ClipModel | None = None) -> dict[str, torch.Tensor]:
+        """The base's features, and the stages `res2`..`res5`."""
         trunk = (tower or self.clip_model.visual).trunk
         x, features = trunk.stem(images), {}
         for index, stage in enumerate(trunk.stages, start=2):
@@ -250,11 +270,12 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.encode(images)
 
-    def embed_pooled(self, pooled: torch.Tensor, tower: nn.Module | None = None) -> torch.Tensor:
+    def embed_pooled(self, pooled: torch.Tensor, tower: ClipModel | None = None) -> torch.Tensor:
+        """(B, Q, D) pooled `clip_vis_dense` through the tower's head, to (B, Q, E) of unit norm."""
         return clip_head(tower or self.clip_model.visual, pooled)
 
     def embed_region(self, features: dict[str, torch.Tensor], masks: torch.Tensor) -> torch.Tensor:
-        """As a tower without a class token averages over all cells, blank ones are left out."""
+        """Averages over the cells that are not blank: a tower without a class token would average over all of them."""
         pooled = mask_pool(features["clip_vis_dense"], masks[:, None].float() - 0.5)
         pooled = torch.where((pooled == 0).all(-1, keepdim=True), features["clip_pooled"], pooled)
         return self.embed_pooled(pooled)[:, 0]
@@ -262,10 +283,13 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
 
 @BACKBONE_REGISTRY.register()
 class OpenCLIPViT(OpenCLIPBackbone):
-    """ViT tower: a simple feature pyramid on the last block's tokens, and `clip_vis_dense`, here (B, E, h, w), already in the
-    joint space: in the last block no token sees another, attention gives each its own value; residual and feed-forward
-    stay, as in MaskCLIP's published code for ViTs (their paper, Sec. 3.1, describes attention pooling, which a ViT has not).
-    Any input size: position embeddings are interpolated."""
+    """ViT tower: a simple feature pyramid on the last block's tokens, and `clip_vis_dense`.
+
+    `clip_vis_dense`, here (B, E, h, w), is already in the joint space. In the last block attention gives each token its own
+    value, so that no token sees another. Residual and feed-forward stay, as in MaskCLIP's published code for ViTs. (Their paper,
+    Sec. 3.1, describes attention pooling, which a ViT does not have.) Images may have any size, since position embeddings are
+    interpolated.
+    """
 
     dense_form = "MaskCLIP, whole last block"
 
@@ -284,7 +308,8 @@ class OpenCLIPViT(OpenCLIPBackbone):
         self.pyramid = SimpleFeaturePyramid(width, pyramid_dim, self.patch)
 
     @classmethod
-    def from_config(cls, cfg, input_shape) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None) -> dict[str, Any]:
+        """Reads the section MODEL.BACKBONE."""
         return {**super().from_config(cfg, input_shape), "pyramid_dim": cfg.MODEL.BACKBONE.PYRAMID_DIM}
 
     def _prepare_tower(self) -> tuple[int, int]:
@@ -295,25 +320,27 @@ class OpenCLIPViT(OpenCLIPBackbone):
         return visual.conv1.out_channels, visual.conv1.stride[0]
 
     @staticmethod
-    def _parts(visual: nn.Module) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
+    def _parts(visual: ClipModel) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
         if not hasattr(visual, "transformer"):
-            return [], []  # no ViT, which the constructor says
+            return [], []  # no ViT; the constructor raises the error
         return list(visual.transformer.resblocks), [visual.ln_post, visual.proj]
 
     @property
     def dense_shape(self) -> ShapeSpec:
-        """Of `clip_vis_dense`."""
+        """Channels and stride of `clip_vis_dense`."""
         return ShapeSpec(channels=self.embedding_dim, stride=self.patch)
 
     @property
     def size_divisibility(self) -> int:
+        """The sides of images must be multiples of this."""
         return self.patch * 2
 
     def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and strides of `res2`..`res5`."""
         return self.pyramid.output_shape()
 
-    def encode(self, images: torch.Tensor, tower: nn.Module | None = None) -> dict[str, torch.Tensor]:
-        """Also "tokens", (B, C, h, w) of the last block."""
+    def encode(self, images: torch.Tensor, tower: ClipModel | None = None) -> dict[str, torch.Tensor]:
+        """The base's features, and "tokens", (B, C, h, w) of the last block."""
         height, width = (side // self.patch for side in images.shape[-2:])
         tokens, dense, whole = self._tokens(tower or self.clip_model.visual, images)
         grid = (2, (height, width))
@@ -329,7 +356,7 @@ class OpenCLIPViT(OpenCLIPBackbone):
             encoded = self.encode(images)
         return {**self.pyramid(encoded.pop("tokens")), **encoded}
 
-    def _tokens(self, visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _tokens(self, visual: ClipModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Patch tokens of the last block (B, N, C); embeddings of patches (B, N, E) and of the image (B, 1, E)."""
         patches = visual.conv1(images)
         x = patches.flatten(2).transpose(1, 2)
@@ -343,14 +370,14 @@ class OpenCLIPViT(OpenCLIPBackbone):
         x = last(x)
         return x[:, 1:], dense, visual.ln_post(x[:, :1]) @ visual.proj
 
-    def embed_pooled(self, pooled: torch.Tensor, tower: nn.Module | None = None) -> torch.Tensor:
+    def embed_pooled(self, pooled: torch.Tensor, tower: ClipModel | None = None) -> torch.Tensor:
         """(B, Q, E) pooled `clip_vis_dense` to unit norm."""
         return F.normalize(pooled.float(), dim=-1)
 
 
 @BACKBONE_REGISTRY.register()
 class OpenCLIPEVA(OpenCLIPViT):
-    """As `OpenCLIPViT`, for EVA02-CLIP towers (`EVA02-L-14`, ...), which are timm models with rotary positions."""
+    """The `OpenCLIPViT` of EVA02-CLIP towers (`EVA02-L-14`, ...), which are timm models with rotary positions."""
 
     def _prepare_tower(self) -> tuple[int, int]:
         visual = self.clip_model.visual
@@ -374,12 +401,12 @@ class OpenCLIPEVA(OpenCLIPViT):
         return trunk.embed_dim, trunk.patch_embed.patch_size[0]
 
     @staticmethod
-    def _parts(visual: nn.Module) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
+    def _parts(visual: ClipModel) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
         if not isinstance(getattr(visual, "trunk", None), Eva):
-            return [], []  # no EVA02, which the constructor says
+            return [], []  # no EVA02; the constructor raises the error
         return list(visual.trunk.blocks), [visual.trunk.norm, visual.trunk.fc_norm, visual.trunk.head]
 
-    def _tokens(self, visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _tokens(self, visual: ClipModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         trunk = visual.trunk
         x, rope = trunk._pos_embed(trunk.patch_embed(images))
         x = trunk.norm_pre(x)
@@ -395,7 +422,7 @@ class OpenCLIPEVA(OpenCLIPViT):
         return x[:, start:], embed(dense[:, start:]), embed(trunk.norm(x[:, :1]))
 
 
-def _eva_value_path(attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _eva_value_path(attention: Any, x: torch.Tensor) -> torch.Tensor:
     """See `_value_path`."""
     if attention.qkv is None:
         value = attention.v_proj(x)
@@ -404,7 +431,7 @@ def _eva_value_path(attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return attention.proj(attention.norm(value))
 
 
-def _position(visual: nn.Module, grid: torch.Size) -> torch.Tensor:
+def _position(visual: ClipModel, grid: torch.Size) -> torch.Tensor:
     """(1 + N, C): the learned position embeddings resized to the grid (bicubic)."""
     position, native = visual.positional_embedding, visual.grid_size
     if tuple(grid) == tuple(native):
@@ -415,7 +442,7 @@ def _position(visual: nn.Module, grid: torch.Size) -> torch.Tensor:
 
 
 def _value_path(attention: nn.MultiheadAttention, x: torch.Tensor) -> torch.Tensor:
-    """What each token would pass on if it attended to itself alone."""
+    """The output of attention in which each token attends to itself alone."""
     dim = attention.embed_dim
     value = F.linear(x, attention.in_proj_weight[2 * dim :], attention.in_proj_bias[2 * dim :])
     return attention.out_proj(value)

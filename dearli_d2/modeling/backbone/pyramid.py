@@ -14,11 +14,15 @@ LEVELS = ("res2", "res3", "res4", "res5")  # names of a backbone's maps, from fi
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """From one map (ViTDet, Sec. 3): res2..res5 at patch/4, patch/2, patch and 2 patch by transposed convolutions, identity and
-    max-pooling, each followed by a 1x1 convolution with GroupNorm.
+    """Makes res2..res5 of one map (ViTDet, Sec. 3).
+
+    Transposed convolutions, identity and max-pooling give the strides patch/4, patch/2, patch and 2 patch. A 1x1 convolution
+    with GroupNorm follows each.
 
     Args:
-        in_dim: channels of the tokens. dim: channels of every level. patch: stride of the tokens in pixels.
+        in_dim: channels of the tokens.
+        dim: channels of every level.
+        patch: stride of the tokens in pixels.
     """
 
     def __init__(self, in_dim: int, dim: int, patch: int) -> None:
@@ -40,6 +44,7 @@ class SimpleFeaturePyramid(nn.Module):
         self._shapes = _shapes([dim] * 4, patch)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each level."""
         return self._shapes
 
     def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -48,11 +53,15 @@ class SimpleFeaturePyramid(nn.Module):
 
 
 class Reassemble(nn.Module):
-    """From four maps, of blocks at several depths (DPT, Sec. 3.1): res2..res5 by a 1x1 convolution each, and a transposed
-    convolution of stride 4 or 2, identity and a convolution of stride 2.
+    """Makes res2..res5 of the maps of four blocks at several depths (DPT, Sec. 3.1).
+
+    A 1x1 convolution changes the channels of each map. Then transposed convolutions of stride 4 and 2, identity and a
+    convolution of stride 2 change its size.
 
     Args:
-        in_dim: channels of the tokens. channels: of the four levels. patch: stride of the tokens in pixels.
+        in_dim: channels of the tokens.
+        channels: of the four levels.
+        patch: stride of the tokens in pixels.
     """
 
     def __init__(self, in_dim: int, channels: Sequence[int], patch: int) -> None:
@@ -70,6 +79,7 @@ class Reassemble(nn.Module):
         )
 
     def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each level."""
         return self._shapes
 
     def forward(self, maps: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.layers import freeze_batch_norm_2d
@@ -27,22 +28,26 @@ _DINOV2_OFFSET = 0.1  # cells
 
 @BACKBONE_REGISTRY.register()
 class TimmBackbone(Backbone):
-    """`res2`..`res5`. A network with stages gives those of strides 4, 8, 16, 32; a plain ViT gives its last block
-    through a simple feature pyramid, or four of its blocks reassembled (both trainable even if the ViT is frozen).
+    """A timm model that gives `res2`..`res5`.
+
+    A network with stages gives those of strides 4, 8, 16, 32. A plain ViT gives its last block through a simple feature
+    pyramid, or four of its blocks reassembled. Both are trainable even if the ViT is frozen.
 
     Args:
-        arch: timm model name. weights: "pretrained" (downloaded by timm), "package:NAME" (from an installed Python
-            package, see `package_weights`), a local file, or "" for a random start.
+        arch: timm model name.
+        weights: "pretrained" (downloaded by timm), "package:NAME" (from an installed Python package, see
+            `package_weights`), a local file, or "" for a random start.
         frozen: eval mode and no gradient for the timm model.
         pyramid_dim: channels of the pyramid of a plain ViT.
         layers: four blocks of a plain ViT, counted from 0, that are reassembled instead, each behind the ViT's last norm.
         channels: of the reassembled levels.
-        checkpoint: computes blocks again in the backward pass instead of keeping what they need.
-        trainable_blocks: of a plain ViT, its last blocks that are trained, with its last norm; -1 = all of it.
+        checkpoint: computes blocks again in the backward pass instead of keeping their inputs.
+        trainable_blocks: number of the last blocks of a plain ViT that are trained, with its last norm; -1 = all of it.
         freeze_norm: batch norms keep their statistics, weights and biases (FrozenBN of Mask2Former's recipe).
 
     Raises:
-        ConfigError: unknown `arch`, or one without the strides or the layers. WeightsError: weights that cannot be had.
+        ConfigError: unknown `arch`, or one without the strides or the layers.
+        WeightsError: weights that are missing or do not fit.
     """
 
     @configurable
@@ -60,6 +65,7 @@ class TimmBackbone(Backbone):
     ) -> None:
         super().__init__()
         self.frozen = frozen
+        self.model: Any
         self.model, plain = _build(arch, weights == "pretrained", layers)
         if weights.startswith("package:"):
             _load(self.model, read_package_weights(weights.removeprefix("package:"), arch), weights)
@@ -71,7 +77,7 @@ class TimmBackbone(Backbone):
                 )
             _load(self.model, read_state_dict(weights), weights)
         reductions, widths = self.model.feature_info.reduction(), self.model.feature_info.channels()
-        self.pyramid: nn.Module | None = None
+        self.pyramid: Reassemble | SimpleFeaturePyramid | None = None
         self._divisor = max(reductions)
         if plain:
             patch = reductions[-1]
@@ -99,7 +105,8 @@ class TimmBackbone(Backbone):
         self.train()
 
     @classmethod
-    def from_config(cls, cfg, input_shape) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None) -> dict[str, Any]:
+        """Reads the section MODEL.BACKBONE."""
         return {
             "arch": cfg.MODEL.BACKBONE.ARCH,
             "weights": cfg.MODEL.BACKBONE.WEIGHTS,
@@ -121,6 +128,7 @@ class TimmBackbone(Backbone):
             part.requires_grad_(True)
 
     def train(self, mode: bool = True) -> TimmBackbone:
+        """Sets the mode; a frozen timm model stays in eval mode."""
         super().train(mode)
         if self.frozen:
             self.model.eval()
@@ -128,9 +136,11 @@ class TimmBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
+        """The sides of images must be multiples of this."""
         return self._divisor
 
     def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and strides of `res2`..`res5`."""
         return self._shapes
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -140,7 +150,7 @@ class TimmBackbone(Backbone):
     def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The network's own maps of the images, (B, C, h, w) each."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            maps = self.model(images)
+            maps: list[torch.Tensor] = self.model(images)
         if self.pyramid is not None:
             return maps
         # some families (Swin) give channels last
@@ -150,19 +160,20 @@ class TimmBackbone(Backbone):
         ]
 
     def levels(self, maps: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`maps` to `res2`..`res5`; of a plain ViT through its pyramid."""
+        """`maps` to `res2`..`res5`; those of a plain ViT go through its pyramid."""
         if self.pyramid is not None:
-            return self.pyramid(maps if isinstance(self.pyramid, Reassemble) else maps[-1])
+            pyramid: dict[str, torch.Tensor] = self.pyramid(maps if isinstance(self.pyramid, Reassemble) else maps[-1])
+            return pyramid
         return dict(zip(self._shapes, maps, strict=True))
 
 
-def _build(arch: str, pretrained: bool, layers: Sequence[int]) -> tuple[nn.Module, bool]:
-    """The feature extractor, and whether it is a plain network of one stride."""
+def _build(arch: str, pretrained: bool, layers: Sequence[int]) -> tuple[Any, bool]:
+    """The feature extractor of timm, and True if it is a plain network of one stride."""
     if not timm.is_model(arch):
         similar = ", ".join(timm.list_models(f"*{arch.split('_')[0]}*")[:5]) or "see timm.list_models()"
         raise ConfigError(f"MODEL.BACKBONE.ARCH: timm has no model {arch!r}; similar: {similar}")
     try:
-        probe = timm.create_model(arch, features_only=True, pretrained=False)
+        probe: Any = timm.create_model(arch, features_only=True, pretrained=False)
         reductions = probe.feature_info.reduction()
         plain = len(set(reductions)) == 1
         if layers:
@@ -178,9 +189,9 @@ def _build(arch: str, pretrained: bool, layers: Sequence[int]) -> tuple[nn.Modul
                 )
             whole = timm.create_model(arch, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
             _as_published(whole, arch)
-            return FeatureGetterNet(whole, out_indices=list(layers), norm=True), True
+            return FeatureGetterNet(whole, out_indices=tuple(layers), norm=True), True
         if plain:
-            network = timm.create_model(arch, features_only=True, pretrained=pretrained, dynamic_img_size=True)
+            network: Any = timm.create_model(arch, features_only=True, pretrained=pretrained, dynamic_img_size=True)
             _as_published(network.model, arch)
             return network, True
         indices = [reductions.index(stride) for stride in _STRIDES if stride in reductions]
@@ -198,15 +209,17 @@ def _build(arch: str, pretrained: bool, layers: Sequence[int]) -> tuple[nn.Modul
         ) from error
 
 
-def _as_published(vit: nn.Module, arch: str) -> None:
-    """DINOv2 without registers resizes its position embeddings in a way of its own, with which it was trained."""
+def _as_published(vit: Any, arch: str) -> None:
+    """Makes DINOv2 without registers resize its position embeddings as in its training, in a way of its own."""
     if arch.startswith("vit_") and "_dinov2" in arch and "_reg" not in arch:
         vit._pos_embed = MethodType(_dinov2_pos_embed, vit)
 
 
-def _dinov2_pos_embed(vit: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """(B, h, w, C) patches to (B, 1 + h * w, C) tokens with positions, in place of timm's: bicubic without antialiasing, the
-    scale is that of a grid a tenth of a cell larger (DINOv2's `interpolate_offset`)."""
+def _dinov2_pos_embed(vit: Any, x: torch.Tensor) -> torch.Tensor:
+    """(B, h, w, C) patches to (B, 1 + h * w, C) tokens with positions, in place of timm's method.
+
+    It is bicubic without antialiasing. The scale is that of a grid a tenth of a cell larger (DINOv2's `interpolate_offset`).
+    """
     grid, native, position = tuple(x.shape[1:3]), tuple(vit.patch_embed.grid_size), vit.pos_embed
     if grid != native:
         patches = position[:, 1:].transpose(1, 2).unflatten(2, native).float()
@@ -217,8 +230,10 @@ def _dinov2_pos_embed(vit: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _load(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
-    """Loads classification weights into a feature extractor, which renames `a.b` to `a_b` for its stages, or puts "model."
-    before all names."""
+    """Loads classification weights into a feature extractor.
+
+    The extractor renames `a.b` to `a_b` for its stages, or puts "model." before all names.
+    """
     own = model.state_dict()
     by_flat_name = {name.removeprefix("model.").replace(".", "_"): name for name in own}
     renamed = {by_flat_name[k.replace(".", "_")]: v for k, v in state.items() if k.replace(".", "_") in by_flat_name}

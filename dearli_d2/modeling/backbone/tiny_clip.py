@@ -11,6 +11,7 @@ pooled over the middle of each tile, so that its dense features stay local enoug
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -24,6 +25,7 @@ from tqdm import trange
 
 from ...data import miniworld
 from ...files import write_atomically
+from ..clip.text_tower import ClipModel
 
 ASSETS = Path(__file__).parents[2] / "assets"
 NAME = "miniworld-convnext"
@@ -37,10 +39,10 @@ TEMPLATES = (
 
 
 @register_model
-def miniworld_convnext(pretrained: bool = False, **kwargs) -> ConvNeXt:
+def miniworld_convnext(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
     """ConvNeXt with 3x3 kernels and strides 2, 4, 8, 8: small receptive field, dense last stage."""
     kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None), kwargs.pop("cache_dir", None)
-    model = ConvNeXt(
+    model: Any = ConvNeXt(  # its attributes have no types
         depths=(2, 2, 2, 1), dims=(32, 64, 96, 128), kernel_sizes=3, ls_init_value=1.0, patch_size=2,
         output_stride=16, **kwargs,
     )  # fmt: skip
@@ -65,9 +67,9 @@ def train(steps: int, scenes: int, side: int = 8, mosaics: int = 2, lr: float = 
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pool, labels = zip(*miniworld.crops(CROP_SEED, scenes, TILE), strict=True)
-    pool = torch.from_numpy(np.stack(pool)).permute(0, 3, 1, 2)
-    labels = torch.tensor([cls.id - 1 for cls in labels])
+    crops, classes = zip(*miniworld.crops(CROP_SEED, scenes, TILE), strict=True)
+    pool = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+    labels = torch.tensor([cls.id - 1 for cls in classes])
     rate = torch.bincount(labels, minlength=len(miniworld.CLASSES)).clamp(min=1).float()[labels].pow(-0.5)
 
     model = open_clip.create_model(NAME, pretrained=None).to(device).train()
@@ -76,9 +78,8 @@ def train(steps: int, scenes: int, side: int = 8, mosaics: int = 2, lr: float = 
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices}, {"params": others, "weight_decay": 0}], lr=lr, weight_decay=0.05
-    )
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 100, 1.0) * (1 - step / steps) ** 0.9
     )
@@ -96,7 +97,7 @@ def train(steps: int, scenes: int, side: int = 8, mosaics: int = 2, lr: float = 
         middle = dense.unflatten(2, (side, cells)).unflatten(4, (side, cells))[:, :, :, cells // 4 : -cells // 4]
         pooled = middle[..., cells // 4 : -cells // 4].mean((3, 5)).permute(0, 2, 3, 1).flatten(0, 2)
         image_embedding = F.normalize(visual.head(visual.trunk.forward_head(pooled[..., None, None])), dim=-1)
-        template = tokens[torch.randint(len(TEMPLATES), (1,), generator=generator).item()]
+        template = tokens[int(torch.randint(len(TEMPLATES), (1,), generator=generator))]
         text_embedding = F.normalize(model.encode_text(template), dim=-1)
         logits = model.logit_scale.exp().clamp(max=100) * image_embedding @ text_embedding.T
         loss = F.cross_entropy(logits, labels[picks].to(device))
@@ -110,8 +111,10 @@ def train(steps: int, scenes: int, side: int = 8, mosaics: int = 2, lr: float = 
 
 
 def save(model: nn.Module, path: Path) -> None:
-    """Writes fp16 weights; rows of the token table that no training caption used are zeroed (they were never
-    trained), which lets the file compress."""
+    """Writes fp16 weights.
+
+    Rows of the token table that no training caption used were never trained. They are zeroed, so that the file compresses.
+    """
     state = {k: v.detach().half().contiguous() for k, v in model.state_dict().items()}
     captions = [t.format(c.name) for t in TEMPLATES for c in miniworld.CLASSES]
     used = open_clip.get_tokenizer(NAME)(captions).unique()
@@ -122,9 +125,11 @@ def save(model: nn.Module, path: Path) -> None:
 
 
 @torch.no_grad()
-def oracle_accuracy(model: nn.Module, scenes: int = 100, seed: int = 0) -> dict[str, float]:
-    """Share of segments whose class is right when dense features are pooled under ground-truth masks (the
-    counterpart of the paper's Fig. 3), on scenes of the val split: for things, stuff and all."""
+def oracle_accuracy(model: ClipModel, scenes: int = 100, seed: int = 0) -> dict[str, float]:
+    """Share of segments that get the right class from dense features pooled under ground-truth masks.
+
+    It is measured on scenes of the val split, for things, stuff and all, as in the paper's Fig. 3.
+    """
     from ..clip.ensembling import clip_head, mask_pool
 
     tokenizer = open_clip.get_tokenizer(NAME)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+
+from .text_tower import ClipModel
 
 
 def mask_pool(features: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
@@ -26,7 +27,7 @@ def mask_pool(features: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor
         return torch.einsum("bqhw,bdhw->bqd", masks / area, features.float())
 
 
-def clip_head(visual: nn.Module, pooled: torch.Tensor) -> torch.Tensor:
+def clip_head(visual: ClipModel, pooled: torch.Tensor) -> torch.Tensor:
     """Pushes pooled features through the head of an OpenCLIP timm tower as fake 1x1 images.
 
     Args:

@@ -28,4 +28,5 @@ def language_beside(cfg: CfgNode, backbone: nn.Module) -> OpenCLIPBackbone | Non
 
 def clip_normalization(clip: OpenCLIPBackbone) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation of 0..255 RGB that the weights of a CLIP model expect, (3, 1, 1) each."""
-    return tuple(torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
+    return mean, std

@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from ...errors import ConfigError
 from ...files import cache_dir, read_text, write_atomically
 from ...progress import progress
-from .text_tower import text_embedding, text_tower_of
+from .text_tower import ClipModel, text_embedding, text_tower_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,15 @@ VILD_TEMPLATES = (
 
 
 def read_templates(source: str) -> list[str]:
-    """Prompt templates with one `{}`: "vild" (14 of them), "imagenet" (OpenAI's 80), "simple" (7), "photo" ("a photo of
-    a {}"), "name" (the bare name), or the path of a text file with one template a line."""
+    """Prompt templates with one `{}` each.
+
+    Args:
+        source: "vild" (14 of them), "imagenet" (OpenAI's 80), "simple" (7), "photo" ("a photo of a {}"), "name" (the bare
+            name), or the path of a text file with one template a line.
+
+    Raises:
+        ConfigError: another name, or a line without exactly one `{}`.
+    """
     lists = {
         "vild": lambda: list(VILD_TEMPLATES),
         "imagenet": lambda: [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES],
@@ -57,8 +65,10 @@ def read_templates(source: str) -> list[str]:
 
 
 def cosine_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """(..., E) and (N, E) to (..., N) in fp32, also under autocast: the result is scaled by up to 100, and a product in
-    half precision would then be wrong by whole logits."""
+    """Cosines of (..., E) and (N, E), (..., N) in fp32, also under autocast.
+
+    They are scaled by up to 100. A product in half precision would then be wrong by whole logits.
+    """
     with torch.autocast(a.device.type, enabled=False):
         return F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T
 
@@ -70,6 +80,9 @@ class Vocabulary(nn.Module):
         embeddings: (S, E) unit-norm, all synonyms of class 0, then of class 1, ...
         synonyms_per_class: K counts that sum to S.
     """
+
+    embeddings: torch.Tensor
+    owner: torch.Tensor
 
     def __init__(self, embeddings: torch.Tensor, synonyms_per_class: Sequence[int]) -> None:
         super().__init__()
@@ -91,11 +104,10 @@ class Vocabulary(nn.Module):
 
 
 @torch.no_grad()
-def build_vocabulary(clip_model: nn.Module, model_name: str, names: Names, templates: Sequence[str]) -> Vocabulary:
+def build_vocabulary(clip_model: ClipModel, model_name: str, names: Names, templates: Sequence[str]) -> Vocabulary:
     """Encodes names x templates: per synonym the unit-norm mean over templates of unit-norm embeddings.
 
-    Cached on disk by everything that determines them: the tokens of all prompts, and the weights and settings of the text
-    tower.
+    The cache on disk knows them by the tokens of all prompts, and by the weights and settings of the text tower.
 
     Raises:
         ConfigError: a name that has no token or a prompt longer than the context of the text tower.
@@ -122,8 +134,8 @@ def build_vocabulary(clip_model: nn.Module, model_name: str, names: Names, templ
     return Vocabulary(embeddings, counts).to(device)
 
 
-def _encode(clip_model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """(B, context) tokens to (B, E), as `clip_model.encode_text`. A causal tower need not read the padding after the end."""
+def _encode(clip_model: ClipModel, tokens: torch.Tensor) -> torch.Tensor:
+    """(B, context) tokens to (B, E), as `clip_model.encode_text`. A causal tower does not read the padding after the end."""
     tower = text_tower_of(clip_model)
     if tower.attn_mask is None:
         return clip_model.encode_text(tokens).float()
@@ -141,7 +153,7 @@ def _read_cached(path: Path) -> torch.Tensor | None:
         return None
 
 
-def _check_tokens(tokenizer, synonyms: Sequence[str], templates: Sequence[str]) -> None:
+def _check_tokens(tokenizer: Any, synonyms: Sequence[str], templates: Sequence[str]) -> None:
     context = tokenizer.context_length
     longest = max(templates, key=lambda template: len(tokenizer.encode(template)))
     for synonym in synonyms:
@@ -155,10 +167,12 @@ def _check_tokens(tokenizer, synonyms: Sequence[str], templates: Sequence[str]) 
             )
 
 
-def _fingerprint(clip_model: nn.Module, tokens: Sequence[torch.Tensor]) -> str:
-    """Of all that decides about the embeddings: tokens, weights, and the kinds and plain settings of all modules
-    (activation, heads, pooling)."""
-    tower = getattr(clip_model, "text", clip_model)  # without it the text tower's parts lie beside "visual"
+def _fingerprint(clip_model: ClipModel, tokens: Sequence[torch.Tensor]) -> str:
+    """A hash of everything that the embeddings depend on.
+
+    These are the tokens, the weights, and the kinds and plain settings of all modules (activation, heads, pooling).
+    """
+    tower: ClipModel = getattr(clip_model, "text", clip_model)  # without it the text tower's parts lie beside "visual"
     digest = hashlib.sha256()
     for prompts in tokens:
         digest.update(prompts.numpy().tobytes())

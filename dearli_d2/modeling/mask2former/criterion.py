@@ -95,6 +95,8 @@ class SetCriterion(Criterion[Targets]):
         importance_sample_ratio: see `PointMaskLosses`.
     """
 
+    empty_weight: torch.Tensor
+
     def __init__(
         self,
         num_classes: int,

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,18 +76,27 @@ def _triton_runs_on(device: torch.device) -> bool:
 
 
 class _DeformableAttention(torch.autograd.Function):
-    """Keeps only its inputs for the backward pass: the samples, L P times the output, are made again there, a block at
-    a time."""
+    """Keeps only its inputs for the backward pass.
+
+    The samples are L P times as large as the output. The backward pass makes them again, a block at a time.
+    """
 
     @staticmethod
-    def forward(ctx, value, spatial_shapes, locations, weights, implementation):
+    def forward(
+        ctx: Any,
+        value: torch.Tensor,
+        spatial_shapes: Shapes,
+        locations: torch.Tensor,
+        weights: torch.Tensor,
+        implementation: str,
+    ) -> torch.Tensor:
         ctx.spatial_shapes = spatial_shapes
         ctx.save_for_backward(value, locations, weights)
         return _PLAIN[implementation](value, spatial_shapes, locations, weights)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         value, locations, weights = ctx.saved_tensors
         batch, _, heads, dim = value.shape
         maps, grids, factors = _heads_first(value, locations, weights)
@@ -184,7 +194,9 @@ class MSDeformAttn(nn.Module):
     """Deformable attention with its projections; parameter names as published.
 
     Args:
-        dim: channels C. heads: attention heads. levels, points: L and P.
+        dim: channels C.
+        heads: number of attention heads.
+        levels, points: L and P.
         implementation: see `multi_scale_deformable_attention`.
     """
 
@@ -219,8 +231,10 @@ class MSDeformAttn(nn.Module):
         """Attends from each query to a few points of each level, around its reference point.
 
         Args:
-            query: (B, M, C), with position. reference_points: (M, 2), x and y in 0..1.
-            tokens: (B, N, C) flattened levels. spatial_shapes: (H_l, W_l) per level.
+            query: (B, M, C), with position.
+            reference_points: (M, 2), x and y in 0..1.
+            tokens: (B, N, C) flattened levels.
+            spatial_shapes: (H_l, W_l) per level.
 
         Returns:
             (B, M, C).

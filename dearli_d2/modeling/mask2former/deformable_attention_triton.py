@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -111,7 +112,7 @@ def _backward(
             tl.store(grad_locations + 2 * at + 1, weight * grad_y * height, mask=live)
 
 
-def _launch(kernel, value: torch.Tensor, locations: torch.Tensor, arguments: Sequence[torch.Tensor]) -> None:
+def _launch(kernel: Any, value: torch.Tensor, locations: torch.Tensor, arguments: Sequence[torch.Tensor]) -> None:
     batch, tokens, heads, dim = value.shape
     queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
     padded = triton.next_power_of_2(dim)
@@ -148,11 +149,11 @@ def _operator_backward(
     return grad_value, grad_locations, grad_weights
 
 
-def _keep_inputs(ctx, inputs: tuple, output: torch.Tensor) -> None:
+def _keep_inputs(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _gradients(ctx, grad: torch.Tensor) -> tuple:
+def _gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     value, table, locations, weights = ctx.saved_tensors
     grads = _operator_backward(value, table, locations, weights, grad.float().contiguous())
     return grads[0].to(value.dtype), None, grads[1], grads[2]
@@ -174,14 +175,14 @@ def _table(shapes: tuple[tuple[int, int], ...], device: torch.device) -> torch.T
 def deformable_attention(
     value: torch.Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """The same as `multi_scale_deformable_attention`; the value may be fp32, bf16 or fp16, sums are fp32."""
+    """Computes `multi_scale_deformable_attention`; the value may be fp32, bf16 or fp16, sums are fp32."""
     value = value.float() if value.dtype == torch.float64 else value
     table = _table(tuple(spatial_shapes), value.device)
     return _operator(value.contiguous(), table, locations.float().contiguous(), weights.float().contiguous())
 
 
 def runs_on(device: torch.device) -> bool:
-    """Whether the kernels can be built and run on this GPU. Warns where they cannot (no C compiler, an old card)."""
+    """True if the kernels can be built and run on this GPU. Logs a warning where they cannot (no C compiler, an old card)."""
     try:
         inputs = torch.rand(1, 4, 1, 4, device=device), torch.rand(1, 1, 1, 1, 1, 2, device=device)
         deformable_attention(inputs[0], [(2, 2)], inputs[1], torch.ones(1, 1, 1, 1, 1, device=device))

@@ -20,6 +20,7 @@ class MaskFormerHead(nn.Module):
         self.predictor = predictor
 
     def forward(self, features: dict[str, torch.Tensor]) -> DecoderOutput:
+        """Predictions from the levels of a backbone, (B, C_l, H_l, W_l) each by name."""
         return self.predictor(self.pixel_decoder(features))
 
 
@@ -43,7 +44,8 @@ def build_head(
         embedding_dim: width E of the text space of a text classifier.
     """
     decoder, former = cfg.MODEL.PIXEL_DECODER, cfg.MODEL.MASK_FORMER
-    dim, class_head = former.HIDDEN_DIM, None
+    dim = former.HIDDEN_DIM
+    class_head: nn.Module | None = None
     if embedding_dim is not None:
         class_head = MLP(dim, dim, embedding_dim, 3)
     elif num_classes is not None:

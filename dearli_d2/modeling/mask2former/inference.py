@@ -13,7 +13,8 @@ def semantic_inference(class_logits: torch.Tensor, mask_logits: torch.Tensor) ->
     """Class scores per pixel: sum over queries of p_q(c) * sigmoid(mask_q), no-object left out (MaskFormer, Sec. 3.4).
 
     Args:
-        class_logits: (B, Q, K + 1), logits or log-probabilities. mask_logits: (B, Q, H, W).
+        class_logits: (B, Q, K + 1), logits or log-probabilities.
+        mask_logits: (B, Q, H, W).
 
     Returns:
         (B, K, H, W) fp32, not normalised.
@@ -37,7 +38,8 @@ def panoptic_inference(
     than `overlap_threshold` of its own mask. Stuff segments of one class are one segment.
 
     Args:
-        class_logits: (B, Q, K + 1), logits or log-probabilities. mask_logits: (B, Q, H, W).
+        class_logits: (B, Q, K + 1), logits or log-probabilities.
+        mask_logits: (B, Q, H, W).
         thing_ids: contiguous ids of the thing classes.
 
     Returns:
@@ -92,8 +94,11 @@ _CPU_BLOCK = 4096
 
 @dataclass
 class PanopticRegions:
-    """On the device: `panoptic` (B, H, W) int32 segment ids, 0 = none; per query `segment_id` (B, Q) int64 (0 = dropped,
-    equal ids = merged stuff), `label` (B, Q) int64, `score` (B, Q) fp32."""
+    """Panoptic segments of a batch, on the device.
+
+    `panoptic` is (B, H, W) int32 segment ids, 0 = none. Each query has a `segment_id` (B, Q) int64 (0 = dropped, equal ids =
+    merged stuff), a `label` (B, Q) int64 and a `score` (B, Q) fp32.
+    """
 
     panoptic: torch.Tensor
     segment_id: torch.Tensor
@@ -143,10 +148,13 @@ def _compete(
     """Writes the winning query of each pixel and the size of each mask (sigmoid at least 0.5) of one image.
 
     Args:
-        pixels: (Q, N) mask logits. score, keep: (Q,). winner: (N,) and own: (Q,) int64, written to.
+        pixels: (Q, N) mask logits.
+        score, keep: (Q,).
+        winner: (N,) int64, written to.
+        own: (Q,) int64, written to.
 
-    On a CPU only the kept queries are read, in blocks of pixels that stay in the cache; on a GPU knowing them would mean
-    to wait for the device, so all take part and a dropped one competes with -1, below every kept one.
+    On a CPU only the kept queries are read, in blocks of pixels that stay in the cache. On a GPU the host would have to wait
+    for the device to know them, so all queries compete, and a dropped one with -1, below every kept one.
     """
     if pixels.device.type == "cpu":
         rows, block = keep.nonzero()[:, 0], _CPU_BLOCK
@@ -188,7 +196,10 @@ def instance_inference(
     """The `topk` (query, thing class) pairs by class score times mean mask probability inside the mask.
 
     Args:
-        class_logits: (B, Q, K + 1). mask_logits: (B, Q, H, W).
+        class_logits: (B, Q, K + 1).
+        mask_logits: (B, Q, H, W).
+        thing_ids: contiguous ids of the thing classes.
+        topk: largest number of pairs of an image.
     """
     things = torch.tensor(sorted(thing_ids), dtype=torch.int64, device=class_logits.device)
     scores = class_logits.float().softmax(-1)[..., things].flatten(1)
@@ -204,8 +215,8 @@ def instance_inference(
     return results
 
 
-def resize_logits(mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize_logits(mask_logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """(B, Q, h, w) to (B, Q, *size), bilinear."""
     if mask_logits.shape[-2:] == tuple(size):
         return mask_logits
-    return F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(mask_logits, size=tuple(size), mode="bilinear", align_corners=False)

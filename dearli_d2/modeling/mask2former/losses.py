@@ -14,7 +14,9 @@ def sample_points(maps: torch.Tensor, points: torch.Tensor, mode: str = "bilinea
     """Samples of maps, zeros outside.
 
     Args:
-        maps: (N, C, H, W) floating point. points: (N, P, 2), x and y in 0..1. mode: "bilinear" or "nearest".
+        maps: (N, C, H, W) floating point.
+        points: (N, P, 2), x and y in 0..1.
+        mode: "bilinear" or "nearest".
 
     Returns:
         (N, C, P).
@@ -28,14 +30,17 @@ def image_of_target(targets: Sequence[Targets]) -> torch.Tensor:
     return torch.repeat_interleave(torch.arange(len(targets)), torch.tensor([len(t) for t in targets]))
 
 
-def sample_validity(targets: Sequence[Targets], points: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+def sample_validity(
+    targets: Sequence[Targets], points: Sequence[torch.Tensor] | torch.Tensor
+) -> list[torch.Tensor] | None:
     """1 where the pixel of a point is valid, else 0; None when every pixel of the batch is.
 
     Args:
-        points: per image (P, 2), x and y in 0..1.
+        targets: of the batch.
+        points: (P, 2) of each image, x and y in 0..1.
 
     Returns:
-        Per image (P,) fp32.
+        (P,) fp32 of each image.
     """
     if all(t.valid is None for t in targets):
         return None

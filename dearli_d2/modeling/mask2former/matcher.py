@@ -22,11 +22,13 @@ every chunk costs some twenty kernel launches."""
 
 @dataclass
 class Matches:
-    """Which queries answer for which segment.
+    """The queries that answer for each of the T segments of a batch, on the device.
 
-    `image` (T,) int64: image of each segment of the batch, one image after another. `query` (R, T, G) int64: its G
-    queries in each of the R predictions (Hungarian matching: G = 1). `matched` (R, T, G) fp32: 0 where there is none,
-    as when there are more segments than queries (`query` is then 0), else 1. All on the device.
+    Args:
+        image: (T,) int64, the image of each segment, one image after another.
+        query: (R, T, G) int64, its G queries in each of the R predictions (Hungarian matching: G = 1).
+        matched: (R, T, G) fp32, 1 where there is a query, else 0, as when there are more segments than queries. `query` is
+            then 0.
     """
 
     image: torch.Tensor
@@ -75,7 +77,9 @@ class HungarianMatcher:
         """Matches all predictions of a batch, with one transfer to the host.
 
         Args:
-            class_logits: (R, B, Q, K + 1). output: the masks. targets: of the B images, all of one size.
+            class_logits: (R, B, Q, K + 1).
+            output: the masks.
+            targets: of the B images, all of one size.
         """
         device, counts = class_logits.device, [len(t) for t in targets]
         if sum(counts):
@@ -153,7 +157,8 @@ def assign(costs: np.ndarray, counts: Sequence[int]) -> tuple[torch.Tensor, torc
     """The cheapest assignment of each prediction and image.
 
     Args:
-        costs: (R, B, Q, N). counts: segments of each image, the first columns.
+        costs: (R, B, Q, N).
+        counts: number of segments of each image; they are its first columns.
 
     Returns:
         `query` and `matched` of `Matches`, (R, T, 1) each, on the CPU.
@@ -177,7 +182,10 @@ def pairwise_mask_cost(
     """Weighted binary cross-entropy and dice of every query with every segment.
 
     Args:
-        logits: (B, Q, P). masks: (B, N, P) in 0..1. valid: (B, P) or None.
+        logits: (B, Q, P).
+        masks: (B, N, P) in 0..1.
+        valid: (B, P) or None.
+        bce_weight, dice_weight: of the two terms.
 
     Returns:
         (B, Q, N).
@@ -189,11 +197,10 @@ def pairwise_mask_cost(
     scratch = torch.sub(probability, 0.5).abs_().add_(0.5).log_()
     log_sum = _weighted_sum(scratch, weight)
     softplus = _weighted_sum(torch.clamp(logits, min=0, out=scratch), weight) - log_sum
-    if valid is not None:
+    points: torch.Tensor | int = logits.shape[-1]
+    if valid is not None and weight is not None:
         masks, probability = masks * weight, probability.mul_(weight)
         points = valid.sum(-1).clamp(min=1)[:, None, None]
-    else:
-        points = logits.shape[-1]
     columns = masks.transpose(1, 2)
     bce = (softplus[..., None] - torch.bmm(logits, columns)) / points
     sizes = probability.sum(-1, keepdim=True) + masks.sum(-1)[:, None]

@@ -19,9 +19,11 @@ Refinement = Callable[[int, torch.Tensor, Shapes], torch.Tensor]
 
 @dataclass
 class PixelFeatures:
-    """What the transformer decoder attends to.
+    """The features that the transformer decoder attends to.
 
-    `multi_scale`: (B, C, H_l, W_l) per level, coarse to fine. `mask_features`: (B, C_mask, H/4, W/4).
+    Args:
+        multi_scale: (B, C, H_l, W_l) per level, coarse to fine.
+        mask_features: (B, C_mask, H/4, W/4).
     """
 
     multi_scale: list[torch.Tensor]
@@ -81,13 +83,19 @@ class _ConvNorm(nn.Conv2d):
         return self.norm(super().forward(x))
 
 
+def _zero_bias(layer: nn.Conv2d) -> None:
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class MSDeformAttnPixelDecoder(nn.Module):
     """Deformable attention over three levels of the backbone, and one FPN step to the mask features (Mask2Former, Sec. 3.2.2).
 
     Args:
         in_channels: channels of each backbone feature, fine to coarse, e.g. {"res2": 256, ..., "res5": 2048}. The first
             is joined by the FPN step, the others are the levels of the deformable encoder.
-        dim: channels C of the encoder. mask_dim: channels of the mask features.
+        dim: channels C of the encoder.
+        mask_dim: channels of the mask features.
         feedforward_dim, heads, points, layers: of the encoder.
         implementation: of deformable attention.
     """
@@ -107,12 +115,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.fine, *levels = in_channels
         self.levels = levels[::-1]  # coarse to fine
         self.dim = dim
-        self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(in_channels[name], dim, 1), group_norm(dim)) for name in self.levels
-        )
-        for projection in self.input_proj:
-            nn.init.xavier_uniform_(projection[0].weight)
-            nn.init.zeros_(projection[0].bias)
+        projections = [nn.Conv2d(in_channels[name], dim, 1) for name in self.levels]
+        for projection in projections:
+            nn.init.xavier_uniform_(projection.weight)
+            _zero_bias(projection)
+        self.input_proj = nn.ModuleList(nn.Sequential(layer, group_norm(dim)) for layer in projections)
         self.transformer = _Transformer(
             [EncoderLayer(dim, feedforward_dim, heads, len(levels), points, implementation) for _ in range(layers)],
             len(levels),
@@ -120,7 +127,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         )
         self.mask_features = nn.Conv2d(dim, mask_dim, 1)
         nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
-        nn.init.zeros_(self.mask_features.bias)
+        _zero_bias(self.mask_features)
         self.adapter_1 = _ConvNorm(in_channels[self.fine], dim, 1)
         self.layer_1 = _ConvNorm(dim, dim, 3)
 

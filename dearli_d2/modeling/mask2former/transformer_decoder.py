@@ -70,6 +70,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(dims))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in_dim) to (..., out_dim)."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
@@ -85,7 +86,10 @@ def attend(
     """Attention with the parameters of `attention`, through the fused kernel.
 
     Args:
-        query: (B, Q, C). key, value: (B, N, C). mask: (B, Q, N) bool, True = may attend; one mask for all heads.
+        attention: has the parameters.
+        query: (B, Q, C).
+        key, value: (B, N, C).
+        mask: (B, Q, N) bool, True = may attend; one mask for all heads.
 
     Returns:
         (B, Q, C).
@@ -110,6 +114,7 @@ class SelfAttentionLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, queries: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, Q, C) queries and their position embeddings to (B, Q, C)."""
         placed = queries + position
         return self.norm(queries + attend(self.self_attn, placed, placed, queries, mask))
 
@@ -130,6 +135,7 @@ class CrossAttentionLayer(nn.Module):
         pixel_position: torch.Tensor,
         mask: torch.Tensor,
     ) -> torch.Tensor:
+        """(B, Q, C) queries and (B, N, C) pixels, with their position embeddings, to (B, Q, C). `mask`: (B, Q, N) bool."""
         attended = attend(self.multihead_attn, queries + position, pixels + pixel_position, pixels, mask)
         return self.norm(queries + attended)
 
@@ -144,6 +150,7 @@ class FFNLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, queries: torch.Tensor) -> torch.Tensor:
+        """(B, Q, C) to (B, Q, C)."""
         return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
 
 
@@ -151,7 +158,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Masked cross-attention to the levels in turn, self-attention of the queries and a feed-forward part (Mask2Former, Sec. 3.2.1).
 
     Args:
-        in_dim: channels of the multi-scale features. dim: channels C of the queries. mask_dim: of the mask features.
+        in_dim: channels of the multi-scale features.
+        dim: channels C of the queries.
+        mask_dim: channels of the mask features.
         num_queries, heads, feedforward_dim, layers, levels: as published (layers = 9, levels = 3).
         class_head: maps (..., C) to class logits or to embeddings in the text space; it is named `class_embed`, as
             published. None in a class-agnostic decoder.
@@ -247,10 +256,11 @@ def _may_attend(given: GivenQueries, learned: int) -> torch.Tensor:
 
 
 def attention_mask(mask_embeddings: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Where each query may look: inside its own mask, or everywhere when that is empty (Mask2Former, eq. 2).
+    """Lets each query attend inside its own mask, or everywhere if that is empty (Mask2Former, eq. 2).
 
     Args:
-        mask_embeddings: (B, Q, C). features: (B, C, N) mask features, resized to the level.
+        mask_embeddings: (B, Q, C).
+        features: (B, C, N) mask features, resized to the level.
 
     Returns:
         (B, Q, N) bool, True = may attend.

@@ -13,13 +13,16 @@ from ..norms import normalised_convolution
 
 
 class DPTHead(nn.Module):
-    """`res2`..`res5`, whatever their strides, to (B, num_classes, ...) at twice the resolution of `res2`.
+    """`res2`..`res5`, with any strides, to (B, num_classes, ...) at twice the resolution of `res2`.
 
     Args:
-        in_channels: of each level. dim: of the fused maps. norm: "NONE", the head of UniMatch V2: nothing is normalised, maps
-            are resized with aligned corners, and a 3x3 convolution stands before the classifier, at its resolution. With
-            "GN", "BN" (over all ranks where there are several) or "BN_CPU", the same for ranks without a GPU, the residual
-            blocks are normalised, maps are resized by the centres of their cells, and there is no such convolution.
+        in_channels: channels of each level.
+        dim: channels of the fused maps.
+        num_classes: of the classifier.
+        norm: "NONE" is the head of UniMatch V2: nothing is normalised, maps are resized with aligned corners, and a 3x3
+            convolution stands before the classifier, at its resolution. With "GN", "BN" (over all ranks where there are
+            several) or "BN_CPU", the same for ranks without a GPU, the residual blocks are normalised, maps are resized by the
+            centres of their cells, and there is no such convolution.
     """
 
     def __init__(self, in_channels: Mapping[str, int], dim: int, num_classes: int, norm: str = "NONE") -> None:
@@ -39,11 +42,11 @@ class DPTHead(nn.Module):
 
     def features(self, pyramid: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B, dim, ...) the fused map, of the size of `res2`."""
-        fused = None
-        for name in reversed(LEVELS):
+        coarsest, *others = reversed(LEVELS)
+        fused: torch.Tensor = self.out[coarsest](self.fuse[coarsest](self.project[coarsest](pyramid[coarsest])))
+        for name in others:
             level = self.project[name](pyramid[name])
-            if fused is not None:
-                level = self._resize(fused, level.shape[2:]) + self.refine[name](level)
+            level = self._resize(fused, level.shape[2:]) + self.refine[name](level)
             fused = self.out[name](self.fuse[name](level))
         return fused
 
@@ -59,6 +62,7 @@ class DPTHead(nn.Module):
         return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=self.align_corners)
 
     def forward(self, pyramid: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits from the levels, (B, C_l, h_l, w_l) each by name."""
         return self.classify(self.features(pyramid))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from ..mask2former.inference import resize_logits
 from ..ranks import over_ranks
 
 IGNORE = 255
-# of the full-size logits that a summed loss holds at once; 64 MB in fp32
+# number of full-size logits that a summed loss holds at once, 64 MB in fp32
 CHUNK_VALUES = 2**24
 
 
@@ -32,17 +33,19 @@ def dyce_loss(
     omega: float = 0.5,
     ignore_index: int = IGNORE,
 ) -> torch.Tensor:
-    """Dynamic cross-entropy: that of the hardest pixels, weighted by how rare their classes are among them (SemiDAViL,
-    eq. 9).
+    """Dynamic cross-entropy of the hardest pixels; rare classes among them weigh more (SemiDAViL, eq. 9).
 
-    L = sum over hard pixels i of n_H^-omega n_c(i)^-(1 - omega) l_i, with n_H the hard pixels and n_c those of class c; so
-    omega 1 is their mean, omega 0 the sum of the means of their classes. No gradient passes through the choice or the
-    counts. Each rank chooses its own hard pixels, the counts are those of all ranks. The number of valid pixels goes to the
-    host, once a call.
+    L = sum over hard pixels i of n_H^-omega n_c(i)^-(1 - omega) l_i, where n_H counts the hard pixels and n_c those of class c.
+    With omega 1 it is their mean, with omega 0 the sum of the means of their classes. No gradient passes through the choice or
+    the counts. Each rank chooses its own hard pixels, and the counts are those of all ranks. The number of valid pixels goes
+    to the host, once a call.
 
     Args:
-        logits: (B, C, H, W). target: (B, H, W) int64. hard_fraction: share of the valid pixels that count as hard, at least
-            one pixel. omega: 0..1.
+        logits: (B, C, H, W).
+        target: (B, H, W) int64.
+        hard_fraction: share of the valid pixels that count as hard, at least one pixel.
+        omega: 0..1.
+        ignore_index: class of the pixels without a loss.
 
     Returns:
         A scalar in fp32; exactly 0, with a graph, where no pixel is valid.
@@ -87,15 +90,19 @@ def focal_loss(
 
 
 def dual_cross_entropy_loss(logits: torch.Tensor, target: torch.Tensor, ignore_index: int = IGNORE) -> torch.Tensor:
-    """Cross-entropy plus the sum of log(1 + p) over the wrong classes (Li et al. 2019, alpha and beta 1), mean over valid
-    pixels."""
+    """Cross-entropy plus the sum of log(1 + p) over the wrong classes (Li et al. 2019, alpha and beta 1).
+
+    It is the mean over the valid pixels of all ranks.
+    """
     losses = pixel_cross_entropy(logits, target, ignore_index)
     return _mean_with(losses, _over_wrong_classes(torch.log1p, logits, target, ignore_index), target, ignore_index)
 
 
 def dual_focal_loss(logits: torch.Tensor, target: torch.Tensor, ignore_index: int = IGNORE) -> torch.Tensor:
-    """Cross-entropy plus |y - p| over all classes, less log(1 - p) over the wrong ones (Hossain et al. 2021, all constants
-    1), mean over valid pixels."""
+    """Cross-entropy plus |y - p| over all classes, less log(1 - p) over the wrong ones (Hossain et al. 2021).
+
+    All constants are 1. It is the mean over the valid pixels of all ranks.
+    """
     losses = pixel_cross_entropy(logits, target, ignore_index)
     distance = -2 * torch.expm1(-losses)  # 1 - p of the true class, and as much over the wrong ones
     wrong = _over_wrong_classes(_log_of_complement, logits, target, ignore_index)
@@ -125,13 +132,15 @@ def _mean_with(losses: torch.Tensor, more: torch.Tensor, target: torch.Tensor, i
 def summed_loss(
     loss: Callable[..., torch.Tensor], logits: Sequence[torch.Tensor], maps: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """Sum over all pixels of a loss that knows one image at a time.
+    """Sum over all pixels of a loss that needs one image at a time.
 
-    The logits of a large batch at full size, and what a loss keeps of them for its gradient, can be more than the network
-    itself needs. They are brought to full size for a few images at a time, and again in the backward pass.
+    The logits of a large batch at full size can take more memory than the network itself. They are brought to full size for a
+    few images at a time, and again in the backward pass.
 
     Args:
-        loss: of logits and maps, to (b, H, W). logits: of (B, C, h, w), resized to the maps. maps: of (B, H, W).
+        loss: takes logits and maps of b images, and gives (b, H, W).
+        logits: tensors (B, C, h, w), resized to the maps.
+        maps: tensors (B, H, W).
     """
     size = maps[0].shape[-2:]
 
@@ -145,24 +154,29 @@ def summed_loss(
         if count >= images:
             return of_some(*logits, *maps)
         parts = zip(*(x.split(count) for x in (*logits, *maps)), strict=True)
-        return sum(checkpoint(of_some, *part, use_reentrant=False, preserve_rng_state=False) for part in parts)
+        sums = (checkpoint(of_some, *part, use_reentrant=False, preserve_rng_state=False) for part in parts)
+        return reduce(torch.add, sums)
 
 
 def supervised_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Cross-entropy, mean over the annotated pixels of all ranks; 0 where there are none.
 
     Args:
-        logits: (B, C, h, w), resized to the target. target: (B, H, W), 255 = ignore.
+        logits: (B, C, h, w), resized to the target.
+        target: (B, H, W), 255 = ignore.
     """
     return summed_loss(pixel_cross_entropy, (logits,), (target,)) / over_ranks((target != IGNORE).sum())
 
 
 def consistency_loss(logits: torch.Tensor, target: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over the confident pixels, over the number of all pixels that are no padding, of all ranks
-    (UniMatch).
+    """Cross-entropy summed over the confident pixels, divided by the number of all pixels without padding (UniMatch).
+
+    The number is that of all ranks.
 
     Args:
-        logits: (B, C, h, w), resized to the target. target: (B, H, W), 255 = not confident. inside: (B, H, W) bool.
+        logits: (B, C, h, w), resized to the target.
+        target: (B, H, W), 255 = not confident.
+        inside: (B, H, W) bool, False = padding.
     """
     return summed_loss(pixel_cross_entropy, (logits,), (target,)) / over_ranks(inside.sum())
 
@@ -181,8 +195,12 @@ class PixelLoss(nn.Module):
     """One of `LOSSES` as a drop-in for cross-entropy: (B, C, H, W) logits, (B, H, W) classes, 255 = ignore.
 
     Args:
-        name: key of `LOSSES`. num_classes: C. options: of the function.
+        name: key of `LOSSES`.
+        num_classes: C.
+        options: of the function.
     """
+
+    class_weight: torch.Tensor
 
     def __init__(self, name: str, num_classes: int, **options: float) -> None:
         super().__init__()
@@ -193,13 +211,16 @@ class PixelLoss(nn.Module):
             self.register_buffer("class_weight", torch.ones(num_classes))
 
     def weigh(self, pixels: torch.Tensor) -> None:
-        """Class weights from (C,) counts of annotated pixels: one over the frequency, scaled to mean 1 over the classes that
-        occur; the others get the largest."""
+        """Sets the class weights from (C,) counts of annotated pixels.
+
+        They are one over the frequency, scaled to mean 1 over the classes that occur. The other classes get the largest.
+        """
         present = pixels > 0
         weight = 1 / pixels.clamp(min=1).double()
         weight = torch.where(present, weight, weight[present].max())
         self.class_weight.copy_(weight / weight[present].mean())
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss, a scalar; see the class."""
         weight = {"weight": self.class_weight} if self.name == "weighted_ce" else {}
         return LOSSES[self.name](logits, target, **weight, **self.options)

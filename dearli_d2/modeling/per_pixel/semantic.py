@@ -10,11 +10,13 @@ from ...structures import Targets
 
 
 def semantic_argmax(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
-    """Class scores per pixel whose best class is that of the query with the highest mask response there; queries whose best
-    class is no-object are left out (HVL, "DQTD").
+    """Class scores per pixel, whose best class is that of the query with the highest mask response (HVL, "DQTD").
+
+    Queries whose best class is no-object are left out.
 
     Args:
-        class_logits: (B, Q, K + 1). mask_logits: (B, Q, H, W).
+        class_logits: (B, Q, K + 1).
+        mask_logits: (B, Q, H, W).
 
     Returns:
         (B, K, H, W) fp32 in 0..1: the highest response of each class's queries.
@@ -59,8 +61,9 @@ def confident_targets(
     """The best class of each pixel as one mask a class; pixels below the threshold are not valid.
 
     Args:
-        probability: (B, K, H, W) class probabilities, see `normalized`. threshold: of the best class's probability.
-        valid: per image (H, W) bool, or None = everywhere.
+        probability: (B, K, H, W) class probabilities, see `normalized`.
+        threshold: of the best class's probability.
+        valid: (H, W) bool of each image, or None = everywhere.
 
     Returns:
         On the device. The one transfer to the host tells which classes are there.
@@ -88,23 +91,26 @@ def sliding_window(
     """Class scores of large images as the mean over overlapping windows.
 
     Args:
-        scores: (B, 3, h, w) to (B, K, h, w). images: (B, 3, H, W). window: side in pixels. stride: between windows; the last
-            ones are moved back to end at the border.
+        scores: maps (B, 3, h, w) to (B, K, h, w).
+        images: (B, 3, H, W).
+        window: side in pixels.
+        stride: distance between windows in pixels. The last ones are moved back to end at the border.
 
     Returns:
         (B, K, H, W).
     """
     height, width = images.shape[-2:]
-    total = count = None
+    total: torch.Tensor | None = None
+    count = images.new_zeros(height, width)
     for top in _starts(height, window, stride):
         for left in _starts(width, window, stride):
             part = slice(top, top + window), slice(left, left + window)
             result = scores(images[..., part[0], part[1]])
             if total is None:
                 total = result.new_zeros(*result.shape[:2], height, width)
-                count = result.new_zeros(height, width)
             total[..., part[0], part[1]] += result
             count[part] += 1
+    assert total is not None  # there is at least one window
     return total / count
 
 

@@ -17,6 +17,7 @@ class UpsampleHead(nn.Module):
         self.classifier = nn.Conv2d(dim, num_classes, 1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """See the class."""
         return self.classifier(self.blocks(features))
 
 
