@@ -113,12 +113,17 @@ def _mix(weight: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return weight[..., None] * a + (1 - weight[..., None]) * b
 
 
+def _direction(angle: float) -> tuple[float, float]:
+    """Cosine and sine as Python floats. numpy's own scalars would make arrays float64 from numpy 2 on, and scenes differ."""
+    return float(np.cos(angle)), float(np.sin(angle))
+
+
 def _grid(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates in pixels, turned by a random angle and shifted by a random phase."""
-    angle = rng.uniform(0, np.pi)
+    cos, sin = _direction(rng.uniform(0, np.pi))
     y, x = np.mgrid[:size, :size].astype(np.float32)
-    u = np.cos(angle) * x + np.sin(angle) * y + rng.uniform(0, 64)
-    v = -np.sin(angle) * x + np.cos(angle) * y + rng.uniform(0, 64)
+    u = cos * x + sin * y + rng.uniform(0, 64)
+    v = -sin * x + cos * y + rng.uniform(0, 64)
     return u, v
 
 
@@ -165,11 +170,11 @@ def _texture(rng: np.random.Generator, size: int, cls: MiniClass) -> np.ndarray:
 def _shape(rng: np.random.Generator, size: int, kind: str) -> np.ndarray:
     """(size, size) bool mask of one object with random place, extent and rotation."""
     radius = size * rng.uniform(0.09, 0.24)
-    cx, cy = rng.uniform(0.08, 0.92, size=2) * size
-    angle, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.65, 1.0)
+    cx, cy = (rng.uniform(0.08, 0.92, size=2) * size).tolist()
+    (cos, sin), aspect = _direction(rng.uniform(0, 2 * np.pi)), rng.uniform(0.65, 1.0)
     y, x = np.mgrid[:size, :size].astype(np.float32)
-    u = (np.cos(angle) * (x - cx) + np.sin(angle) * (y - cy)) / radius
-    v = (-np.sin(angle) * (x - cx) + np.cos(angle) * (y - cy)) / (radius * aspect)
+    u = (cos * (x - cx) + sin * (y - cy)) / radius
+    v = (-sin * (x - cx) + cos * (y - cy)) / (radius * aspect)
     if kind == "box":
         return np.maximum(abs(u), abs(v)) < 0.85
     if kind == "triangle":

@@ -116,3 +116,10 @@ def test_registered_names_give_the_documented_sizes():
     assert len(taxonomy) == 16
     assert len(taxonomy.thing_ids) == 10
     assert set(miniworld.UNSEEN_CLASSES) < set(taxonomy.main_names)
+
+
+def test_scenes_are_the_same_with_numpy_1_and_2():
+    """numpy 2 no longer lowers its own float64 scalars to float32; coordinates must stay float32 with both."""
+    rng = np.random.default_rng(0)
+    assert [c.dtype for c in miniworld._grid(rng, 8)] == [np.float32, np.float32]
+    assert all(type(value) is float for value in miniworld._direction(0.3))
