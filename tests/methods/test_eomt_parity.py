@@ -126,6 +126,8 @@ def test_every_prediction_equals_in_the_middle_of_the_annealing():
 
 def test_names_of_older_transformers_are_known():
     state = pair(swiglu=True)[1].state_dict()
+    if not any(".gate_proj." in name for name in state):
+        pytest.skip("this transformers is an older one, the tests above read its names")
     older = {name: value for name, value in state.items() if ".mlp." not in name}
     for name in [n for n in state if ".gate_proj." in n]:
         parts = [state[name.replace("gate", part)] for part in ("gate", "up")]
