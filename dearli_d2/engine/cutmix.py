@@ -61,7 +61,8 @@ class CutMix:
 
     def plan_for(self, targets: Sequence[Targets], rng: np.random.Generator) -> CutMixPlan:
         """A plan for the images of these targets."""
-        return self.plan(len(targets), *targets[0].masks.shape[1:], rng)
+        height, width = targets[0].masks.shape[1:]
+        return self.plan(len(targets), height, width, rng)
 
     def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         if rng.random() >= self.probability:
@@ -78,8 +79,9 @@ class CutMix:
 def mix_images(images: torch.Tensor, plan: MixPlan) -> torch.Tensor:
     """(B, C, H, W) with the partners' pixels where the plan says; the input stays as it is."""
     mixed = images.clone()
+    height, width = images.shape[2:]
     for index in filter(plan.changes, range(len(images))):
-        inside = plan.inside(index, *images.shape[2:], images.device)
+        inside = plan.inside(index, height, width, images.device)
         mixed[index] = torch.where(inside, images[plan.partner[index]], images[index])
     return mixed
 

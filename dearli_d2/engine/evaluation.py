@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.captions import prepared_for
@@ -26,12 +25,15 @@ from ..evaluation import build_evaluator
 from ..evaluation.report import scalars, tables, write_results
 from ..files import picture_names
 from ..modeling.per_pixel.semantic import class_segments
+from ..modeling.segmenter import Segmenter
 from ..visualization import save_comparison
 from .checkpoints import RunCheckpoints
 from .optimizer import autocast
 from .resume import scoring_settings
 
 logger = logging.getLogger(__name__)
+
+Model = Segmenter | DistributedDataParallel
 
 
 def check_test_classes(cfg: CfgNode, taxonomy: Taxonomy, source: str | Path) -> None:
@@ -41,7 +43,7 @@ def check_test_classes(cfg: CfgNode, taxonomy: Taxonomy, source: str | Path) -> 
         same_classes(taxonomy, found, source, f"DATASETS.TEST: {name}", kinds=cfg.TEST.PANOPTIC_ON)
 
 
-def evaluate(cfg: CfgNode, model: nn.Module, iteration: int | None = None, label: str = "") -> dict[str, float]:
+def evaluate(cfg: CfgNode, model: Model, iteration: int | None = None, label: str = "") -> dict[str, float]:
     """Evaluates on every set of DATASETS.TEST; writes `OUTPUT_DIR/evaluation/[LABEL/]SET/results.json` and pictures.
 
     Args:
@@ -96,8 +98,8 @@ class RunEvaluation:
     def __init__(
         self,
         cfg: CfgNode,
-        student: nn.Module,
-        teacher: nn.Module | None,
+        student: Model,
+        teacher: Segmenter | None,
         checkpoints: RunCheckpoints,
         state: Callable[[int], dict[str, Any]],
     ) -> None:
@@ -105,7 +107,7 @@ class RunEvaluation:
         which = cfg.TEST.WEIGHTS
         if which != "student" and teacher is None:
             raise ConfigError(f"TEST.WEIGHTS is {which} but this model has no teacher; set TEST.WEIGHTS student")
-        self.models = {"": student} if teacher is None or which != "teacher" else {"": teacher}
+        self.models: dict[str, Model] = {"": student} if teacher is None or which != "teacher" else {"": teacher}
         if teacher is not None and which == "both":
             self.models["teacher"] = teacher
         self.best = -math.inf
@@ -144,18 +146,21 @@ class RunEvaluation:
         self.best = self.checkpoints.best_score()
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: Model) -> Segmenter:
     """The model inside a data-parallel wrapper, or itself."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    return cast(Segmenter, model.module) if isinstance(model, DistributedDataParallel) else model
 
 
 @torch.no_grad()
-def write_pictures(cfg: CfgNode, model: nn.Module, dicts: list[dict], folder: Path) -> None:
-    """Image, predictions and ground truth side by side for TEST.PICTURES images, evenly spread: the panoptic and the semantic
-    output, as far as the model gives them."""
-    if not (cfg.TEST.PICTURES and (cfg.TEST.PANOPTIC_ON or cfg.TEST.SEMANTIC_ON)):
-        return
+def write_pictures(cfg: CfgNode, model: Model, dicts: list[dict], folder: Path) -> None:
+    """Draws image, predictions and ground truth side by side for TEST.PICTURES images, evenly spread.
+
+    Predictions are the panoptic and the semantic output, as far as the model gives them.
+    """
     model = unwrap(model)
+    taxonomy = model.taxonomy  # None: the model knows no classes, so that there is nothing to draw
+    if taxonomy is None or not (cfg.TEST.PICTURES and (cfg.TEST.PANOPTIC_ON or cfg.TEST.SEMANTIC_ON)):
+        return
     training, mapper = model.training, TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     model.eval()
     chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(cfg.TEST.PICTURES, len(dicts))).astype(int)]
@@ -171,5 +176,5 @@ def write_pictures(cfg: CfgNode, model: nn.Module, dicts: list[dict], folder: Pa
             title: (enlarge_read_out(ids.cpu().numpy(), image.shape[:2]), segments)
             for title, (ids, segments) in found.items()
         }
-        save_comparison(folder / "pictures" / f"{name}.png", d["file_name"], image, maps, model.taxonomy, truth=d)
+        save_comparison(folder / "pictures" / f"{name}.png", d["file_name"], image, maps, taxonomy, truth=d)
     model.train(training)

@@ -15,6 +15,7 @@ from detectron2.utils.events import get_event_storage
 from ..data.captions import prepared_for
 from ..data.catalog import annotated_dicts
 from ..data.mappers import TestMapper, passed_on
+from ..data.taxonomy import Taxonomy
 from ..evaluation.label_quality import PanopticLabelQuality, SemanticLabelQuality
 from ..files import write_atomically
 from ..modeling.labeler import Labeler
@@ -83,43 +84,58 @@ class EvaluationHook(RunHook):
 
 
 class PictureHook(RunHook):
-    """Weak view, its pseudo-label, strong view with CutMix and its targets of the first unlabelled images of a batch,
-    and labelled images with their targets: to `OUTPUT_DIR/batches/` and TensorBoard, in the first step, the first with
-    unlabelled images, and then every `period` ones. The log counts the pseudo-labels of the batch."""
+    """Pictures of a batch, to `OUTPUT_DIR/batches/` and TensorBoard.
 
-    def __init__(self, period: int, rows: int = 4) -> None:
-        self.period, self.rows = period, rows
+    They show the weak view, its pseudo-label, the mixed strong view and its targets of the first unlabelled images, and
+    labelled images with their targets. They are made in the first step, in the first one with unlabelled images, and then
+    every `period` steps. The log counts the pseudo-labels of the batch.
+
+    Args:
+        period: in steps.
+        taxonomy: classes of the labels.
+        rows: number of images.
+    """
+
+    def __init__(self, period: int, taxonomy: Taxonomy, rows: int = 4) -> None:
+        self.period, self.taxonomy, self.rows = period, taxonomy, rows
 
     def after_step(self) -> None:
         trainer = self.trainer
         if trainer.iter % self.period and trainer.iter != trainer.cfg.SSL.START:
             return
-        taxonomy = trainer.taxonomy
         if "unlabeled" in trainer.batch:
             logger.info("iteration %d: %s", trainer.iter + 1, self._count(trainer.batch["unlabeled"]))
         for name, samples in trainer.batch.items():
-            sheet = sample_sheet(samples[: self.rows], taxonomy)
+            sheet = sample_sheet(samples[: self.rows], self.taxonomy)
             path = Path(trainer.cfg.OUTPUT_DIR) / "batches" / f"{trainer.iter:07d}_{name}.png"
-            write_atomically(path, lambda temporary, picture=sheet: picture.save(temporary))
+            write_atomically(path, sheet.save)
             pixels = np.asarray(sheet).transpose(2, 0, 1)
             get_event_storage().put_image(f"batches/{name}", pixels)
 
     def _count(self, samples: list[dict]) -> str:
         """How many segments the unlabelled images of a batch teach, in all and of the most frequent classes."""
         counts = Counter(label for sample in samples for label in sample["targets"].labels.tolist())
-        names = self.trainer.taxonomy.main_names
+        names = self.taxonomy.main_names
         shown = ", ".join(f"{names[label]} {count}" for label, count in counts.most_common(8))
         return f"{counts.total()} segments as pseudo-labels of {len(samples)} images" + (f": {shown}" if shown else "")
 
 
 class PseudoLabelMonitor(RunHook):
-    """Quality of the pseudo-labels, for unlabelled images whose annotations exist (on benchmarks the "unlabelled"
-    part has them): a diagnosis, nothing that training could learn from. Logged as "pseudo_label/PQ", of semantic ones as
-    "pseudo_label/mIoU" of the pixels that carry a loss and "pseudo_label/coverage", their share in percent; at the first
-    step with unlabelled images, then every `period` ones."""
+    """Quality of the pseudo-labels of unlabelled images whose annotations exist: a diagnosis, from which training learns
+    nothing.
 
-    def __init__(self, period: int, images: int, labeler: Labeler) -> None:
-        self.period, self.images, self.labeler = period, images, labeler
+    On benchmarks the "unlabelled" part has annotations. The scores are "pseudo_label/PQ", or of semantic labels
+    "pseudo_label/mIoU" of the pixels that carry a loss and "pseudo_label/coverage", the share of these pixels in percent.
+
+    Args:
+        period: in steps; the first step with unlabelled images is always scored.
+        images: number of images.
+        labeler: whose labels are scored.
+        taxonomy: classes of the labels.
+    """
+
+    def __init__(self, period: int, images: int, labeler: Labeler, taxonomy: Taxonomy) -> None:
+        self.period, self.images, self.labeler, self.taxonomy = period, images, labeler, taxonomy
 
     def before_train(self) -> None:
         cfg = self.trainer.cfg
@@ -137,7 +153,7 @@ class PseudoLabelMonitor(RunHook):
         if not (done >= begin and (done % self.period == 0 or done in (begin, self.trainer.max_iter))):
             return
         semantic = self.trainer.cfg.INPUT.TARGETS == "semantic"
-        quality = (SemanticLabelQuality if semantic else PanopticLabelQuality)(self.trainer.taxonomy)
+        quality = SemanticLabelQuality(self.taxonomy) if semantic else PanopticLabelQuality(self.taxonomy)
         for d in self.dicts:
             with autocast(self.trainer.cfg):
                 sample = {**passed_on(d), "image": self.mapper(d)["image"]}

@@ -142,8 +142,8 @@ class DualStreamTrainer(TrainerBase):
         }
         if self.labeler is not None:
             parts["teacher"] = self.labeler
-        facts = {"data": describe_data(self.cfg), "config": self.cfg.dump()}
-        if self.taxonomy is not None:  # with the names that the model reads
+        facts: dict[str, Any] = {"data": describe_data(self.cfg), "config": self.cfg.dump()}
+        if self.taxonomy is not None and self.student.taxonomy is not None:  # with the names that the model reads
             facts["taxonomy"] = self.student.taxonomy.to_json()
         return RunState(self.student, parts, [self.evaluation, self.guard, RecentScalars(self.storage)], facts)
 
@@ -153,11 +153,12 @@ class DualStreamTrainer(TrainerBase):
     def _build_hooks(self) -> list[hooks.HookBase]:
         cfg = self.cfg
         result = [hooks.IterationTimer()]
-        if self.labeler is not None:
-            if cfg.SSL.PICTURE_PERIOD and comm.is_main_process():
-                result.append(PictureHook(cfg.SSL.PICTURE_PERIOD))
-            if cfg.SSL.MONITOR_PERIOD:
-                result.append(PseudoLabelMonitor(cfg.SSL.MONITOR_PERIOD, cfg.SSL.MONITOR_IMAGES, self.labeler))
+        ssl, classes = cfg.SSL, self.taxonomy
+        if self.labeler is not None and classes is not None:  # a model with pseudo-labels has classes
+            if ssl.PICTURE_PERIOD and comm.is_main_process():
+                result.append(PictureHook(ssl.PICTURE_PERIOD, classes))
+            if ssl.MONITOR_PERIOD:
+                result.append(PseudoLabelMonitor(ssl.MONITOR_PERIOD, ssl.MONITOR_IMAGES, self.labeler, classes))
         # a checkpoint holds the scalars of its step; the evaluation after it is repeated if it was interrupted
         result.append(SaveHook(cfg.SOLVER.CHECKPOINT_PERIOD, self.checkpoints))
         if cfg.DATASETS.TEST:

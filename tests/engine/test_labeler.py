@@ -8,7 +8,7 @@ import torch
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError
 from dearli_d2.modeling.labeler import Labeler
-from dearli_d2.modeling.mask2former.segmenter import MaskFormerSegmenter
+from dearli_d2.modeling.segmenter import Segmenter
 from dearli_d2.structures import Targets
 
 
@@ -36,7 +36,7 @@ class Constant(Labeler):
 @pytest.fixture
 def constant(monkeypatch):
     """Every model declares that a `Constant` labels its images."""
-    monkeypatch.setattr(MaskFormerSegmenter, "labeler", lambda self, cfg: Constant())
+    monkeypatch.setattr(Segmenter, "labeler", lambda self, cfg: Constant())
 
 
 def test_the_labeler_of_a_model_labels_before_each_step_and_follows_after_it(ssl_config, constant):
