@@ -50,7 +50,9 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     files.append(File.generated(config, "keys.md", content=keys_page(ROOT)))
     for name, modules in api_pages(ROOT).items():
-        text = f"# {name}\n\n" + "\n\n".join(f"::: {module}" for module in modules) + "\n"
+        text = f"# {name}\n" + "".join(
+            f"\n::: {m}\n    options:\n      toc_label: {_short(m, name)}\n" for m in modules
+        )
         files.append(File.generated(config, f"api/{name}.md", content=text))
     return files
 
@@ -87,6 +89,11 @@ def api_pages(root: Path) -> dict[str, list[str]]:
             parts = parts[:-1]
         pages.setdefault(parts[1] if len(parts) > 2 else PACKAGE, []).append(".".join(parts))
     return pages
+
+
+def _short(module: str, folder: str) -> str:
+    """A module's name below its folder of the package."""
+    return module.removeprefix(f"{PACKAGE}.").removeprefix(f"{folder}.")
 
 
 def keys_page(root: Path) -> str:

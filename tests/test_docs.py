@@ -54,7 +54,7 @@ def test_the_api_reference_has_a_page_for_each_folder_of_the_package():
     pages = hooks.api_pages(REPO)
     folders = {p.name for p in (REPO / "dearli_d2").iterdir() if any(p.glob("**/*.py"))}
     assert set(pages) == {"dearli_d2", *folders}
-    assert "dearli_d2.methods.hvl.model" in pages["methods"]
+    assert "dearli_d2.methods.base" in pages["methods"]
 
 
 def test_the_table_of_keys_has_every_key():
@@ -67,7 +67,7 @@ def test_the_table_of_keys_has_every_key():
         if f"| `{key.name.rpartition('.')[2]}` |" not in page[section.SECTION or "General"]
     }
     assert missing <= {"MODEL.SENIOR.BACKBONE"}  # its text says that it has the keys of MODEL.BACKBONE
-    assert "| `READ` | `'junior'` | `'junior'`, `'senior'` |" in page["MODEL.SEGKC"]
+    assert "| `CLASSIFIER` | `'linear'` | `'linear'`, `'text'`, `'none'` |" in page["MODEL"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.relative_to(REPO).as_posix())
