@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
-from torch import nn
 
 from .data.captions import reads_captions, with_captions
 from .data.catalog import dataset_dicts
@@ -22,7 +21,7 @@ from .errors import DearliError
 from .masks.storage import MaskFolder
 from .methods import method_of
 from .modeling import build_model
-from .modeling.segmenter import input_divisor
+from .modeling.segmenter import Segmenter, input_divisor
 
 _BYTES = 4  # of an fp32 number
 _PROBES = 128, 256  # sides in pixels
@@ -181,8 +180,8 @@ def model_rows(cfg: CfgNode) -> list[list[str]]:
     ]
 
 
-def _saved_bytes(cfg: CfgNode, model: nn.Module, side: int) -> int:
-    """What the network keeps for the backward pass of one image, without its weights."""
+def _saved_bytes(cfg: CfgNode, model: Segmenter, side: int) -> int:
+    """Bytes that the network keeps for the backward pass of one image, without its weights."""
     known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}
 

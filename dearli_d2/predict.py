@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 Picture: TypeAlias = np.ndarray | Image.Image | str | Path
+AnyPicture = TypeVar("AnyPicture", bound=Picture)
 
 
 def _with_read_out(config: CfgNode) -> CfgNode:
@@ -108,8 +109,14 @@ class Predictor:
     @overload
     def __call__(self, images: Picture, captions: str | None = None) -> Prediction: ...
     @overload
-    def __call__(self, images: Sequence[Picture], captions: Sequence[str] | None = None) -> list[Prediction]: ...
-    def __call__(self, images, captions=None):
+    def __call__(
+        self, images: list[AnyPicture] | tuple[AnyPicture, ...], captions: Sequence[str] | None = None
+    ) -> list[Prediction]: ...
+    def __call__(
+        self,
+        images: Picture | list[AnyPicture] | tuple[AnyPicture, ...],
+        captions: str | Sequence[str] | None = None,
+    ) -> Prediction | list[Prediction]:
         """Predicts one image, or a list of images, which may differ in kind and size.
 
         Args:
@@ -125,12 +132,17 @@ class Predictor:
                 The message says what to do.
         """
         if not isinstance(images, (list, tuple)):
+            if captions is not None and not isinstance(captions, str):
+                raise DatasetError(f"one image needs one caption as text, not {type(captions).__name__}")
             return self._predict(as_pixels(images), captions)
-        if captions is None or isinstance(captions, str) or len(captions) != len(images):
-            if captions is not None:
-                raise DatasetError(f"a list of {len(images)} images needs a list of as many captions")
-            captions = [None] * len(images)
-        return [self._predict(as_pixels(image), caption) for image, caption in zip(images, captions, strict=True)]
+        each: Sequence[str | None]
+        if captions is None:
+            each = [None] * len(images)
+        elif isinstance(captions, str) or len(captions) != len(images):
+            raise DatasetError(f"a list of {len(images)} images needs a list of as many captions")
+        else:
+            each = captions
+        return [self._predict(as_pixels(image), caption) for image, caption in zip(images, each, strict=True)]
 
     @torch.no_grad()
     def _predict(self, image: np.ndarray, caption: str | None) -> Prediction:
@@ -140,7 +152,7 @@ class Predictor:
         panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(output["sem_seg"])
         maps = (x.cpu().numpy() for x in (panoptic, output["sem_seg"].argmax(0)))
         panoptic, semantic = (enlarge_read_out(x, image.shape[:2]) for x in maps)
-        return Prediction(panoptic, segments, semantic, self.model.taxonomy)
+        return Prediction(panoptic, segments, semantic, self.model.known_taxonomy())
 
 
 def as_pixels(image: Picture) -> np.ndarray:
@@ -243,7 +255,7 @@ def predict_files(
     """
     images, annotations, skipped = [], [], []
     inputs = folder.inputs
-    _check_ids(predictor.model.taxonomy)
+    _check_ids(predictor.model.known_taxonomy())
     entries = zip(inputs.paths, inputs.file_names, inputs.names, strict=True)
     for number, (path, file_name, name) in enumerate(tqdm(entries, total=len(inputs.paths), unit="image"), start=1):
         try:
@@ -264,7 +276,7 @@ def predict_files(
         images.append({"id": number, "file_name": file_name, "height": height, "width": width})
         panoptic = folder.path(name, "panoptic").relative_to(folder.out).as_posix()
         annotations.append({"image_id": number, "file_name": panoptic, "segments_info": _segments_info(prediction)})
-    folder.finish(images, annotations, predictor.model.taxonomy, skipped)
+    folder.finish(images, annotations, predictor.model.known_taxonomy(), skipped)
     return skipped
 
 

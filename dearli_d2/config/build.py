@@ -56,9 +56,9 @@ def get_config(config_file: str | Path | None = None, overrides: Sequence[str] =
     if len(overrides) % 2:
         raise ConfigError(f"overrides are KEY VALUE pairs; the last, {overrides[-1]!r}, has no value")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-        if key == "DATASETS.CUSTOM.CLASSES" and re.fullmatch(r"[^\[(].*\.txt", value):
-            value = [value]  # a class file without a list around it
-        _set(cfg, key, value, "command line: ")
+        # a class file needs no list around it
+        is_file = key == "DATASETS.CUSTOM.CLASSES" and re.fullmatch(r"[^\[(].*\.txt", value)
+        _set(cfg, key, [value] if is_file else value, "command line: ")
     layers.append(overrides[::2])
     choose_length(cfg, layers[-1], "command line: ")
     part = fill_partition(cfg, layers)

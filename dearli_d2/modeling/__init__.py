@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -24,10 +24,10 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
     """The model of a config, on `cfg.MODEL.DEVICE`.
 
     Args:
+        cfg: the config.
         taxonomy: classes; None = those of the first labelled data set. Where that is not on this machine the model is
             built without; a checkpoint of this project brings its own.
-        load_backbone: False leaves the WEIGHTS of every network and of MODEL.TEXT alone, since a checkpoint
-            follows that holds all of them.
+        load_backbone: False loads no WEIGHTS of networks and of MODEL.TEXT, since a checkpoint with all of them follows.
 
     Raises:
         ConfigError: an unknown part, a number of classes other than MODEL.NUM_CLASSES, or names in MODEL.TEXT.CLASS_NAMES
@@ -54,7 +54,8 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
         cfg.defrost()
         for section in (*(network.config(cfg).BACKBONE for network in method.networks), cfg.MODEL.TEXT):
             keep_activation(section)
-    model = method.segmenter()(cfg, taxonomy=taxonomy)
+    build: Callable[..., Segmenter] = method.segmenter()  # detectron2's `configurable` takes a config
+    model = build(cfg, taxonomy=taxonomy)
     freeze_unused(model)
     return model.to(cfg.MODEL.DEVICE)
 

@@ -169,13 +169,13 @@ class MaskClassifier(Segmenter):
         regions, valid = [], []
         for index, sample in enumerate(inputs):  # one image at a time: full-size masks of all queries are large
             logits, masks = class_logits[index : index + 1], mask_logits[index : index + 1]
-            if self.device.type == "cpu":  # few queries are objects; on a GPU to know them means to wait
+            if self.device.type == "cpu":  # few queries are objects; on a GPU the host would wait to know them
                 objects = (logits[0].argmax(-1) < logits.shape[-1] - 1).nonzero()[:, 0]
                 rows = objects if len(objects) else slice(0, 1)
                 logits, masks = logits[:, rows], masks[:, rows]
             full = resize_logits(masks, images.tensor.shape[-2:])[..., : size[0], : size[1]]
             thresholds = options.object_threshold, options.overlap_threshold
-            region = panoptic_regions(logits, full, self.taxonomy.thing_ids, *thresholds)
+            region = panoptic_regions(logits, full, self.known_taxonomy().thing_ids, *thresholds)
             inside = sample["inside"].to(self.device, non_blocking=True) if "inside" in sample else None
             if inside is not None:
                 region.panoptic.mul_(inside)
@@ -193,7 +193,8 @@ class MaskClassifier(Segmenter):
         height, width = images.image_sizes[index]
         mask_logits = resize_logits(mask_logits, images.tensor.shape[-2:])[..., :height, :width]
         mask_logits = resize_logits(mask_logits, (inputs.get("height", height), inputs.get("width", width)))
-        result, options = {}, self.read_out
+        options = self.read_out
+        result: dict[str, Any] = {}
         if options.semantic:
             result["sem_seg"] = self.semantic_scores(class_logits, mask_logits)[0]
         if options.panoptic or options.instance:

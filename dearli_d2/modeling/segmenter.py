@@ -27,8 +27,8 @@ _PAD_TO = 32
 BackbonePaths = list[tuple[nn.Module, Callable[[torch.Tensor], Sequence[torch.Tensor]]]]
 
 
-def input_divisor(backbone: nn.Module) -> int:
-    """What the sides of a backbone's input are multiples of."""
+def input_divisor(backbone: Backbone) -> int:
+    """The sides of a backbone's input must be multiples of this number of pixels."""
     return backbone.size_divisibility or _PAD_TO
 
 
@@ -106,8 +106,12 @@ class Segmenter(nn.Module, ABC):
         backbone: with `size_divisibility`.
         taxonomy: classes; None only in a model that is never asked for panoptic output or text.
         pixel_mean, pixel_std: of 0..255 RGB.
-        read_out: what inference returns.
+        read_out: the outputs of inference.
     """
+
+    backbone: Backbone
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
 
     def __init__(
         self,
@@ -195,13 +199,26 @@ class Segmenter(nn.Module, ABC):
             On the device, one per image; where "inside" is False nothing is valid.
         """
 
+    def known_taxonomy(self) -> Taxonomy:
+        """The classes.
+
+        Raises:
+            ConfigError: the model was built without them.
+        """
+        if self.taxonomy is None:
+            raise ConfigError(
+                "the model knows no classes: register the data set of DATASETS.TRAIN or load a checkpoint"
+            )
+        return self.taxonomy
+
     @property
     def training_divisor(self) -> int:
-        """What the sides of training crops must be multiples of; 1 where the images are padded."""
+        """The sides of training crops must be multiples of this; 1 where the images are padded."""
         return 1
 
     @property
     def device(self) -> torch.device:
+        """The device of the parameters."""
         return self.pixel_mean.device
 
     def preprocess(self, batch: list[dict]) -> ImageList:
@@ -226,6 +243,7 @@ class Segmenter(nn.Module, ABC):
         """
         if self.training:
             return self.losses(batch if isinstance(batch, dict) else {"labeled": batch})
+        assert not isinstance(batch, dict)  # streams are for training
         if self.read_out.window:
             return [{"sem_seg": self._windowed_scores(x)} for x in batch]
         return self.outputs(batch)

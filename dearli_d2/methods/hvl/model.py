@@ -144,8 +144,9 @@ class HVL(MaskFormerSegmenter):
         self._fixed = None
 
     def _name_prompts(self) -> None:
-        self.prompts.set_names(self.language.arch, self.taxonomy.main_text_names)
-        self.background.copy_(background_classes(self.taxonomy.names))
+        taxonomy = self.known_taxonomy()
+        self.prompts.set_names(self.language.arch, taxonomy.main_text_names)
+        self.background.copy_(background_classes(taxonomy.names))
 
     def fixed_text(self) -> torch.Tensor:
         """(K, E) unit-norm CLIP embeddings of the class names with the fixed prompt."""
@@ -223,8 +224,9 @@ class HVL(MaskFormerSegmenter):
             presence: (B, K); None without textual queries.
             queries: (L, K, D) of `generator`; None without textual queries.
         """
-        if queries is None:
-            return self.sem_seg_head(features)
+        if queries is None or presence is None:
+            output: DecoderOutput = self.sem_seg_head(features)
+            return output
         return self.decode_present(features, presence[:, None, :, None] * queries[None], presence == 0)
 
     def decode_present(
@@ -268,7 +270,7 @@ class HVL(MaskFormerSegmenter):
         losses = self.stream_losses(streams, output, targets)
         if queries is not None and options.diversity_weight:
             losses["loss_diversity"] = options.diversity_weight * diversity_loss(queries)
-        if queries is not None and options.prompt_weight:
+        if text is not None and generated is not None and options.prompt_weight:
             loss = prompt_loss(text, generated, self.fixed_text(), options.anchor_beta)
             losses["loss_prompt"] = options.prompt_weight * loss
         if queries is not None and options.vl_weight:
@@ -362,6 +364,7 @@ def check_query_memory(cfg: CfgNode) -> None:
 
 def _silenced(output: DecoderOutput) -> DecoderOutput:
     """Replaces the predictions of queries that take no part by "no object" and an empty mask."""
+    assert output.absent is not None  # textual queries were given
     absent = output.absent[None, ..., None]
     silent = output.class_outputs.new_full(output.class_outputs.shape[-1:], -_SILENT)
     silent[-1] = _SILENT

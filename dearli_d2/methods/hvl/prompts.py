@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...errors import ConfigError
-from ...modeling.clip.text_tower import text_embedding
+from ...modeling.clip.text_tower import ClipModel, text_embedding
 from ...modeling.mask2former.transformer_decoder import MLP
 
 
@@ -27,7 +27,10 @@ class PromptLearner(nn.Module):
         per_class: whether every class has learnable tokens of its own.
     """
 
-    def __init__(self, text_tower: nn.Module, tokens: int, classes: int, per_class: bool = False) -> None:
+    tokens: torch.Tensor
+    end: torch.Tensor
+
+    def __init__(self, text_tower: ClipModel, tokens: int, classes: int, per_class: bool = False) -> None:
         super().__init__()
         self.context, width = text_tower.positional_embedding.shape
         self.prompt = nn.Parameter(torch.empty(classes if per_class else 1, tokens, width))
@@ -52,7 +55,7 @@ class PromptLearner(nn.Module):
         self.register_buffer("end", torch.tensor([len(row) - 1 for row in encoded], device=device), persistent=False)
         self._cache = None
 
-    def forward(self, text_tower: nn.Module) -> torch.Tensor:
+    def forward(self, text_tower: ClipModel) -> torch.Tensor:
         """Embeds the names behind the prompt. Outside of training the result is kept until the prompt changes.
 
         Args:
@@ -69,7 +72,7 @@ class PromptLearner(nn.Module):
             self._cache = state, self._embed(text_tower)
         return self._cache[1]
 
-    def _embed(self, tower: nn.Module) -> torch.Tensor:
+    def _embed(self, tower: ClipModel) -> torch.Tensor:
         # the tower ran in fp32 when the fixed embeddings were made; learned ones are compared with them
         with torch.autocast(self.prompt.device.type, enabled=False):
             embedded = tower.token_embedding(self.tokens).float()
@@ -112,8 +115,8 @@ class PromptGenerator(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.mlp = MLP(dim, dim, dim, 2)
-        nn.init.zeros_(self.mlp.layers[-1].weight)
-        nn.init.zeros_(self.mlp.layers[-1].bias)
+        for parameter in self.mlp.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(K, E) unit-norm to (K, E) unit-norm, fp32."""

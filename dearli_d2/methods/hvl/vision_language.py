@@ -64,7 +64,7 @@ def region_losses(
     Returns:
         Cross-entropy over the K classes; mean of 1 - cosine. Both are 0 where no cell is inside.
     """
-    share = F.adaptive_avg_pool2d(region[:, None].float(), features.shape[2:])[:, 0]
+    share = F.adaptive_avg_pool2d(region[:, None].float(), (features.shape[2], features.shape[3]))[:, 0]
     weight = share * (share >= 0.5)
     total = over_ranks(weight.sum(), least=1e-6)
     logits = torch.einsum("behw,ke->bkhw", features, text) / temperature

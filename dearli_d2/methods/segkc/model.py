@@ -46,12 +46,16 @@ class Consultation(nn.Module):
     def forward(self, features: torch.Tensor, junior: torch.Tensor) -> torch.Tensor:
         """(B, D, h, w) and (B, D_junior, h', w') to (B, D, h, w)."""
         # scaling the weights rather than the map keeps no map for the gate's gradient
-        projected = F.conv2d(junior, self.gate * self.project.weight, self.gate * self.project.bias)
+        bias = None if self.project.bias is None else self.gate * self.project.bias
+        projected = F.conv2d(junior, self.gate * self.project.weight, bias)
         return features + resize_logits(projected, features.shape[-2:])
 
 
 class Renormalization(nn.Module):
     """Images normalised with one mean and deviation to another; `before` and `after`: both, 3 values each."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
 
     def __init__(self, before: Normalization, after: Normalization) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...errors import DatasetError
-from ...modeling.clip.text_tower import text_tower_of, token_features
+from ...modeling.clip.text_tower import ClipModel, text_tower_of, token_features
 
 _CACHED = 4096  # captions
 
@@ -101,7 +101,7 @@ class CaptionEncoder:
 
     @torch.no_grad()
     def __call__(
-        self, clip_model: nn.Module, captions: Sequence[str | tuple[str, ...]]
+        self, clip_model: ClipModel, captions: Sequence[str | tuple[str, ...]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, n, text_dim) features in fp32 and (B, n) bool, False = padding, on the device of the model. An image with
         several captions has the tokens of all."""
@@ -123,11 +123,11 @@ class CaptionEncoder:
         return features, present.to(device, non_blocking=True)
 
     @staticmethod
-    def _encode(tower: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    def _encode(tower: ClipModel, tokens: torch.Tensor) -> torch.Tensor:
         with torch.autocast(tokens.device.type, enabled=False):
             return token_features(tower, tower.token_embedding(tokens).float())
 
 
-def text_width(clip_model: nn.Module) -> int:
+def text_width(clip_model: ClipModel) -> int:
     """Channels of the features of `CaptionEncoder`."""
     return text_tower_of(clip_model).positional_embedding.shape[1]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone
+from detectron2.modeling import Backbone, build_backbone
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
@@ -149,7 +149,7 @@ class SemiDAViL(PixelSegmenter):
         return self.backbone if self.beside is None else self.beside
 
     def _class_caption(self) -> str:
-        return ", ".join(self.taxonomy.main_text_names)
+        return ", ".join(self.known_taxonomy().main_text_names)
 
     def check_training(self, cfg: CfgNode) -> None:
         """Weights of a weighted loss from the annotations; every caption must fit into the text tower."""
@@ -157,7 +157,7 @@ class SemiDAViL(PixelSegmenter):
         if cfg.MODEL.SEMIDAVIL.LOSS == "weighted_ce":
             areas = class_areas(annotated, cfg.MODEL.NUM_CLASSES, "MODEL.SEMIDAVIL.LOSS weighted_ce")
             self.loss.weigh(torch.from_numpy(areas.sum(0)))
-        if reads_captions(cfg):
+        if reads_captions(cfg) and self.encoder is not None:
             for d in (*annotated, *unlabeled_dicts(cfg)):
                 self.encoder.tokens(d["caption"], f"{d['file_name']}: its caption")
 
@@ -193,7 +193,7 @@ class SemiDAViL(PixelSegmenter):
 
     def logits(self, images: torch.Tensor, samples: Sequence[dict] | None) -> torch.Tensor:
         features = self.feature_map(images)
-        if self.guidance is not None:
+        if self.guidance is not None and self.encoder is not None:
             text, present = self.encoder(self.language.clip_model, self.captions_of(len(images), samples))
             features = self.guidance(features, text, present)
         return self.head(features)
@@ -218,7 +218,7 @@ class SemiDAViL(PixelSegmenter):
             get_event_storage().put_scalar("cross_entropy", cross_entropy_loss(logits, target).item())
 
 
-def _feature_shape(backbone: nn.Module, name: str) -> ShapeSpec:
+def _feature_shape(backbone: Backbone, name: str) -> ShapeSpec:
     if name == "clip_vis_dense" and isinstance(backbone, OpenCLIPBackbone):
         return backbone.dense_shape
     shapes = backbone.output_shape()

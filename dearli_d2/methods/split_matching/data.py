@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from PIL import Image
 
 from ...data.mappers import PanopticTrainMapper, read_image, read_panoptic, segment_ids, semantic_targets
 from ...data.preparation import ids_to_rgb
+from ...data.views import WeakGeometry
 from ...errors import DatasetError
 from ...structures import Targets
 from .region_folder import RegionFolder
@@ -47,8 +48,10 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
         size: side in pixels.
     """
     if image.dtype == bool:
-        return np.array(Image.fromarray(image.astype(np.uint8)).resize((size, size), Image.NEAREST)).astype(bool)
-    return np.array(Image.fromarray(image).resize((size, size), Image.BILINEAR))
+        return np.array(Image.fromarray(image.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)).astype(
+            bool
+        )
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def zero_shot_targets(ids: np.ndarray, segments_info: list[dict]) -> Targets:
@@ -60,14 +63,24 @@ class ZeroShotTrainMapper(PanopticTrainMapper):
     """Reads labelled images of the seen classes, and what regions need.
 
     Args:
-        options: arguments of `PanopticTrainMapper`.
+        geometry, color, pad_to, pad_value: see `PanopticTrainMapper`.
         unseen: ids that no label may have.
         size: side in pixels of the whole image as CLIP sees it.
         cache: folder of regions; None = they are found during training.
     """
 
-    def __init__(self, *options: Any, unseen: tuple[int, ...], size: int, cache: RegionFolder | None = None) -> None:
-        super().__init__(*options, targets=zero_shot_targets)
+    def __init__(
+        self,
+        geometry: WeakGeometry,
+        color: Callable[[np.ndarray], np.ndarray] | None,
+        pad_to: int,
+        pad_value: int = 128,
+        *,
+        unseen: tuple[int, ...],
+        size: int,
+        cache: RegionFolder | None = None,
+    ) -> None:
+        super().__init__(geometry, color, pad_to, pad_value, targets=zero_shot_targets)
         self.unseen, self.size, self.cache = set(unseen), size, cache
 
     def __call__(self, dataset_dict: dict) -> dict:

@@ -14,6 +14,7 @@ from ...masks.generate import Work, fill_folder
 from ...modeling import build_model
 from ...visualization import save_mask_picture
 from .data import whole_image
+from .model import SplitMatching
 from .options import RegionOptions
 from .region_folder import RegionFolder
 from .regions import region_masks
@@ -41,6 +42,7 @@ def fill(cfg: CfgNode, out: Path, shard: tuple[int, int], batch_size: int, pictu
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no regions; it must be SplitMatching"
         )
     model = build_model(cfg).eval()
+    assert isinstance(model, SplitMatching)  # by the name above
     dicts = {d["file_name"]: d for d in labeled_dicts(cfg)}
     size, folder = RegionOptions.of(cfg).image_size, RegionFolder(out)
 

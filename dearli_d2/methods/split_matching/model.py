@@ -260,7 +260,7 @@ class SplitMatching(MaskFormerSegmenter):
             unannotated = torch.stack([samples[i]["unannotated"] for i in missing]).to(self.device)
             for index, found in zip(missing, self.finder(images, unannotated), strict=True):
                 results[index] = found
-        return results
+        return [r for r in results if r is not None]
 
     def _training_cosines(
         self, vectors: torch.Tensor, targets: Sequence[SplitTargets]
@@ -285,6 +285,7 @@ class SplitMatching(MaskFormerSegmenter):
         return torch.cat([seen, regions], -1), F.pad(exists, (len(self.seen), 0), value=True)
 
     def _enhancement_loss(self, pixels: PixelFeatures, targets: Sequence[SplitTargets]) -> torch.Tensor:
+        assert self.enhancement is not None  # its weight is not 0
         features = self.enhancement(pixels)
         vectors = features.flatten(2).transpose(1, 2)[None]  # (1, B, N, E)
         cosines, exists = self._training_cosines(vectors, targets)
@@ -308,7 +309,8 @@ class SplitMatching(MaskFormerSegmenter):
         for learned in (predictor.query_feat.weight, predictor.query_embed.weight):
             noise = torch.randn(count, learned.shape[1], generator=generator).to(learned.device)
             drawn.append((learned.mean(0) + learned.std(0) * noise).detach().expand(batch, -1, -1))
-        return GivenQueries(*drawn, torch.zeros(batch, count, dtype=torch.bool, device=self.device))
+        content, position = drawn
+        return GivenQueries(content, position, torch.zeros(batch, count, dtype=torch.bool, device=self.device))
 
     def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Final predictions for normalised (B, 3, H, W) images.

@@ -138,7 +138,7 @@ def mean_of_cells(dense: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     Returns:
         (U, E), unit norm.
     """
-    share = F.adaptive_avg_pool2d(masks[:, None].float(), dense.shape[-2:])
+    share = F.adaptive_avg_pool2d(masks[:, None].float(), (dense.shape[-2], dense.shape[-1]))
     return F.normalize((dense * share).sum((2, 3)), dim=-1)
 
 

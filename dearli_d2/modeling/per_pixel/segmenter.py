@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.structures import ImageList
@@ -29,7 +30,7 @@ class PixelSegmenter(Segmenter):
     def logits(self, images: torch.Tensor, samples: Sequence[dict] | None) -> torch.Tensor:
         """Normalised (B, 3, H, W) images to (B, K, h, w) at any resolution; `samples` are the dicts they come from."""
 
-    def network(self, images: torch.Tensor) -> torch.Tensor:
+    def network(self, images: torch.Tensor) -> Any:
         """The logits of images about which nothing else is known."""
         return self.logits(images, None)
 
