@@ -41,7 +41,7 @@ test-slow: $(STAMP)  ## short trainings that show an effect
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) tests/check_docstrings.py dearli_d2/data dearli_d2/evaluation dearli_d2/masks
+	$(PY) tests/check_docstrings.py
 	$(PY) -m mypy
 
 format: $(STAMP)

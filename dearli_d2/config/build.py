@@ -94,8 +94,10 @@ def find_config(path: str | Path) -> Path:
 
 
 def _merge(cfg: CfgNode, content: dict, where: str, given: set[str], prefix: str = "") -> None:
-    """Takes over what a file says. `given`: its keys so far, of which "TEST.AMP: True" and "TEST: {AMP: True}" are two ways to
-    write one."""
+    """Merges the content of a file.
+
+    `given` collects its keys, since "TEST.AMP: True" and "TEST: {AMP: True}" write the same key.
+    """
     for name, value in content.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict) and _section(cfg, key.split(".")) is not None:

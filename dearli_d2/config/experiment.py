@@ -101,10 +101,13 @@ def _check(base: str, part: str) -> None:
 
 
 def choose_length(cfg: CfgNode, given: Collection[str], where: str) -> None:
-    """Of SOLVER.EPOCHS and SOLVER.MAX_ITER the one that is given last counts; call it after every file and the command line.
+    """Lets the one of SOLVER.EPOCHS and SOLVER.MAX_ITER count that is given last.
+
+    It is called after every file and after the command line.
 
     Args:
-        given: keys of this file. where: it, for the error.
+        given: keys of this file.
+        where: it, for the error.
 
     Raises:
         ConfigError: it gives both.
@@ -177,7 +180,7 @@ def _images(name: str) -> int:
 
 
 def output_folder(config_file: str | Path, part: str) -> str:
-    """Where a run goes without an OUTPUT_DIR: `output/`, the config's path below `configs/`, and its partition.
+    """The default of OUTPUT_DIR: `output/`, the config's path below `configs/`, and its partition.
 
     Args:
         part: DATASETS.PARTITION; of a list file its name counts; "" = none.

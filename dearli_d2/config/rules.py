@@ -14,8 +14,10 @@ from ..methods import method_of, methods
 
 
 def _boxes_fit(area: float, aspect: Sequence[float]) -> bool:
-    """Whether at least one of a thousand boxes of a share `area` of a square lies inside of it, if aspect and corner are
-    random."""
+    """True if at least one of a thousand random boxes of a share `area` of a square lies inside of it.
+
+    Aspect and corner are random.
+    """
     steps = 100
     ratios = [aspect[0] + (aspect[1] - aspect[0]) * (i + 0.5) / steps for i in range(steps)]
     places = [max(1 - math.sqrt(area / r), 0) * max(1 - math.sqrt(area * r), 0) for r in ratios]
@@ -45,7 +47,7 @@ def _backbone_rules(key: str, backbone: CfgNode) -> list[tuple[bool, str]]:
 
 
 def _is_scored(metric: str, cfg: CfgNode) -> bool:
-    """Whether an evaluation gives a score of this name; what stands before its task is a label or a data set."""
+    """True if an evaluation gives a score of this name. A label or a data set may precede the task."""
     if "semantic/" not in metric:
         return cfg.TEST.PANOPTIC_ON
     return cfg.TEST.SEMANTIC_ON and (not metric.endswith(("hIoU", "sIoU", "uIoU")) or bool(cfg.DATASETS.UNSEEN_CLASSES))

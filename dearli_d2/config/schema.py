@@ -93,7 +93,7 @@ def read_value(key: str, value: Any, default: Any) -> Any:
 
 
 def reads_text(key: str, default: Any) -> bool:
-    """Whether a key's value is a text, which is taken as it was written."""
+    """True if a key's value is a text, which is taken as it was written."""
     rule = schema().get(key)
     return isinstance(rule, Text) or (isinstance(rule, Choice) and isinstance(default, str))
 

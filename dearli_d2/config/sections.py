@@ -211,7 +211,7 @@ class DPT(Options):
 
 @dataclass(frozen=True)
 class Datasets(Options):
-    """Which images play which part."""
+    """The data sets of each role."""
 
     SECTION: ClassVar[str] = "DATASETS"
 

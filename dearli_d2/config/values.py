@@ -85,8 +85,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Text:
-    """A string in UTF-8. `filled`: not empty. `pattern`: a regular expression it must match, `like` in words. `path`: "~" at the
-    start is the home folder, which a shell reads so at the start of a word only."""
+    """A string in UTF-8.
+
+    `filled`: it is not empty. `pattern`: a regular expression that it matches, `like` in words. `path`: "~" at the start is the
+    home folder; a shell expands it at the start of a word only.
+    """
 
     filled: bool = False
     path: bool = False

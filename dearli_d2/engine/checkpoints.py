@@ -25,7 +25,8 @@ class RunCheckpoints:
     """The checkpoint files of an output folder.
 
     Args:
-        folder: of the run. keep: number of periodic checkpoints to keep.
+        folder: of the run.
+        keep: number of periodic checkpoints to keep.
     """
 
     def __init__(self, folder: str | Path, keep: int) -> None:
@@ -104,10 +105,10 @@ class RunCheckpoints:
 
 
 def branch_off(source: str | Path, folder: str | Path, iteration: int) -> None:
-    """Lets a run that has not begun in `folder` go on from the state of the run in `source` after `iteration`, if it was kept
-    there (SOLVER.KEEP_CHECKPOINTS); else does nothing, and the run begins at the beginning.
+    """Lets a run that has not begun in `folder` go on from the state of the run in `source` after `iteration`.
 
-    Runs that differ in unlabelled images alone are the same until SSL.START, so that the result is bit by bit that of a run of its own.
+    If that checkpoint was not kept (SOLVER.KEEP_CHECKPOINTS), nothing happens, and the run begins at step 0. Runs that differ in
+    unlabelled images alone are the same until SSL.START, so the result is bit by bit that of a separate run.
     """
     checkpoints, path = RunCheckpoints(folder, 1), Path(source) / f"model_{iteration:07d}.pth"
     if checkpoints.last() is None and path.is_file():

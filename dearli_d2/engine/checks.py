@@ -48,8 +48,11 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
 
 
 def check_mixing(cfg: CfgNode, processes: int) -> None:
-    """Raises `ConfigError` where unlabelled images are to be mixed but each process has only one: partners are other images of
-    the same process."""
+    """Checks that each process has two unlabelled images if they are mixed, since partners come from the same process.
+
+    Raises:
+        ConfigError: each process has only one.
+    """
     images = cfg.SSL.IMS_PER_BATCH // processes
     if cfg.DATASETS.UNLABELED and cfg.SSL.CUTMIX and images < 2:
         on = f" on {processes} processes" if processes > 1 else ""

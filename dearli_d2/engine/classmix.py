@@ -14,7 +14,7 @@ from .partners import draw_partners
 
 @dataclass(frozen=True)
 class ClassMixPlan:
-    """As `CutMixPlan`, with any region: `regions[i]` (H, W) bool on the device, None leaves image i as it is."""
+    """A `CutMixPlan` with any region: `regions[i]` (H, W) bool on the device; None leaves image i as it is."""
 
     partner: tuple[int, ...]
     regions: tuple[torch.Tensor | None, ...]
@@ -25,7 +25,7 @@ class ClassMixPlan:
         return torch.zeros(height, width, dtype=torch.bool, device=device) if region is None else region
 
     def changes(self, index: int) -> bool:
-        """Whether anything is pasted into this image."""
+        """True if anything is pasted into this image."""
         return self.partner[index] != index and self.regions[index] is not None
 
 
@@ -40,8 +40,10 @@ class ClassMix:
         self.probability = probability
 
     def plan_for(self, targets: Sequence[Targets], rng: np.random.Generator) -> ClassMixPlan:
-        """Draws partners (see `draw_partners`) and half of the segments of each, rounded up; one without segments gives
-        nothing."""
+        """Draws partners (see `draw_partners`) and half of the segments of each, rounded up.
+
+        A partner without segments gives nothing.
+        """
         partner = draw_partners(len(targets), rng)
         return ClassMixPlan(partner, tuple(self._region(targets[i], rng) for i in partner))
 

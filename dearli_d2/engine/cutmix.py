@@ -1,5 +1,4 @@
-"""CutMix (Yun et al. 2019) inside a batch, and what a plan of CutMix or ClassMix does to images and segment targets (DEARLi,
-Sec. 4)."""
+"""CutMix (Yun et al. 2019) inside a batch, and the mixing of images and segment targets (DEARLi, Sec. 4)."""
 
 from __future__ import annotations
 
@@ -16,8 +15,11 @@ from .partners import draw_partners
 
 @dataclass(frozen=True)
 class CutMixPlan:
-    """What is pasted where: image i gets the pixels of image `partner[i]` inside `boxes[i]` = (x0, y0, x1, y1) in pixels,
-    ends excluded; an empty box leaves it as it is. Lives on the host, so that nobody waits for the device."""
+    """The pastes of a batch: image i gets the pixels of image `partner[i]` inside `boxes[i]`.
+
+    A box is (x0, y0, x1, y1) in pixels, ends excluded. An empty box leaves the image as it is. The plan lies on the host, which
+    then needs not wait for the device.
+    """
 
     partner: tuple[int, ...]
     boxes: tuple[tuple[int, int, int, int], ...]
@@ -30,7 +32,7 @@ class CutMixPlan:
         return mask
 
     def changes(self, index: int) -> bool:
-        """Whether anything is pasted into this image."""
+        """True if anything is pasted into this image."""
         x0, y0, x1, y1 = self.boxes[index]
         return self.partner[index] != index and x1 > x0 and y1 > y0
 
@@ -39,12 +41,15 @@ MixPlan = CutMixPlan | ClassMixPlan
 
 
 class CutMix:
-    """Boxes as UniMatch's and DEARLi's code draws them: the area is uniform; then height / width, uniform, and a corner, uniform in
-    the image, are drawn until the box lies inside. So tall boxes are more frequent, the median of height / width is 1.5.
+    """Draws boxes as UniMatch's and DEARLi's code does.
+
+    The area is uniform. Then height / width, uniform, and a corner, uniform in the image, are drawn until the box lies inside. So
+    tall boxes are more frequent, and the median of height / width is 1.5.
 
     Args:
         probability: of a paste, per image.
-        area: range of the box's area as a share of the image. aspect: range of its height / width.
+        area: range of the box's area as a share of the image.
+        aspect: range of its height / width.
     """
 
     def __init__(

@@ -86,7 +86,8 @@ class RunEvaluation:
         cfg: TEST.WEIGHTS says which models, TEST.BEST_METRIC by which score they are compared.
         student: as it is trained, perhaps in its data-parallel wrapper.
         teacher: None where there is none.
-        checkpoints: of the run. state: content of a checkpoint after a number of steps.
+        checkpoints: of the run.
+        state: content of a checkpoint after a number of steps.
 
     Attributes:
         best: the score of the best model so far.

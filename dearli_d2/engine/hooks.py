@@ -50,8 +50,10 @@ class SaveHook(RunHook):
 
 
 class EvaluationHook(RunHook):
-    """Evaluates every `period` steps (0 = never) and after the last one. A resumed run first makes up for the evaluation after
-    its last step, if that was interrupted."""
+    """Evaluates every `period` steps (0 = never) and after the last one.
+
+    A resumed run first repeats the evaluation after its last step, if that was interrupted.
+    """
 
     def __init__(self, period: int, evaluation: RunEvaluation) -> None:
         self.period, self.evaluation = period, evaluation
@@ -113,7 +115,7 @@ class PictureHook(RunHook):
             get_event_storage().put_image(f"batches/{name}", pixels)
 
     def _count(self, samples: list[dict]) -> str:
-        """How many segments the unlabelled images of a batch teach, in all and of the most frequent classes."""
+        """Counts the segments that the unlabelled images of a batch teach, in all and of the most frequent classes."""
         counts = Counter(label for sample in samples for label in sample["targets"].labels.tolist())
         names = self.taxonomy.main_names
         shown = ", ".join(f"{names[label]} {count}" for label, count in counts.most_common(8))
@@ -121,8 +123,7 @@ class PictureHook(RunHook):
 
 
 class PseudoLabelMonitor(RunHook):
-    """Quality of the pseudo-labels of unlabelled images whose annotations exist: a diagnosis, from which training learns
-    nothing.
+    """Quality of the pseudo-labels of unlabelled images whose annotations exist. Training learns nothing from it.
 
     On benchmarks the "unlabelled" part has annotations. The scores are "pseudo_label/PQ", or of semantic labels
     "pseudo_label/mIoU" of the pixels that carry a loss and "pseudo_label/coverage", the share of these pixels in percent.

@@ -18,8 +18,11 @@ _PATIENCE = 30  # seconds without a line on the console
 
 
 class MetricsFile(JSONWriter):
-    """`metrics.json`: a line of JSON for each iteration that has something to say. Lines from iteration `start` on, of a run
-    that was interrupted later than its last checkpoint, are taken out, and so is half a line."""
+    """`metrics.json`, with a line of JSON for each iteration that has values.
+
+    Lines from iteration `start` on are removed, since the run was interrupted later than its last checkpoint. An incomplete
+    line is removed too.
+    """
 
     def __init__(self, path: Path, start: int) -> None:
         kept = _lines_before(path, start)

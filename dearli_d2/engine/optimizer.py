@@ -83,7 +83,8 @@ class GradientClipping:
     """Scales the gradients of all parameters together to an upper limit of their norm.
 
     Args:
-        optimizer: of the parameters. limit: of the L2 norm; infinite = only the norm is computed.
+        optimizer: of the parameters.
+        limit: of the L2 norm; infinite = only the norm is computed.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, limit: float) -> None:
@@ -102,8 +103,10 @@ def build_clipping(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> GradientCl
 
 
 def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Schedule:
-    """After a linear warm-up (1 - t / T)^power, or a factor of SOLVER.DECAY in every tenth of the run. Groups with a delay
-    start their warm-up after it."""
+    """A linear warm-up, then (1 - t / T)^power, or a factor of SOLVER.DECAY in every tenth of the run.
+
+    Groups with a delay start their warm-up after it.
+    """
     factors = [_schedule(cfg, group.get("delay", 0), group.get("warmup")) for group in optimizer.param_groups]
     return Schedule(optimizer, factors)
 

@@ -52,13 +52,14 @@ def scoring_settings(cfg: CfgNode) -> dict[str, Any]:
 
 
 def check_resumed(state: dict[str, Any], cfg: CfgNode, taxonomy: Taxonomy | None, checkpoints: RunCheckpoints) -> None:
-    """Compares a checkpoint with the run that is to continue it: settings, classes and images must be those that the run
-    began with.
+    """Checks that settings, classes and images of a run are those of the checkpoint that it continues.
 
     A run without unlabelled images may go on with them up to SSL.START, from which on they count; one with them needs them.
 
     Args:
-        state: content of the checkpoint. taxonomy: of the run, None where it has none. checkpoints: where it comes from.
+        state: content of the checkpoint.
+        taxonomy: of the run, None where it has none.
+        checkpoints: where it comes from.
 
     Raises:
         WeightsError, ConfigError, DatasetError.
@@ -97,7 +98,8 @@ def check_settings(state: dict, cfg: CfgNode, scored_with: dict[str, Any] | None
     """Compares the settings of a checkpoint with those of the run that is to continue it.
 
     Args:
-        state: content of the checkpoint. scored_with: `scoring_settings` of the last evaluation, None where there was none.
+        state: content of the checkpoint.
+        scored_with: `scoring_settings` of the last evaluation, None where there was none.
 
     Raises:
         ConfigError: settings differ that the result depends on, with each key and both values.

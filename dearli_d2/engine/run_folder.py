@@ -33,11 +33,10 @@ def check_writable(folder: str | Path) -> None:
 
 
 class FolderLock:
-    """Keeps other processes out of an output folder until it is released, closed as a context, or its process ends in any way.
-    A process may hold several on one folder.
+    """Keeps other processes out of an output folder until it is released or its process ends.
 
-    The system releases such a lock when the process ends, so none of a dead process is in the way. Worker processes do not
-    inherit it.
+    A process may hold several locks on one folder. The system releases a lock when its process ends in any way, so a dead process
+    leaves none. Worker processes do not inherit it.
 
     Raises:
         ConfigError: the folder cannot be written to, or another process holds it, with its number and host.

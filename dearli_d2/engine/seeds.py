@@ -11,7 +11,9 @@ def seed_step(seed: int, step: int, part: int) -> np.random.Generator:
     """Seeds torch for a part of a step, from nothing but the arguments and the rank, so that a resumed run repeats the step.
 
     Args:
-        seed: of the run (SEED). step: counted from 0. part: of an accumulated step, counted from 0.
+        seed: of the run (SEED).
+        step: counted from 0.
+        part: of an accumulated step, counted from 0.
 
     Returns:
         A generator with the same seed, for what numpy draws.

@@ -17,7 +17,8 @@ def load_start_weights(cfg: CfgNode, student: Segmenter, state: dict[str, Any] |
     """Loads the weights of a checkpoint, else those of MODEL.WEIGHTS.
 
     Args:
-        student: with the weights of its backbone (MODEL.BACKBONE.WEIGHTS), if a run begins. state: content of the
+        student: with the weights of its backbone (MODEL.BACKBONE.WEIGHTS), if a run begins.
+        state: content of the
             checkpoint that a run goes on from, None at its beginning.
 
     Raises:

@@ -32,7 +32,9 @@ class StrongViews:
         """Makes the samples of one batch.
 
         Args:
-            samples: of `UnlabeledTrainMapper`, all of one size. labels: of their weak views, see `Labeler.label`. rng: draws
+            samples: of `UnlabeledTrainMapper`, all of one size.
+            labels: of their weak views, see `Labeler.label`.
+            rng: draws
                 partners and boxes.
 
         Returns:

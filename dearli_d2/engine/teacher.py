@@ -56,7 +56,7 @@ class EMATeacher(Labeler):
         return {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in self._shared}
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint: the tensors that are the teacher's alone, and the number of updates."""
+        """The entry of a checkpoint: the tensors that are the teacher's alone, and the number of updates."""
         return {"model": self.own_state(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -122,10 +122,11 @@ class EMATeacher(Labeler):
 
 
 def build_labeler(cfg: CfgNode, student: Segmenter, fresh: bool = True) -> Labeler | None:
-    """Who labels the unlabelled images of a run: what the student declares, else an EMA teacher.
+    """The labeler of the unlabelled images of a run: the one that the student declares, else an EMA teacher.
 
     Args:
-        student: with the weights that the run starts from. fresh: the teacher takes SSL.TEACHER_WEIGHTS, if there are any;
+        student: with the weights that the run starts from.
+        fresh: the teacher takes SSL.TEACHER_WEIGHTS, if there are any;
             False for a resumed run, whose checkpoint has its weights.
 
     Returns:
@@ -149,14 +150,18 @@ def build_labeler(cfg: CfgNode, student: Segmenter, fresh: bool = True) -> Label
 
 
 def has_ramp(cfg: CfgNode) -> bool:
-    """Whether the decay of a config's teacher rises from 0: not where the teacher has weights of its own, which the first update
-    would discard, nor after a burn-in."""
+    """True if the decay of a config's teacher rises from 0.
+
+    It does not after a burn-in, nor for a teacher with weights of its own, which the first update would discard.
+    """
     return cfg.SSL.EMA_RAMP and not (cfg.SSL.TEACHER_WEIGHTS or cfg.SSL.BURN_IN)
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """The largest modules that training cannot change: no trainable parameter, and in eval mode even while the model trains
-    (so that no running statistic moves)."""
+    """The largest modules that training cannot change.
+
+    They have no trainable parameter, and stay in eval mode while the model trains, so that no running statistic moves.
+    """
     was_training = model.training
     model.train()
     try:

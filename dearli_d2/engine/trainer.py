@@ -47,10 +47,11 @@ class DualStreamTrainer(TrainerBase):
     run repeats the interrupted one exactly.
 
     Args:
-        cfg: a frozen config. resume: continue the run in OUTPUT_DIR if there is one.
+        cfg: a frozen config.
+        resume: continue the run in OUTPUT_DIR if there is one.
 
     Raises:
-        ConfigError, DatasetError, WeightsError: what can be known to fail before the first step.
+        ConfigError, DatasetError, WeightsError: the run cannot succeed; known before the first step.
     """
 
     def __init__(self, cfg: CfgNode, resume: bool = False) -> None:
@@ -168,8 +169,10 @@ class DualStreamTrainer(TrainerBase):
         return result
 
     def train(self) -> None:
-        """Runs from the start iteration to SOLVER.MAX_ITER. Of a complete run, what its end lacks is made up for: the last
-        evaluation, the best model, lines of metrics.json."""
+        """Runs from the start iteration to SOLVER.MAX_ITER.
+
+        For a complete run it only adds missing results of the end: the last evaluation, the best model, lines of metrics.json.
+        """
         if self.start_iter >= self.max_iter:
             logger.info("the run is already complete: %d of %d iterations", self.start_iter, self.max_iter)
         else:

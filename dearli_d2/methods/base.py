@@ -60,7 +60,7 @@ class Method(ABC):
         """The class of the model; it has `from_config(cfg, taxonomy)`."""
 
     def takes(self, cfg: CfgNode) -> bool:
-        """Whether a config is of this method. Several methods may share an architecture."""
+        """True if a config is of this method. Several methods may share an architecture."""
         return self.architecture == cfg.MODEL.META_ARCHITECTURE
 
     def rules(self, cfg: CfgNode) -> Rules:
@@ -76,7 +76,7 @@ class Method(ABC):
         return None
 
     def reads_captions(self, cfg: CfgNode) -> bool:
-        """Whether the model reads a caption beside each image."""
+        """True if the model reads a caption beside each image."""
         return False
 
     def add_commands(self, dearli: Group) -> None:  # noqa: B027  # most methods add none

@@ -48,12 +48,13 @@ class Labeler(ABC):
         """Called after each step of the optimiser.
 
         Args:
-            student: the model without its data-parallel wrapper. step: of the run, counted from 0.
+            student: the model without its data-parallel wrapper.
+            step: of the run, counted from 0.
         """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the labeler under "teacher"; {} if nothing."""
+        """The entry "teacher" of a checkpoint; {} if there is none."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -71,12 +72,14 @@ class SelfLabeler(Labeler):
         self._label = label
 
     def label(self, weak: list[dict[str, Any]]) -> Labels:
+        """See `Labeler.label`."""
         return self._label(weak)
 
     def follow(self, student: Segmenter, step: int) -> None:
         """Nothing to do: the student labels."""
 
     def state_dict(self) -> dict[str, Any]:
+        """See `Labeler.state_dict`."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

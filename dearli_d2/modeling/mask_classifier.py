@@ -30,8 +30,11 @@ from .segmenter import ReadOut, Segmenter
 
 @dataclass(frozen=True)
 class PseudoLabeling:
-    """How a teacher labels (keys `SSL.*`): weight of the learned posterior (eq. 6; 1 = no ensemble), thresholds of the
-    panoptic read-out, least area of a segment in pixels, and the weight of the losses that pseudo-labels give."""
+    """Settings of a teacher's labels (keys `SSL.*`).
+
+    They are the weight of the learned posterior (eq. 6; 1 = no ensemble), the thresholds of the panoptic read-out, the least
+    area of a segment in pixels, and the weight of the losses on pseudo-labels.
+    """
 
     alpha: float = 0.6
     object_threshold: float = 0.0
@@ -118,7 +121,7 @@ class MaskClassifier(Segmenter):
         """
 
     def predict_labels(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `predict`, for pseudo-labels."""
+        """Makes the predictions of pseudo-labels; see `predict`."""
         return self.predict(images)
 
     def outputs(self, batch: list[dict]) -> list[dict]:

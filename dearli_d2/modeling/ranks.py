@@ -36,7 +36,8 @@ def gradient_exchange(model: nn.Module, now: bool) -> AbstractContextManager[Non
     """Context of a forward and backward pass, after which the ranks exchange their gradients or not.
 
     Args:
-        model: in its data-parallel wrapper, if there is one. now: False for all but the last part of a step.
+        model: in its data-parallel wrapper, if there is one.
+        now: False for all but the last part of a step.
     """
     if now or not isinstance(model, DistributedDataParallel):
         return nullcontext()

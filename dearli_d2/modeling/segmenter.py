@@ -58,10 +58,12 @@ def levels_of(features: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
 
 @dataclass(frozen=True)
 class LearningRate:
-    """How the learning rate of a parameter differs from that of the run.
+    """The learning rate of a parameter, relative to that of the run.
 
-    `factor`: what SOLVER.BASE_LR is multiplied by. `delay`: number of first steps in which it is 0. `warmup`: steps of the
-    linear warm-up behind the delay; None = SOLVER.WARMUP_ITERS.
+    Args:
+        factor: multiplies SOLVER.BASE_LR.
+        delay: number of first steps in which it is 0.
+        warmup: number of steps of the linear warm-up after the delay; None = SOLVER.WARMUP_ITERS.
     """
 
     factor: float = 1.0
@@ -71,7 +73,7 @@ class LearningRate:
 
 @dataclass(frozen=True)
 class ReadOut:
-    """What inference returns and its thresholds (keys `TEST.*`)."""
+    """The outputs of inference and their thresholds (keys `TEST.*`)."""
 
     panoptic: bool = True
     semantic: bool = True
@@ -84,6 +86,7 @@ class ReadOut:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ReadOut:
+        """Reads the section TEST."""
         test = cfg.TEST
         return cls(
             panoptic=test.PANOPTIC_ON,
@@ -161,7 +164,7 @@ class Segmenter(nn.Module, ABC):
         """Fails early on settings that this method cannot train with. Raises `ConfigError`."""
 
     def backbone_paths(self) -> BackbonePaths:
-        """What of each backbone takes part in the losses; the rest is frozen, see `freeze_unused`."""
+        """The outputs of each backbone that losses use. `freeze_unused` freezes the other parts."""
         return [(self.backbone, lambda images: levels_of(self.backbone(images)))]
 
     def learning_rate(self, name: str) -> LearningRate:
@@ -180,7 +183,8 @@ class Segmenter(nn.Module, ABC):
         """Called before each training step, for methods whose network or losses change during training.
 
         Args:
-            step: of the run, counted from 0. total: steps of the whole run. A method computes its state from these two
+            step: of the run, counted from 0.
+            total: steps of the whole run. A method computes its state from these two
                 alone, so that a resumed run goes on as if it had not stopped.
         """
 

@@ -11,8 +11,9 @@ _SIDE = 2  # of the probe, in what the network's input is a multiple of
 
 
 def freeze_unused(model: Segmenter) -> None:
-    """Freezes what of the backbones leads to no loss, such as CLIP's own head: data-parallel training wants a gradient for
-    every parameter that is trained.
+    """Freezes the parameters of the backbones that no loss depends on, such as those of CLIP's own head.
+
+    Data-parallel training needs a gradient for every parameter that is trained.
 
     Raises:
         ConfigError: a backbone that does not take images of other sizes than its own.

@@ -14,7 +14,8 @@ def distillation_loss(
     """temperature^2 KL(teacher || student) of the softened class distributions (Hinton et al. 2015), mean over pixels.
 
     Args:
-        teacher, student: (B, C, h, w) logits, resized to `inside`; no gradient reaches the teacher. inside: (B, H, W) bool,
+        teacher, student: (B, C, h, w) logits, resized to `inside`; no gradient reaches the teacher.
+        inside: (B, H, W) bool,
             which pixels count.
     """
 

@@ -32,7 +32,7 @@ Normalization = Sequence[Sequence[float]]  # mean and deviation
 
 
 class Consultation(nn.Module):
-    """What the senior takes from the junior's features: h + g Conv1x1(h_junior), g learned and 0 at the start.
+    """Adds the junior's features to the senior's: h + g Conv1x1(h_junior), with g learned and 0 at the start.
 
     Args:
         junior_dim, dim: channels of the junior's and the senior's map.
@@ -68,8 +68,11 @@ class Renormalization(nn.Module):
 
 
 class Senior(nn.Module):
-    """The large network. `consultation`: None leaves the junior's features out. `renormalization`: from the junior's input to
-    what its own weights expect, None where that is the same."""
+    """The large network.
+
+    `consultation`: None leaves the junior's features out. `renormalization` converts the junior's input to the normalisation
+    that the senior's weights expect; None where both are the same.
+    """
 
     def __init__(
         self,
@@ -97,8 +100,9 @@ class Senior(nn.Module):
 
 
 class SegKC(DPTSegmenter):
-    """The junior is the model itself, its parameters named as in `DPTSegmenter`; the senior is beside it and takes part in
-    training alone.
+    """Two networks that teach each other (SegKC).
+
+    The junior is the model itself, with the parameter names of `DPTSegmenter`. The senior beside it takes part in training alone.
 
     Args:
         senior: the large network.
@@ -171,7 +175,7 @@ class SegKC(DPTSegmenter):
         return self.both_logits(images)
 
     def both_logits(self, images: torch.Tensor, dropped: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of junior and senior, (B, K, ...) each; `dropped`: see `DPTSegmenter.features`."""
+        """Logits of junior and senior, (B, K, ...) each; `dropped`: see `DPTSegmenter.features`."""
         features = self.features(images, dropped)
         consulted = features if self.consult_grad else features.detach()
         return self.head.classify(features), self.senior(images, consulted, dropped, self.strong_views)
@@ -184,8 +188,10 @@ class SegKC(DPTSegmenter):
 
     @torch.no_grad()
     def cross_labels(self, inputs: list[dict]) -> dict[str, list[Targets]]:
-        """What each network is taught about weak views by the other, both in eval mode: "targets", the senior's labels for
-        the junior, and "senior_targets", the junior's for the senior; pixels below the confidence are not valid.
+        """Labels of weak views that each network makes for the other, both in eval mode.
+
+        "targets" are the senior's labels for the junior, "senior_targets" the junior's for the senior. Pixels below the confidence
+        are not valid.
 
         Args:
             inputs: "image" (3, H, W) 0..255, all of one size, and optionally "inside" (H, W) bool.
@@ -200,8 +206,10 @@ class SegKC(DPTSegmenter):
         return {"targets": senior, "senior_targets": junior}
 
     def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
-        """The paper's L_sup, L_con and L_KD; the first two as the halves of each network. Without unlabelled images (before
-        SSL.START) both learn from labels alone."""
+        """The paper's L_sup, L_con and L_KD; the first two as the halves of each network.
+
+        Without unlabelled images (before SSL.START) both learn from labels alone.
+        """
         samples, images, known = self.joined(streams)
         size = images.shape[-2:]
         dropped = len(samples) - known if self.feature_dropout else 0

@@ -21,7 +21,9 @@ class DenseLanguageGuidance(nn.Module):
     The projection back to C starts at zero, so that the module starts as the identity.
 
     Args:
-        vision_dim: channels C of the dense features. text_dim: of the tokens. dim: d of keys and values.
+        vision_dim: channels C of the dense features.
+        text_dim: of the tokens.
+        dim: d of keys and values.
     """
 
     def __init__(self, vision_dim: int, text_dim: int, dim: int) -> None:
@@ -37,10 +39,12 @@ class DenseLanguageGuidance(nn.Module):
     def attention(
         self, pixels: torch.Tensor, text: torch.Tensor, present: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """How much each pixel and each token attend to each other.
+        """The affinities of each pixel and each token.
 
         Args:
-            pixels: (B, N, C). text: (B, n, text_dim). present: (B, n) bool, False = padding.
+            pixels: (B, N, C).
+            text: (B, n, text_dim).
+            present: (B, n) bool, False = padding.
 
         Returns:
             The affinities of pixels and tokens (eq. 2) in fp32, normalised (eq. 3) over the tokens and over the pixels:
@@ -65,11 +69,13 @@ class DenseLanguageGuidance(nn.Module):
 
 
 class CaptionEncoder:
-    """Features of all tokens of a caption from a frozen OpenCLIP text tower, before pooling. The tower is given at each call:
-    it belongs to the backbone. The latest captions are kept.
+    """Features of all tokens of a caption from a frozen OpenCLIP text tower, before pooling.
+
+    The tower is given at each call, since it belongs to the backbone. The features of the latest captions are cached.
 
     Args:
-        model_name: OpenCLIP model, for its tokenizer. context: longest caption in tokens, start and end included.
+        model_name: OpenCLIP model, for its tokenizer.
+        context: longest caption in tokens, start and end included.
     """
 
     def __init__(self, model_name: str, context: int) -> None:
@@ -103,8 +109,10 @@ class CaptionEncoder:
     def __call__(
         self, clip_model: ClipModel, captions: Sequence[str | tuple[str, ...]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, n, text_dim) features in fp32 and (B, n) bool, False = padding, on the device of the model. An image with
-        several captions has the tokens of all."""
+        """(B, n, text_dim) features in fp32 and (B, n) bool, False = padding, on the device of the model.
+
+        An image with several captions has the tokens of all.
+        """
         tower = text_tower_of(clip_model)
         device = tower.positional_embedding.device
         several = [(c,) if isinstance(c, str) else c for c in captions]

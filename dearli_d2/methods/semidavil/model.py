@@ -45,8 +45,10 @@ class PyramidHead(nn.Module):
 
 
 class QueryPixelHead(nn.Module):
-    """The Mask2Former core as a head of class logits per pixel: the log of the class distribution that its queries give
-    together. This combination is ours."""
+    """The Mask2Former core as a head of class logits per pixel.
+
+    The logits are the log of the class distribution that its queries give together. This combination is ours.
+    """
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -79,8 +81,10 @@ class SemiDAViL(PixelSegmenter):
     """Per-pixel segmentation of CLIP features that captions guide.
 
     Args:
-        feature: name of the backbone's map. head: (B, C, h, w) to logits.
-        guidance: None = no language. language: CLIP beside a backbone without text.
+        feature: name of the backbone's map.
+        head: (B, C, h, w) to logits.
+        guidance: None = no language.
+        language: CLIP beside a backbone without text.
         captions: where "file", samples bring theirs, else all have that of the class names.
         loss: of annotated pixels.
         loss_weight, unlabeled_weight, confidence: keys MODEL.SEMIDAVIL.LOSS_WEIGHT, SSL.LOSS_WEIGHT, SSL.CONFIDENCE.
@@ -199,8 +203,10 @@ class SemiDAViL(PixelSegmenter):
         return self.head(features)
 
     def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
-        """The chosen loss over source and labelled target together, and cross-entropy on the confident pixels of the
-        unlabelled target."""
+        """The chosen loss on annotated pixels, and cross-entropy on confident pixels of unlabelled images.
+
+        Source and labelled target count together.
+        """
         samples, images, known = self.joined(streams)
         logits = resize_logits(self.logits(images, samples), images.shape[-2:])
         target = self.class_maps(samples, images.shape[-2:])

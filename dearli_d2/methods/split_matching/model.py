@@ -1,5 +1,7 @@
-"""Split Matching: queries for annotated classes and for regions that nobody annotated; inductive zero-shot semantic
-segmentation (Chen et al.)."""
+"""Split Matching: inductive zero-shot semantic segmentation (Chen et al.).
+
+It has queries for annotated classes, and queries for regions that nobody annotated.
+"""
 
 from __future__ import annotations
 

@@ -187,8 +187,9 @@ def window_seeds(dense: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def fuse(centroids: torch.Tensor, areas: torch.Tensor, threshold: float, min_area: float) -> torch.Tensor:
-    """Merges the two most similar clusters while their cosine is at least `threshold`, then drops those below `min_area`;
-    the largest always stays.
+    """Merges the two most similar clusters while their cosine is at least `threshold`, then drops small ones.
+
+    Clusters below `min_area` are dropped, but the largest always stays.
 
     Args:
         centroids: (S, E), unit norm.

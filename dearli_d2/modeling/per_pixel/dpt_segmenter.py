@@ -1,5 +1,7 @@
-"""A backbone and a DPT head: semantic segmentation without queries. It is SegKC's junior alone, and its labels-only and
-EMA-teacher baseline."""
+"""A backbone and a DPT head: semantic segmentation without queries.
+
+It is SegKC's junior alone, and its labels-only and EMA-teacher baseline.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,15 @@ from .segmenter import PixelSegmenter
 
 
 class DPTSegmenter(PixelSegmenter):
-    """Images of any size are brought to the nearest multiples of the backbone's `size_divisibility` for inference, and the
-    scores back; training takes crops that are multiples.
+    """Semantic segmentation with a backbone and a DPT head.
+
+    For inference images of any size are resized to the nearest multiples of the backbone's `size_divisibility`, and the scores
+    back. Training takes crops that are multiples.
 
     Args:
-        backbone: with res2..res5. head: over them. label_weight, unlabeled_weight, confidence: keys MODEL.DPT.LOSS_WEIGHT,
+        backbone: with res2..res5.
+        head: over them.
+        label_weight, unlabeled_weight, confidence: keys MODEL.DPT.LOSS_WEIGHT,
             SSL.LOSS_WEIGHT, SSL.CONFIDENCE. feature_dropout: of unlabelled images (UniMatch V2), see
             `pyramid_of`. strong_views: of each unlabelled image.
     """
@@ -73,7 +79,7 @@ class DPTSegmenter(PixelSegmenter):
 
     @property
     def divisor(self) -> int:
-        """What sides of the input are multiples of at inference."""
+        """The sides of the input are multiples of this at inference."""
         return input_divisor(self.backbone)
 
     @property
@@ -109,8 +115,11 @@ class DPTSegmenter(PixelSegmenter):
         return resize_logits(self.logits(fitted(images, size, self.divisor), samples).float(), size).softmax(1)
 
     def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
-        """Cross-entropy on annotated pixels, mean over them; on confident pixels of unlabelled images, their sum over the
-        number of all pixels (UniMatch)."""
+        """Cross-entropy on annotated and on confident pixels.
+
+        On annotated pixels it is their mean. On unlabelled images it is the sum over the confident pixels, divided by the number
+        of all pixels (UniMatch).
+        """
         samples, images, known = self.joined(streams)
         dropped = len(samples) - known if self.feature_dropout else 0
         logits = self.head.classify(self.features(images, dropped))
@@ -127,8 +136,10 @@ class DPTSegmenter(PixelSegmenter):
 
 
 def fitted(images: torch.Tensor, size: tuple[int, int], divisor: int) -> torch.Tensor:
-    """(B, 3, H, W) images, padded to more than `size`, without padding and at the nearest multiples of `divisor`, at least
-    one; of two as near the larger (UniMatch V2)."""
+    """Cuts the padding off (B, 3, H, W) images of `size`, and resizes them to the nearest multiples of `divisor`.
+
+    A side is at least one multiple. Of two multiples that are as near, the larger is taken (UniMatch V2).
+    """
     multiples = tuple(max(1, (2 * side + divisor) // (2 * divisor)) * divisor for side in size)
     return resize_logits(images[..., : size[0], : size[1]], multiples)
 
@@ -146,8 +157,11 @@ def build_network(cfg: CfgNode) -> tuple[Backbone, DPTHead]:
 
 
 def pyramid_of(backbone: Backbone, images: torch.Tensor, dropped: int, views: int) -> Mapping[str, torch.Tensor]:
-    """`LEVELS` of (B, 3, H, W) images, of which the last `dropped` lose channels: those of a timm network's own maps, so of a
-    plain ViT's tokens before they are reassembled (UniMatch V2), and those of the levels of another backbone."""
+    """`LEVELS` of (B, 3, H, W) images, of which the last `dropped` lose channels.
+
+    A timm network loses channels of its own maps, so a plain ViT those of its tokens before they are reassembled (UniMatch V2).
+    Another backbone loses channels of its levels.
+    """
     if not dropped:
         return backbone(images)
     if isinstance(backbone, TimmBackbone):
@@ -157,12 +171,14 @@ def pyramid_of(backbone: Backbone, images: torch.Tensor, dropped: int, views: in
 
 
 def channel_dropout(maps: Sequence[torch.Tensor], count: int, views: int) -> list[torch.Tensor]:
-    """The last `count` images lose each channel with probability 0.5, the others are doubled; half of the images are left as
-    they are. Maps of one width, such as the tokens of a ViT's blocks, lose the same channels. Of two views of an image, the
-    second keeps what the first loses (UniMatch V2, complementary dropout).
+    """Drops channels of the last `count` images with probability 0.5, and doubles the others.
+
+    Half of the images stay as they are. Maps of one width, such as the tokens of a ViT's blocks, lose the same channels. Of two
+    views of an image, the second keeps the channels that the first loses (UniMatch V2, complementary dropout).
 
     Args:
-        maps: (B, C, h, w) each. views: the last images are `views` parts of `count` / `views` images each.
+        maps: (B, C, h, w) each.
+        views: the last images are `views` parts of `count` / `views` images each.
     """
     images, device = count // views, maps[0].device
     whole = torch.zeros(images, dtype=torch.bool, device=device)
