@@ -214,7 +214,8 @@ def test_the_first_names_of_public_commands_still_work(words):
     command = [sys.executable, "-W", "ignore", "-m", f"dearli_d2.{first}", *rest, "--help"]
     result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == CliRunner().invoke(dearli, [*words.split(), "--help"], prog_name="dearli").output
+    same = CliRunner().invoke(dearli, [*words.split(), "--help"], prog_name="dearli").output
+    assert result.stdout.split() == same.split()  # terminals differ in width
 
 
 def test_a_script_of_datasets_is_the_command_of_its_name():
