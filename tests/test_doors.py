@@ -456,6 +456,8 @@ class _ParsedError(BaseException):
 
 def _program(words: tuple[str, ...]) -> tuple[str, list[str]] | None:
     """(module or file, arguments) of a program of the project."""
+    if "|" in words:
+        words = words[: words.index("|")]
     if words[0] == "torchrun":
         words = ("python", *words[words.index("-m") :])
     if words[:2] == ("docker", "run"):
