@@ -15,7 +15,7 @@ from ..config.schema import plain
 from ..data.catalog import class_source, dataset_dicts
 from ..data.taxonomy import Taxonomy, named, same_classes
 from ..errors import ConfigError, DatasetError, WeightsError
-from ..methods import method_of
+from ..methods import method_of, methods
 from .checkpoints import RunCheckpoints
 from .state import NEEDED
 
@@ -106,7 +106,7 @@ def check_settings(state: dict, cfg: CfgNode, scored_with: dict[str, Any] | None
     """
     saved_cfg = CfgNode.load_cfg(state["config"])
     saved, here = _leaves(saved_cfg), _leaves(cfg)
-    free = _FREE | {_LENGTH, *method_of(cfg).memory_keys}
+    free = _FREE | {_LENGTH, *method_of(cfg).memory_keys} | _of_other_methods(cfg)
     if not saved_cfg.DATASETS.UNLABELED and cfg.DATASETS.UNLABELED and state["iteration"] <= cfg.SSL.START:
         free |= {key for key in here if key.startswith(_UNLABELED)}
     free |= set(scoring_settings(cfg))  # compared with those of the last evaluation
@@ -126,6 +126,13 @@ def check_settings(state: dict, cfg: CfgNode, scored_with: dict[str, Any] | None
             here[_LENGTH],
             state["iteration"],
         )
+
+
+def _of_other_methods(cfg: CfgNode) -> set[str]:
+    """The keys that only methods other than the config's read."""
+    own = method_of(cfg)
+    theirs = {section for method in methods().values() for section in method.options} - set(own.options)
+    return {entry.name for section in theirs for entry in section.entries()}
 
 
 def describe_data(cfg: CfgNode) -> dict[str, dict[str, list]]:

@@ -194,6 +194,13 @@ def test_settings_that_no_result_depends_on_may_change(config):
     resume.check_settings(saved(config("x")), config("x", *FREE), resume.scoring_settings(config("x")))
 
 
+def test_keys_of_other_methods_are_not_compared(config):
+    cfg = config("x")
+    resume.check_settings(
+        saved(config("x", "MODEL.SENIOR.BACKBONE.ARCH", "resnet18", "MODEL.HVL.PROMPT_TOKENS", "4")), cfg, None
+    )
+
+
 def test_every_free_key_is_documented(repo):
     text = (repo / "docs/resume.md").read_text()
     assert [key for key in (*resume._FREE, resume._LENGTH) if key not in text] == []
