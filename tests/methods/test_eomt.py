@@ -59,8 +59,8 @@ def test_annealing_follows_the_published_steps(total, starts, ends):
 def test_annealing_starts_with_masks_and_ends_without():
     assert mask_probabilities(0.0, 3, 0.0, 1.0, 0.9) == [1, 1, 1]
     assert mask_probabilities(1.0, 3, 0.0, 1.0, 0.9) == [0, 0, 0]
-    assert mask_probabilities(0.5, 2, 0.5, 0.5, 0.9) == [1, 1]  # all at once
-    assert mask_probabilities(0.51, 2, 0.5, 0.5, 0.9) == [0, 0]
+    assert mask_probabilities(0.0, 2, 0.0, 0.0, 0.9) == [0, 0]  # never a mask
+    assert mask_probabilities(0.99, 2, 1.0, 1.0, 0.9) == [1, 1]  # always
 
 
 def test_the_state_of_the_annealing_depends_on_the_step_alone(model):
@@ -175,6 +175,17 @@ def test_every_parameter_learns_at_every_stage(model, make_targets, progress):
     without = [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.abs().any()]
     assert not without
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_in_mixed_precision_are_near_those_of_fp32(model, make_targets, dtype):
+    samples = [{**sample, "targets": make_targets(3)} for sample in images(2)]
+    totals = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype, enabled=enabled), torch.no_grad():
+            totals.append(sum(model.train()(samples).values()))
+    torch.testing.assert_close(totals[1], totals[0], rtol=0.03, atol=0)
 
 
 def test_recomputed_blocks_give_the_same_gradients(config, make_targets):

@@ -20,6 +20,6 @@ def mask_probabilities(progress: float, blocks: int, start: float, end: float, p
 
 
 def _anneal(progress: float, start: float, end: float, power: float) -> float:
-    if progress <= start:
-        return 1.0
-    return (1 - (progress - start) / (end - start)) ** power if progress < end else 0.0
+    if progress >= end:
+        return 0.0
+    return (1 - (progress - start) / (end - start)) ** power if progress > start else 1.0
