@@ -12,5 +12,9 @@ setup(
     packages=[*find_packages(include=["dearli_d2*"]), *(f"dearli_d2.{name}" for name in BESIDE)],
     package_dir={f"dearli_d2.{name}": name for name in BESIDE},
     include_package_data=False,  # the lines below name all that is no code
-    package_data={"dearli_d2": ["assets/*"], "dearli_d2.configs": ["**/*.yaml"], "dearli_d2.scripts": ["*.sh"]},
+    package_data={
+        "dearli_d2": ["assets/*", "py.typed"],
+        "dearli_d2.configs": ["**/*.yaml"],
+        "dearli_d2.scripts": ["*.sh"],
+    },
 )

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -34,7 +35,7 @@ class LoadReport:
     matched: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    wrong_shape: dict[str, tuple[tuple, tuple]] = field(default_factory=dict)
+    wrong_shape: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -126,14 +127,14 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True, which:
 
 
 def load_content(
-    model: nn.Module, content: dict, source: str | Path, strict: bool = True, which: str = "student"
+    model: nn.Module, content: dict[str, Any], source: str | Path, strict: bool = True, which: str = "student"
 ) -> LoadReport:
     """Does the work of `load_weights` with the content of a file."""
     check_normalization(model, content, source)
     return load_state(model, state_dict_of(content, source, which), source, strict)
 
 
-def check_normalization(model: nn.Module, content: dict, source: str | Path) -> None:
+def check_normalization(model: nn.Module, content: dict[str, Any], source: str | Path) -> None:
     """Checks that images are normalised as in the run that wrote a checkpoint, whose config it holds.
 
     Raises:
@@ -251,7 +252,7 @@ def export(weights: str, out: str | Path, which: str) -> int:
     return len(small["model"])
 
 
-def _only(part: str, content: dict, weights: str) -> dict:
+def _only(part: str, content: dict[str, Any], weights: str) -> dict[str, Any]:
     """A part of a checkpoint that its method can export alone."""
     owners = [method for method in methods().values() if part in method.exports]
     if "config" in content:

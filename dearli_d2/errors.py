@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class DearliError(Exception):
     """Base of all errors a user can cause and mend; the command line prints them without a stack trace."""
@@ -27,7 +29,7 @@ class TrainingError(DearliError):
     """Training cannot go on (losses that are not finite)."""
 
 
-def first_few(items: list, limit: int = 3) -> str:
+def first_few(items: list[Any], limit: int = 3) -> str:
     """'a, b, c and 4 more': how every report here shortens a list of offenders."""
     shown = ", ".join(str(item) for item in items[:limit])
     return shown + (f" and {len(items) - limit} more" if len(items) > limit else "")

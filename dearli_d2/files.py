@@ -99,7 +99,7 @@ def leads_out(name: object) -> bool:
     return path.is_absolute() or ".." in path.parts or not path.name
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
     """Calls `write(temporary)` beside `path`, then renames. A killed process leaves the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> N
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: str | os.PathLike) -> None:
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Deletes the temporary files and folders that killed processes left in a folder.
 
     Those younger than an hour may be in use and stay.
@@ -128,6 +128,6 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
-def write_json(path: str | os.PathLike, content: Any, indent: int | None = None) -> None:
+def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = None) -> None:
     """Writes `content` as JSON, atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=indent)))

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class Prediction:
     """
 
     panoptic: np.ndarray
-    segments: list[dict]
+    segments: list[dict[str, Any]]
     semantic: np.ndarray
     taxonomy: Taxonomy
 
@@ -286,7 +286,7 @@ def _check_ids(taxonomy: Taxonomy) -> None:
         raise ConfigError(f"{len(wrong)} class ids do not fit into a PNG of 16 bits, 0 to 65535: {first_few(wrong)}")
 
 
-def _segments_info(prediction: Prediction) -> list[dict]:
+def _segments_info(prediction: Prediction) -> list[dict[str, Any]]:
     """Segments as COCO-panoptic has them, in the ids of the training data."""
     taxonomy, infos = prediction.taxonomy, []
     for segment in prediction.segments:

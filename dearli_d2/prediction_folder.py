@@ -162,7 +162,11 @@ class PredictionFolder:
             self.path(name, kind).unlink(missing_ok=True)
 
     def finish(
-        self, images: list[dict], annotations: list[dict], taxonomy: Taxonomy, skipped: Sequence[tuple[Path, str]]
+        self,
+        images: list[dict[str, Any]],
+        annotations: list[dict[str, Any]],
+        taxonomy: Taxonomy,
+        skipped: Sequence[tuple[Path, str]],
     ) -> None:
         """Writes the complete `predictions.json`.
 
@@ -181,7 +185,9 @@ class PredictionFolder:
         ]
         self._write(True, images, annotations, categories, [{"image": str(p), "reason": r} for p, r in skipped])
 
-    def _write(self, complete: bool, images: list, annotations: list, categories: list, skipped: list) -> None:
+    def _write(
+        self, complete: bool, images: list[Any], annotations: list[Any], categories: list[Any], skipped: list[Any]
+    ) -> None:
         content = {
             "info": {
                 "generator": _GENERATOR,

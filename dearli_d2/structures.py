@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ class Targets:
         known = self.masks.any(0) if self.valid is None else self.masks.any(0) & self.valid
         return torch.where(known, self.labels[self.masks.byte().argmax(0)], ignore)
 
-    def panoptic(self) -> tuple[np.ndarray, list[dict]]:
+    def panoptic(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """(H, W) int32 map of segment ids 1, 2, ... (0 = none), and segments {"id", "category_id"}.
 
         Where masks overlap the later one shows.

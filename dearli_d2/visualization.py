@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ _ROW = 18  # pixels of a line of text
 _GAP = 4  # between panels
 
 
-def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict], taxonomy: Taxonomy) -> np.ndarray:
+def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict[str, Any]], taxonomy: Taxonomy) -> np.ndarray:
     """Segments over the image; instances of a thing class in shades of its colour, white borders.
 
     Args:
@@ -118,7 +119,7 @@ def short_name(file_name: str) -> str:
     return "/".join(Path(file_name).parts[-2:])
 
 
-def sample_sheet(samples: Sequence[dict], taxonomy: Taxonomy) -> Image.Image:
+def sample_sheet(samples: Sequence[dict[str, Any]], taxonomy: Taxonomy) -> Image.Image:
     """Training samples as the loss sees them, one a row below its file's name: image and targets.
 
     Where a teacher made the targets, its weak view and the segments that it saw there stand before them.
@@ -170,7 +171,7 @@ def with_legend(picture: np.ndarray, categories: list[int], taxonomy: Taxonomy) 
     return canvas
 
 
-def annotation_sheet(dicts: Sequence[dict], taxonomy: Taxonomy, side: int = 320) -> Image.Image:
+def annotation_sheet(dicts: Sequence[dict[str, Any]], taxonomy: Taxonomy, side: int = 320) -> Image.Image:
     """Images beside their annotated segments, one a row below the file's name.
 
     They keep their proportions, and their long side has `side` pixels.
@@ -207,7 +208,7 @@ def save_mask_picture(path: Path, image: np.ndarray, masks: np.ndarray) -> None:
 
 
 def prediction_picture(
-    image: np.ndarray, panoptic: np.ndarray, segments: list[dict], taxonomy: Taxonomy
+    image: np.ndarray, panoptic: np.ndarray, segments: list[dict[str, Any]], taxonomy: Taxonomy
 ) -> Image.Image:
     """Segments over the image at its own size, a small one enlarged, with a legend."""
     size = shown_size(image.shape[0], image.shape[1], enlarge_only=True)
@@ -219,9 +220,9 @@ def save_comparison(
     path: Path,
     file_name: str,
     image: np.ndarray,
-    predictions: Mapping[str, tuple[np.ndarray, list[dict]]],
+    predictions: Mapping[str, tuple[np.ndarray, list[dict[str, Any]]]],
     taxonomy: Taxonomy,
-    truth: dict,
+    truth: dict[str, Any],
 ) -> None:
     """Writes image | predictions | ground truth, with titles and a legend of the classes shown.
 

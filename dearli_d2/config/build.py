@@ -93,7 +93,7 @@ def find_config(path: str | Path) -> Path:
     return own
 
 
-def _merge(cfg: CfgNode, content: dict, where: str, given: set[str], prefix: str = "") -> None:
+def _merge(cfg: CfgNode, content: dict[str, Any], where: str, given: set[str], prefix: str = "") -> None:
     """Merges the content of a file.
 
     `given` collects its keys, since "TEST.AMP: True" and "TEST: {AMP: True}" write the same key.

@@ -34,7 +34,8 @@ def fill_partition(cfg: CfgNode, layers: Sequence[Collection[str]]) -> str:
     Raises:
         ConfigError: a partition that is missing, unknown to one of the data sets, or of no effect.
     """
-    datasets, part = cfg.DATASETS, cfg.DATASETS.PARTITION
+    datasets = cfg.DATASETS
+    part: str = datasets.PARTITION
     wanting = {key: [name for name in datasets[key] if _wants(name)] for key in _KEYS}
     names = [name for key in _KEYS for name in wanting[key]]
     if not names:

@@ -49,8 +49,9 @@ def _backbone_rules(key: str, backbone: CfgNode) -> list[tuple[bool, str]]:
 def _is_scored(metric: str, cfg: CfgNode) -> bool:
     """True if an evaluation gives a score of this name. A label or a data set may precede the task."""
     if "semantic/" not in metric:
-        return cfg.TEST.PANOPTIC_ON
-    return cfg.TEST.SEMANTIC_ON and (not metric.endswith(("hIoU", "sIoU", "uIoU")) or bool(cfg.DATASETS.UNSEEN_CLASSES))
+        return bool(cfg.TEST.PANOPTIC_ON)
+    zero_shot = metric.endswith(("hIoU", "sIoU", "uIoU"))
+    return bool(cfg.TEST.SEMANTIC_ON and (not zero_shot or cfg.DATASETS.UNSEEN_CLASSES))
 
 
 def validate(cfg: CfgNode) -> None:

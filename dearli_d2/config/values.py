@@ -70,7 +70,7 @@ class Switch:
 class Choice:
     """One of a few values, of their own type."""
 
-    options: tuple
+    options: tuple[Any, ...]
 
     @property
     def allowed(self) -> str:
@@ -124,7 +124,7 @@ class Items:
         example = ", such as ('name',)" if isinstance(self.item, Text) else ""
         return f"a list of {count} values{order}, each {self.item.allowed}{example}"
 
-    def read(self, value: Any) -> list:
+    def read(self, value: Any) -> list[Any]:
         if not isinstance(value, list | tuple) or len(value) < self.least:
             raise ValueError
         if self.lengths and len(value) not in self.lengths:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -106,7 +107,7 @@ def ensure_registered(name: str) -> None:
         _register_view(name)
 
 
-def dataset_dicts(name: str) -> list[dict]:
+def dataset_dicts(name: str) -> list[dict[str, Any]]:
     """The images of a data set or view, as detectron2 dicts.
 
     Each has "file_name", "image_id", "height", "width" and, unless unlabelled, "pan_seg_file_name", "segments_info"
@@ -128,7 +129,7 @@ def dataset_dicts(name: str) -> list[dict]:
     return dicts
 
 
-def annotated_dicts(name: str) -> list[dict]:
+def annotated_dicts(name: str) -> list[dict[str, Any]]:
     """The images of an unlabelled view *with* the annotations that are held back from training, for diagnosis.
 
     The list is empty for a data set without annotations.
@@ -140,7 +141,7 @@ def annotated_dicts(name: str) -> list[dict]:
     return [d for d in dataset_dicts(base) if d["image_id"] in chosen]
 
 
-def class_areas(dicts: Sequence[dict], num_classes: int, needed_by: str) -> np.ndarray:
+def class_areas(dicts: Sequence[dict[str, Any]], num_classes: int, needed_by: str) -> np.ndarray:
     """(N, K) annotated pixels of each class in each image, crowds left out.
 
     Raises:
@@ -163,7 +164,7 @@ def _scan_once(folder: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((str(file), height, width) for file, height, width in usable_images(folder))
 
 
-def _scan(source: ImageFolder) -> list[dict]:
+def _scan(source: ImageFolder) -> list[dict[str, Any]]:
     folder = source.image_root
     if not folder.is_dir():
         raise DatasetError(f"no image folder {folder}; {source.hint}")

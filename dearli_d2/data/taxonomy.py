@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 
@@ -116,7 +117,7 @@ class Taxonomy:
         if swapped:
             logger.warning("MODEL.TEXT.CLASS_NAMES %s says %s; is that meant?", path, first_few(swapped))
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Plain lists, for checkpoints."""
         return {
             "names": [list(n) for n in self.names],
@@ -126,7 +127,7 @@ class Taxonomy:
         }
 
     @staticmethod
-    def from_json(content: dict) -> Taxonomy:
+    def from_json(content: dict[str, Any]) -> Taxonomy:
         """Reverses `to_json`."""
         return Taxonomy(
             tuple(tuple(n) for n in content["names"]),
@@ -136,7 +137,7 @@ class Taxonomy:
         )
 
     @staticmethod
-    def of_checkpoint(content: dict, source: str | Path) -> Taxonomy | None:
+    def of_checkpoint(content: dict[str, Any], source: str | Path) -> Taxonomy | None:
         """The classes in the content of a weight file; None where it names none. Raises `WeightsError`."""
         if "taxonomy" not in content:
             return None
@@ -150,7 +151,7 @@ class Taxonomy:
         return found
 
     @staticmethod
-    def from_categories(categories: Sequence[dict], dataset: str | None = None) -> Taxonomy:
+    def from_categories(categories: Sequence[dict[str, Any]], dataset: str | None = None) -> Taxonomy:
         """Reads COCO-panoptic `categories`, in the order of the list; an optional "synonyms" list adds names.
 
         Args:

@@ -153,7 +153,7 @@ def unwrap(model: Model) -> Segmenter:
 
 
 @torch.no_grad()
-def write_pictures(cfg: CfgNode, model: Model, dicts: list[dict], folder: Path) -> None:
+def write_pictures(cfg: CfgNode, model: Model, dicts: list[dict[str, Any]], folder: Path) -> None:
     """Draws image, predictions and ground truth side by side for TEST.PICTURES images, evenly spread.
 
     Predictions are the panoptic and the semantic output, as far as the model gives them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from detectron2.engine.hooks import HookBase
@@ -114,7 +114,7 @@ class PictureHook(RunHook):
             pixels = np.asarray(sheet).transpose(2, 0, 1)
             get_event_storage().put_image(f"batches/{name}", pixels)
 
-    def _count(self, samples: list[dict]) -> str:
+    def _count(self, samples: list[dict[str, Any]]) -> str:
         """Counts the segments that the unlabelled images of a batch teach, in all and of the most frequent classes."""
         counts = Counter(label for sample in samples for label in sample["targets"].labels.tolist())
         names = self.taxonomy.main_names

@@ -16,7 +16,7 @@ def launch(
     machines: int = 1,
     machine: int = 0,
     url: str = "auto",
-    arguments: tuple = (),
+    arguments: tuple[Any, ...] = (),
 ) -> None:
     """Calls a function in every process, and closes the process group once all processes have returned.
 
@@ -36,7 +36,7 @@ def launch(
     _detectron2_launch(_run_and_close, processes, machines, machine, url, (function, arguments))
 
 
-def _run_and_close(function: Callable[..., Any], arguments: tuple) -> None:
+def _run_and_close(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     function(*arguments)
     if dist.is_initialized():
         comm.synchronize()  # the first to close would end a collective of the others

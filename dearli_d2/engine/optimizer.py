@@ -26,7 +26,7 @@ _TOWER = re.compile(r"(senior\.)?backbone\.(?!pyramid\.)")
 _DECAYED = ("weight", "bias", "in_proj_weight", "in_proj_bias", "proj", "text_projection")
 
 
-def parameter_groups(cfg: CfgNode, model: Segmenter) -> list[dict]:
+def parameter_groups(cfg: CfgNode, model: Segmenter) -> list[dict[str, Any]]:
     """Groups by learning rate and weight decay; each has "names" for reports, and "delay" and "warmup" of `LearningRate`.
 
     Weight decay is WEIGHT_DECAY_NORM for normalisation layers and WEIGHT_DECAY_EMBED for embeddings, the latter
@@ -35,7 +35,7 @@ def parameter_groups(cfg: CfgNode, model: Segmenter) -> list[dict]:
     pyramid, which is new, has the full one. The method may change it further, see `Segmenter.learning_rate`.
     """
     solver = cfg.SOLVER
-    groups: dict[tuple[float, float, LearningRate], dict] = {}
+    groups: dict[tuple[float, float, LearningRate], dict[str, Any]] = {}
     for name, parameter, module in _trainable(model):
         in_tower = _TOWER.match(name) is not None
         own = model.learning_rate(name)
@@ -121,8 +121,8 @@ def _schedule(cfg: CfgNode, delay: int, warmup: int | None) -> Callable[[int], f
             return 0.0
         start = min((step - delay + 1) / (ramp + 1), 1.0)
         if solver.SCHEDULE == "exponential":
-            return start * solver.DECAY ** (10 * step / total)
-        return start * max(1 - step / total, 0.0) ** solver.POLY_POWER
+            return float(start * solver.DECAY ** (10 * step / total))
+        return float(start * max(1 - step / total, 0.0) ** solver.POLY_POWER)
 
     return factor
 

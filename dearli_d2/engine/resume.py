@@ -84,7 +84,7 @@ def check_resumed(state: dict[str, Any], cfg: CfgNode, taxonomy: Taxonomy | None
     check_data(state.get("data", {}), cfg)
 
 
-def check_complete(state: dict, path: Path) -> None:
+def check_complete(state: dict[str, Any], path: Path) -> None:
     """Raises `WeightsError` if the content of a checkpoint file lacks what a run cannot go on without."""
     missing = [key for key in ("model", *NEEDED, "iteration", "config") if key not in state]
     if missing:
@@ -94,7 +94,7 @@ def check_complete(state: dict, path: Path) -> None:
         )
 
 
-def check_settings(state: dict, cfg: CfgNode, scored_with: dict[str, Any] | None) -> None:
+def check_settings(state: dict[str, Any], cfg: CfgNode, scored_with: dict[str, Any] | None) -> None:
     """Compares the settings of a checkpoint with those of the run that is to continue it.
 
     Args:
@@ -135,12 +135,12 @@ def _of_other_methods(cfg: CfgNode) -> set[str]:
     return {entry.name for section in theirs for entry in section.entries()}
 
 
-def describe_data(cfg: CfgNode) -> dict[str, dict[str, list]]:
+def describe_data(cfg: CfgNode) -> dict[str, dict[str, list[Any]]]:
     """{"TRAIN": {data set: [number of images, digest of their names and sizes in order]}, ...} of what is trained on."""
     return {key: {name: _digest(name) for name in cfg.DATASETS[key]} for key in _STREAMS if cfg.DATASETS[key]}
 
 
-def check_data(saved: dict[str, dict[str, list]], cfg: CfgNode) -> None:
+def check_data(saved: dict[str, dict[str, list[Any]]], cfg: CfgNode) -> None:
     """Raises `DatasetError` if a data set has other images than in `saved`, a `describe_data` of the run's beginning."""
     for key, found in describe_data(cfg).items():
         for name, (count, digest) in found.items():
@@ -153,7 +153,7 @@ def check_data(saved: dict[str, dict[str, list]], cfg: CfgNode) -> None:
                 )
 
 
-def _digest(name: str) -> list:
+def _digest(name: str) -> list[Any]:
     dicts = dataset_dicts(name)
     digest = hashlib.sha256()
     for d in dicts:

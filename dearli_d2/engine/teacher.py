@@ -100,8 +100,8 @@ class EMATeacher(Labeler):
 
     @torch.no_grad()
     def _move(self, student: nn.Module, gamma: float) -> None:
-        averaged: tuple[list, list] = ([], [])
-        copied: tuple[list, list] = ([], [])
+        averaged: tuple[list[Any], list[Any]] = ([], [])
+        copied: tuple[list[Any], list[Any]] = ([], [])
         theirs = student.state_dict(keep_vars=True)
         for name, mine in self.own_state().items():
             pairs = averaged if theirs[name].requires_grad else copied

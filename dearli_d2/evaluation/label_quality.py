@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..data.mappers import read_panoptic, resize_labels, segment_ids
@@ -17,7 +19,7 @@ class PanopticLabelQuality:
     def __init__(self, taxonomy: Taxonomy) -> None:
         self.things, self.quality = taxonomy.thing_ids, PanopticQuality(len(taxonomy))
 
-    def add(self, targets: Targets, truth: dict) -> None:
+    def add(self, targets: Targets, truth: dict[str, Any]) -> None:
         """Counts the segments of one image."""
         ids = resize_labels(segment_ids(read_panoptic(truth["pan_seg_file_name"])), targets.masks.shape[1:])
         self.quality.add(*targets.panoptic(), ids, truth["segments_info"])
@@ -39,7 +41,7 @@ class SemanticLabelQuality:
         self.matrix = np.zeros((len(taxonomy), len(taxonomy)), dtype=np.int64)
         self.annotated = 0
 
-    def add(self, targets: Targets, truth: dict) -> None:
+    def add(self, targets: Targets, truth: dict[str, Any]) -> None:
         """Counts the pixels of one image."""
         semantic = resize_labels(read_semantic(truth), targets.masks.shape[1:])
         ids, segments = targets.panoptic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
@@ -30,9 +31,9 @@ class PanopticQuality:
     def add(
         self,
         predicted: np.ndarray,
-        predicted_segments: Iterable[dict],
+        predicted_segments: Iterable[dict[str, Any]],
         truth: np.ndarray,
-        truth_segments: Iterable[dict],
+        truth_segments: Iterable[dict[str, Any]],
     ) -> None:
         """Counts the segments of one image.
 
@@ -125,7 +126,7 @@ class PanopticEvaluator(DatasetEvaluator):
         """Forgets all images."""
         self.quality = PanopticQuality(len(self.taxonomy))
 
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Adds the "panoptic_seg" outputs of a batch."""
         for given, output in zip(inputs, outputs, strict=True):
             panoptic, segments = output["panoptic_seg"]
@@ -133,7 +134,7 @@ class PanopticEvaluator(DatasetEvaluator):
             predicted = enlarge_read_out(panoptic.cpu().numpy(), truth.shape)
             self.quality.add(predicted, segments, truth, given["segments_info"])
 
-    def evaluate(self) -> dict | None:
+    def evaluate(self) -> dict[str, Any] | None:
         """{"panoptic": {"PQ", ..., "per_class": {name: {"PQ", "SQ", "RQ"}}}} on the main process."""
         parts = comm.gather(self.quality)
         if not comm.is_main_process():

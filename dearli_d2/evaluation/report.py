@@ -11,7 +11,7 @@ from tabulate import tabulate
 from ..files import write_json
 
 
-def scalars(results: dict[str, dict]) -> dict[str, float]:
+def scalars(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     """{"panoptic": {"PQ": 1.0, "per_class": ...}} to {"panoptic/PQ": 1.0}."""
     return {
         f"{task}/{name}": value
@@ -21,7 +21,7 @@ def scalars(results: dict[str, dict]) -> dict[str, float]:
     }
 
 
-def tables(results: dict[str, dict]) -> str:
+def tables(results: dict[str, dict[str, Any]]) -> str:
     """A table of the means and one of the classes."""
     means = tabulate([[name, f"{value:.2f}"] for name, value in scalars(results).items()], ["metric", "%"])
     columns = [
@@ -36,7 +36,7 @@ def _cell(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1f}"
 
 
-def write_results(results: dict[str, dict], path: Path, **context: Any) -> None:
+def write_results(results: dict[str, dict[str, Any]], path: Path, **context: Any) -> None:
     """Writes the results and their context as JSON; values that do not exist are null."""
     write_json(path, _without_nan({**context, "results": results}), indent=2)
 

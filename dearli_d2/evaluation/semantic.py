@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
@@ -26,7 +27,8 @@ def class_iou(matrix: np.ndarray) -> np.ndarray:
     hits = np.diag(matrix)
     union = matrix.sum(0) + matrix.sum(1) - hits
     with np.errstate(invalid="ignore"):
-        return 100 * hits / union
+        iou: np.ndarray = 100 * hits / union
+    return iou
 
 
 def mean_iou(matrix: np.ndarray) -> float:
@@ -48,7 +50,7 @@ def seen_and_unseen(matrix: np.ndarray, unseen: Collection[int]) -> dict[str, fl
     return {"hIoU": harmonic, "sIoU": seen_iou, "uIoU": unseen_iou}
 
 
-def read_semantic(dataset_dict: dict) -> np.ndarray:
+def read_semantic(dataset_dict: dict[str, Any]) -> np.ndarray:
     """(H, W) contiguous class ids, 255 = ignore: the semantic PNG, or the panoptic one without it."""
     if "sem_seg_file_name" in dataset_dict:
         return read_panoptic(dataset_dict["sem_seg_file_name"])[..., 0]
@@ -73,13 +75,13 @@ class SemanticEvaluator(DatasetEvaluator):
         """Forgets all images."""
         self.matrix = np.zeros((len(self.taxonomy), len(self.taxonomy)), dtype=np.int64)
 
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Adds the "sem_seg" outputs of a batch."""
         for given, output in zip(inputs, outputs, strict=True):
             truth, predicted = read_semantic(given), output["sem_seg"].argmax(0).cpu().numpy()
             self.matrix += confusion(enlarge_read_out(predicted, truth.shape), truth, len(self.taxonomy))
 
-    def evaluate(self) -> dict | None:
+    def evaluate(self) -> dict[str, Any] | None:
         """{"semantic": {"mIoU", "pixel_accuracy", "per_class": {name: {"IoU"}}}} on the main process."""
         parts = comm.gather(self.matrix)
         if not comm.is_main_process():

@@ -61,13 +61,13 @@ class Method(ABC):
 
     def takes(self, cfg: CfgNode) -> bool:
         """True if a config is of this method. Several methods may share an architecture."""
-        return self.architecture == cfg.MODEL.META_ARCHITECTURE
+        return bool(self.architecture == cfg.MODEL.META_ARCHITECTURE)
 
     def rules(self, cfg: CfgNode) -> Rules:
         """Conditions on several keys that a config of this method must satisfy."""
         return []
 
-    def labeled_mapper(self, cfg: CfgNode, *view: Any) -> Callable[[dict], dict] | None:
+    def labeled_mapper(self, cfg: CfgNode, *view: Any) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
         """The mapper of labelled images; None = the one that all methods share.
 
         Args:
@@ -86,7 +86,7 @@ class Method(ABC):
             dearli: the command `dearli`; `group_of` gives those below it.
         """
 
-    def export(self, part: str, content: dict, source: str) -> dict:
+    def export(self, part: str, content: dict[str, Any], source: str) -> dict[str, Any]:
         """Keeps one of `exports` of a checkpoint.
 
         Args:

@@ -137,7 +137,7 @@ class Segmenter(nn.Module, ABC):
         """The constructor's arguments from a config."""
 
     @abstractmethod
-    def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
+    def losses(self, streams: dict[str, list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
         """Weighted losses by name; see `forward`."""
 
     @abstractmethod
@@ -145,11 +145,11 @@ class Segmenter(nn.Module, ABC):
         """Everything that the network computes for normalised (B, 3, H, W) images, for an estimate of memory."""
 
     @abstractmethod
-    def outputs(self, batch: list[dict]) -> list[dict]:
+    def outputs(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Predictions of whole images; see `forward`."""
 
     @abstractmethod
-    def scores(self, inputs: ImageList, samples: list[dict]) -> torch.Tensor:
+    def scores(self, inputs: ImageList, samples: list[dict[str, Any]]) -> torch.Tensor:
         """(B, K, H, W) semantic scores at the size of the padded inputs."""
 
     @abstractmethod
@@ -193,7 +193,7 @@ class Segmenter(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def pseudo_label(self, inputs: list[dict]) -> list[Targets]:
+    def pseudo_label(self, inputs: list[dict[str, Any]]) -> list[Targets]:
         """Labels weak views as the teacher of semi-supervised training, in eval mode and without a gradient.
 
         Args:
@@ -225,12 +225,14 @@ class Segmenter(nn.Module, ABC):
         """The device of the parameters."""
         return self.pixel_mean.device
 
-    def preprocess(self, batch: list[dict]) -> ImageList:
+    def preprocess(self, batch: list[dict[str, Any]]) -> ImageList:
         """Normalised images, padded at the right and bottom to a multiple of the backbone's need, or of 32."""
         images = [(x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for x in batch]
         return ImageList.from_tensors(images, input_divisor(self.backbone))
 
-    def forward(self, batch: list[dict] | dict[str, list[dict]]) -> dict[str, torch.Tensor] | list[dict]:
+    def forward(
+        self, batch: list[dict[str, Any]] | dict[str, list[dict[str, Any]]]
+    ) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
         """Losses of a batch in training, predictions in evaluation.
 
         Args:
@@ -252,7 +254,7 @@ class Segmenter(nn.Module, ABC):
             return [{"sem_seg": self._windowed_scores(x)} for x in batch]
         return self.outputs(batch)
 
-    def _windowed_scores(self, sample: dict) -> torch.Tensor:
+    def _windowed_scores(self, sample: dict[str, Any]) -> torch.Tensor:
         """(K, H, W) at the asked size, by windows over the image."""
 
         def scores(images: torch.Tensor) -> torch.Tensor:
