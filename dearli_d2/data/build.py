@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
@@ -12,7 +13,7 @@ from ..errors import DatasetError
 from ..masks.storage import MaskFolder
 from ..methods import method_of
 from .captions import prepared_for
-from .catalog import class_source, dataset_dicts, taxonomy_of
+from .catalog import class_areas, class_source, dataset_dicts, taxonomy_of
 from .mappers import (
     MaskTrainMapper,
     PanopticTrainMapper,
@@ -48,6 +49,36 @@ def unlabeled_dicts(cfg: CfgNode) -> list[dict]:
         for name in cfg.DATASETS.UNLABELED
         for d in prepared_for(cfg, name, dataset_dicts(name))
     ]
+
+
+class TrainingImages:
+    """The images of a config's training streams, for methods that ask about them. They are read when asked for.
+
+    Args:
+        cfg: a config.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._cfg = cfg
+
+    def class_areas(self, asked_by: str) -> np.ndarray:
+        """(K,) annotated pixels of each class in DATASETS.TRAIN and SOURCE.
+
+        Args:
+            asked_by: key and value that need them, for the error.
+
+        Raises:
+            DatasetError: annotations without areas.
+        """
+        return class_areas(self._annotated(), self._cfg.MODEL.NUM_CLASSES, asked_by).sum(0)
+
+    def captions(self) -> Iterator[tuple[str, str]]:
+        """Yields file name and caption of each image, labelled, of the source, and unlabelled."""
+        for sample in (*self._annotated(), *unlabeled_dicts(self._cfg)):
+            yield sample["file_name"], sample["caption"]
+
+    def _annotated(self) -> list[dict]:
+        return [sample for key in ("TRAIN", "SOURCE") for sample in labeled_dicts(self._cfg, key)]
 
 
 def _geometry(cfg: CfgNode, scales: Sequence[float] = ()) -> WeakGeometry:

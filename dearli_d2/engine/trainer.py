@@ -12,7 +12,7 @@ from detectron2.engine import TrainerBase, create_ddp_model, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from ..data.build import build_streams
+from ..data.build import TrainingImages, build_streams
 from ..data.catalog import class_source, taxonomy_of
 from ..data.taxonomy import named
 from ..files import write_atomically
@@ -71,6 +71,7 @@ class DualStreamTrainer(TrainerBase):
         self.student = build_model(cfg, self.taxonomy, load_backbone=saved is None)
         load_start_weights(cfg, self.student, saved)
         self.student.check_training(cfg)  # some methods check what follows from their weights
+        self.student.check_images(TrainingImages(cfg))
         self.labeler = build_labeler(cfg, self.student, fresh=saved is None)
         self.strong_views = build_strong_views(cfg, self.student)
         self.optimizer = build_optimizer(cfg, self.student)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from detectron2.config import CfgNode
@@ -20,6 +20,9 @@ from .backbone.pyramid import LEVELS
 from .labeler import Labeler
 from .mask2former.inference import resize_logits
 from .per_pixel.semantic import sliding_window
+
+if TYPE_CHECKING:
+    from ..data.build import TrainingImages
 
 _PAD_TO = 32
 
@@ -158,6 +161,13 @@ class Segmenter(nn.Module, ABC):
 
         Raises:
             ConfigError: this model cannot change its classes, or not to so many.
+        """
+
+    def check_images(self, images: TrainingImages) -> None:
+        """Fails early on images that this method cannot train with, and takes from them what its losses need.
+
+        Raises:
+            ConfigError, DatasetError: see the method.
         """
 
     def check_training(self, cfg: CfgNode) -> None:

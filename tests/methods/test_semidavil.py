@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dearli_d2.data.build import build_labeled_mapper
+from dearli_d2.data.build import TrainingImages, build_labeled_mapper
 from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.engine.trainer import DualStreamTrainer
@@ -209,7 +209,7 @@ def test_weights_of_a_weighted_loss_come_from_source_and_target_annotations(semi
     cfg = semidavil("MODEL.SEMIDAVIL.LOSS", "weighted_ce")
     model = build_model(cfg)
     assert (model.loss.class_weight == 1).all()
-    model.check_training(cfg)
+    model.check_images(TrainingImages(cfg))
     pixels = torch.zeros(16)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE):
         for d in dataset_dicts(name):
@@ -224,7 +224,7 @@ def test_captions_of_unlabelled_images_are_checked_too(semidavil, monkeypatch):
     model = build_model(cfg)
     asked = []
     monkeypatch.setattr(model.encoder, "tokens", lambda caption, owner: asked.append(owner))
-    model.check_training(cfg)
+    model.check_images(TrainingImages(cfg))
     assert len(asked) == 200 + 1000  # source, and all night scenes
     assert len(set(asked)) == 1200
 

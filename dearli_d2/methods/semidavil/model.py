@@ -11,9 +11,7 @@ from detectron2.modeling import Backbone, build_backbone
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
-from ...data.build import labeled_dicts, unlabeled_dicts
-from ...data.captions import reads_captions
-from ...data.catalog import class_areas
+from ...data.build import TrainingImages
 from ...data.taxonomy import Taxonomy
 from ...errors import ConfigError, DatasetError
 from ...modeling.backbone.open_clip import OpenCLIPBackbone
@@ -155,15 +153,13 @@ class SemiDAViL(PixelSegmenter):
     def _class_caption(self) -> str:
         return ", ".join(self.known_taxonomy().main_text_names)
 
-    def check_training(self, cfg: CfgNode) -> None:
-        """Weights of a weighted loss from the annotations; every caption must fit into the text tower."""
-        annotated = [d for key in ("TRAIN", "SOURCE") for d in labeled_dicts(cfg, key)]
-        if cfg.MODEL.SEMIDAVIL.LOSS == "weighted_ce":
-            areas = class_areas(annotated, cfg.MODEL.NUM_CLASSES, "MODEL.SEMIDAVIL.LOSS weighted_ce")
-            self.loss.weigh(torch.from_numpy(areas.sum(0)))
-        if reads_captions(cfg) and self.encoder is not None:
-            for d in (*annotated, *unlabeled_dicts(cfg)):
-                self.encoder.tokens(d["caption"], f"{d['file_name']}: its caption")
+    def check_images(self, images: TrainingImages) -> None:
+        """Takes the class weights of a weighted loss from the annotations. Every caption must fit into the text tower."""
+        if self.loss.name == "weighted_ce":
+            self.loss.weigh(torch.from_numpy(images.class_areas("MODEL.SEMIDAVIL.LOSS weighted_ce")))
+        if self.captions == "file" and self.encoder is not None:
+            for file_name, caption in images.captions():
+                self.encoder.tokens(caption, f"{file_name}: its caption")
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         if self.encoder is not None:  # the text tower may be another one from now on
