@@ -298,6 +298,11 @@ def test_without_a_checkout_the_configs_of_the_package_are_completed(tmp_path, m
 class Mine(Method):
     """A method with a command and a part to export."""
 
+    architecture = "Mine"
+
+    def segmenter(self) -> type:
+        raise AssertionError("no command asks for the model")
+
     def add_commands(self, dearli: Group) -> None:
         dearli.add_command(base.command("mine")(lambda: None))
         dearli.group_of("checkpoint").add_command(base.command("split")(lambda: None))

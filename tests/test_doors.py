@@ -512,7 +512,7 @@ def test_arguments_and_config_keys_are_known(tour, command, monkeypatch):
     parsed = parse(monkeypatch, program, ["--help"] if named_only else arguments)
     monkeypatch.chdir(tour.checkout)
     overrides = parsed.get("overrides") or parsed.get("options") or []
-    if "words" in parsed:
+    if "words" in parsed and "weights" in parsed:  # of prediction
         _, overrides = split_at_first_key(parsed["words"])
     if parsed.get("config_file"):
         get_config(parsed["config_file"], overrides)

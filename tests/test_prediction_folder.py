@@ -40,7 +40,7 @@ def predictor(taxonomy=TAXONOMY):
         segments = [{"id": i + 1, "category_id": i, "isthing": i == 0, "score": 0.9} for i in (0, 1)]
         return predict.Prediction(ids, segments, ids - 1, taxonomy)
 
-    call.model = SimpleNamespace(taxonomy=taxonomy)
+    call.model = SimpleNamespace(known_taxonomy=lambda: taxonomy)
     return call
 
 
