@@ -10,6 +10,7 @@ from dearli_d2.config import get_config
 from dearli_d2.data.partitions import PUBLISHED
 from dearli_d2.data.views import WeakGeometry, scale_steps
 from dearli_d2.errors import ConfigError
+from dearli_d2.methods import method_of, methods
 from tests.conftest import REPO
 from tests.experiments import CONFIGS, EXPERIMENTS, OWN_DATA, header_of, line, name_of, partitions_of
 
@@ -301,3 +302,13 @@ def test_device_is_chosen_without_a_flag(repo, monkeypatch):
     assert get_config(repo / "configs/miniworld/m2f.yaml").MODEL.DEVICE == "cpu"
     with pytest.raises(ConfigError, match="torch sees no GPU"):
         get_config(repo / "configs/miniworld/m2f.yaml", ["MODEL.DEVICE", "cuda"])
+
+
+def test_two_methods_that_take_the_same_config_are_refused(monkeypatch):
+    config = "configs/miniworld/hvl.yaml"
+    cfg = get_config(config)
+    assert method_of(cfg) is methods()["hvl"]
+    both = {**methods(), "copy": methods()["hvl"]}
+    monkeypatch.setattr("dearli_d2.methods.methods", lambda: both)
+    with pytest.raises(ConfigError, match="HVL: the methods hvl and copy both take this config"):
+        get_config(config)

@@ -5,6 +5,7 @@ A new key needs a field in a section (`dearli_d2/config/sections.py` or a method
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -14,6 +15,7 @@ from detectron2.config import get_cfg as detectron2_defaults
 from dearli_d2.config import add_dearli_config, get_config
 from dearli_d2.config.build import _set
 from dearli_d2.config.schema import schema
+from dearli_d2.config.sections import SECTIONS
 from dearli_d2.config.values import Choice, Items, Number, Switch, Text
 from dearli_d2.errors import ConfigError
 from tests.conftest import REPO
@@ -40,6 +42,13 @@ def test_every_key_of_the_project_has_a_rule():
     own = {key for key, value in ALL.items() if key not in FOREIGN or value != FOREIGN[key]}
     missing = sorted(own - set(RULES))
     assert not missing, f"declare these in a section: {', '.join(missing)}"
+
+
+def test_a_key_that_two_sections_declare_is_refused(monkeypatch):
+    module = importlib.import_module("dearli_d2.config.schema")
+    monkeypatch.setattr(module, "sections", lambda: iter((*SECTIONS, SECTIONS[-1])))
+    with pytest.raises(ConfigError, match=r"is declared a second time by dearli_d2\.config\."):
+        module.schema.__wrapped__()
 
 
 def test_every_rule_is_of_a_key():

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
+from ..errors import ConfigError
 from ..methods import methods
 from .options import Key, Options
 from .sections import SECTIONS
@@ -53,8 +54,18 @@ def entries() -> Iterator[Key]:
 
 @cache
 def schema() -> dict[str, Rule]:
-    """The rule of every key, by its full name."""
-    return _DETECTRON2 | {key.name: key.rule for key in entries()}
+    """The rule of every key, by its full name.
+
+    Raises:
+        ConfigError: two sections declare the same key, of which one would be lost.
+    """
+    rules = dict(_DETECTRON2)
+    for section in sections():
+        for key in section.entries():
+            if key.name in rules:
+                raise ConfigError(f"{key.name} is declared a second time by {section.__module__}.{section.__name__}")
+            rules[key.name] = key.rule
+    return rules
 
 
 # keys of detectron2 that other projects use, and what has their part here

@@ -1,4 +1,4 @@
-"""What is checked before training starts: everything that can be known to fail then."""
+"""The checks before training starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_run(cfg: CfgNode, resume: bool) -> None:
-    """Everything that can be known to fail before training starts.
+    """Checks everything that can be known to fail before training starts.
 
     Raises:
         ConfigError, DatasetError.

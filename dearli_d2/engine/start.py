@@ -18,8 +18,7 @@ def load_start_weights(cfg: CfgNode, student: Segmenter, state: dict[str, Any] |
 
     Args:
         student: with the weights of its backbone (MODEL.BACKBONE.WEIGHTS), if a run begins.
-        state: content of the
-            checkpoint that a run goes on from, None at its beginning.
+        state: content of the checkpoint that a run goes on from, None at its beginning.
 
     Raises:
         WeightsError: they are those of another model.

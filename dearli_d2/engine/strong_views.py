@@ -34,8 +34,7 @@ class StrongViews:
         Args:
             samples: of `UnlabeledTrainMapper`, all of one size.
             labels: of their weak views, see `Labeler.label`.
-            rng: draws
-                partners and boxes.
+            rng: draws partners and boxes.
 
         Returns:
             Samples for the student, those of the second strong view, if there is one, after all of the first: "image"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ OTHER_IMAGE = "was made of another image of that name; delete the file and make 
 _ENDS = 2**16  # bytes at the start and the end of an image file that tell it from others
 
 
-class FilePerImage:
+class FilePerImage(ABC):
     """A folder that holds `manifest.json` and a file for each image, by the stem of the image's file name.
 
     `failed_I_of_N.jsonl` lists the images that shard I of N could not read. A subclass defines `path` and `stored_digest`,
@@ -29,13 +30,13 @@ class FilePerImage:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
 
+    @abstractmethod
     def path(self, file_name: str) -> Path:
         """The file of an image; it need not exist."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stored_digest(self, path: Path) -> str | None:
         """The `image_digest` that a file holds; None if it does not say which image it is of."""
-        raise NotImplementedError
 
     def manifest(self) -> dict[str, Any] | None:
         """The generator's settings; None in a new folder. Raises `DatasetError` if the file cannot be read."""

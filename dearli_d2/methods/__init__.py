@@ -31,11 +31,16 @@ def method_of(cfg: CfgNode) -> Method:
     """The method that takes a config.
 
     Raises:
-        ConfigError: MODEL.META_ARCHITECTURE is unknown, or none of its methods takes the other keys.
+        ConfigError: MODEL.META_ARCHITECTURE is unknown, or not exactly one of its methods takes the other keys.
     """
-    for method in methods().values():
-        if method.takes(cfg):
-            return method
+    found = {folder: method for folder, method in methods().items() if method.takes(cfg)}
+    if len(found) > 1:
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: the methods {' and '.join(found)} both take this config; "
+            "change `takes` or the architecture of one of them"
+        )
+    if found:
+        return next(iter(found.values()))
     name, known = cfg.MODEL.META_ARCHITECTURE, sorted({method.architecture for method in methods().values()})
     if name in known:
         raise ConfigError(f"MODEL.META_ARCHITECTURE {name}: no method has MODEL.CLASSIFIER {cfg.MODEL.CLASSIFIER}")

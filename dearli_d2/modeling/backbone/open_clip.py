@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,9 @@ class OpenCLIPBackbone(Backbone):
             part.requires_grad_(True)
 
     @staticmethod
+    @abstractmethod
     def _parts(visual: ClipModel) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
         """The blocks of an image tower in their order, and the layers after them."""
-        raise NotImplementedError
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None) -> dict[str, Any]:
@@ -188,6 +189,7 @@ class OpenCLIPBackbone(Backbone):
         """CLIP's own temperature, at most 100."""
         return self.clip_model.logit_scale.exp().clamp(max=100)
 
+    @abstractmethod
     def encode(self, images: torch.Tensor, tower: ClipModel | None = None) -> dict[str, torch.Tensor]:
         """Features of the image tower, without the feature pyramid.
 
@@ -199,16 +201,15 @@ class OpenCLIPBackbone(Backbone):
             "clip_vis_dense"; "clip_pooled" (B, 1, D), the input of `embed_pooled` for the whole image; and the stages of a
             tower that has them.
         """
-        raise NotImplementedError
 
     def dense(self, images: torch.Tensor) -> torch.Tensor:
         """`clip_vis_dense` alone, without a feature pyramid."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.encode(images)["clip_vis_dense"]
 
+    @abstractmethod
     def embed_pooled(self, pooled: torch.Tensor, tower: ClipModel | None = None) -> torch.Tensor:
         """(B, Q, D) pooled `clip_vis_dense` to (B, Q, E) unit-norm embeddings in the joint space."""
-        raise NotImplementedError
 
     def embed_dense(self, features: dict[str, torch.Tensor], tower: ClipModel | None = None) -> torch.Tensor:
         """(B, E, h, w) unit-norm embeddings of every cell of `clip_vis_dense`."""

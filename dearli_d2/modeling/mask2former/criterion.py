@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Sized
 from typing import Generic, TypeVar
 
@@ -20,7 +21,7 @@ Target = TypeVar("Target", bound=Sized)
 """What is known of an image; its length is the number of segments."""
 
 
-class Criterion(nn.Module, Generic[Target]):
+class Criterion(nn.Module, ABC, Generic[Target]):
     """Matches the queries of a whole batch, then computes the losses of each group of its images.
 
     A subclass says in `losses` what they are.
@@ -63,6 +64,7 @@ class Criterion(nn.Module, Generic[Target]):
             start = stop
         return losses
 
+    @abstractmethod
     def losses(
         self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Target], matches: Matches
     ) -> dict[str, torch.Tensor]:
@@ -77,7 +79,6 @@ class Criterion(nn.Module, Generic[Target]):
         Returns:
             (R,) each, one value per prediction.
         """
-        raise NotImplementedError
 
 
 class SetCriterion(Criterion[Targets]):
