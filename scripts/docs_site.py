@@ -98,7 +98,8 @@ def _short(module: str, folder: str) -> str:
 
 def keys_page(root: Path) -> str:
     """All keys of a config: default, accepted values and explanation, as the dataclasses of the sections declare them."""
-    sources = [root / PACKAGE / "config" / "sections.py", *sorted((root / PACKAGE / "methods").glob("*/options.py"))]
+    shared = (root / PACKAGE / "config" / f"{area}_sections.py" for area in ("model", "data", "run"))
+    sources = [*shared, *sorted((root / PACKAGE / "methods").glob("*/options.py"))]
     classes = [node for path in sources for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
     text = "# All keys\n\nEvery key of a config. Keys that are not listed are detectron2's own.\n"
     for node in classes:

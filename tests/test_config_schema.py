@@ -1,6 +1,6 @@
 """Every key has a rule, keeps it, and refuses wrong values with one error that names key, value and what is allowed.
 
-A new key needs a field in a section (`dearli_d2/config/sections.py` or a method's `options.py`), and nothing here.
+A new key needs a field in a section (`dearli_d2/config/*_sections.py` or a method's `options.py`), and nothing here.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 
 from dearli_d2.cli import main
 from dearli_d2.config import get_config
-from dearli_d2.data.custom import write_example
+from dearli_d2.data.custom_example import write_example
 from dearli_d2.modeling import build_model
 from dearli_d2.plan import data_rows, model_rows, schedule_rows
 from tests.conftest import REPO

@@ -17,7 +17,8 @@ from dearli_d2.config import get_config
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.modeling import build_model
-from dearli_d2.modeling.backbone.open_clip import OpenCLIPViT, build_clip, build_frozen_clip
+from dearli_d2.modeling.backbone.clip_model import build_clip
+from dearli_d2.modeling.backbone.open_clip import OpenCLIPViT, build_frozen_clip
 from dearli_d2.pretrained import clip_facts, facts_of, text_facts, timm_facts
 from dearli_d2.runs import evaluate_weights
 from tests.experiments import CONFIGS, EXPERIMENTS, name_of

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from dearli_d2.modeling.backbone import tiny_clip
-from dearli_d2.modeling.backbone.open_clip import build_clip
+from dearli_d2.modeling.backbone.clip_model import build_clip
 from tests.conftest import REPO
 
 

@@ -37,7 +37,7 @@ def example(out: Path, labeled: int, unlabeled: int) -> None:
 
         dearli data example --out mine
     """
-    from ..data.custom import write_example
+    from ..data.custom_example import write_example
 
     write_example(out, labeled, unlabeled)
     print(f"{out}: {labeled} labelled and {unlabeled} unlabelled images, classes in classes.txt")

@@ -17,9 +17,7 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +25,12 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from scipy import ndimage
-from tqdm import tqdm
 
 from ..errors import ConfigError, DatasetError, first_few
 from ..files import cache_dir, read_text, remove_leftovers, same_writing, write_json
 from ..progress import progress
-from . import miniworld
 from .catalog import ImageFolder, PanopticSource, register
+from .custom_classes import VOID, CustomClass, parse_classes
 from .foreign import layout_hint
 from .images import files_below, find_images, image_sizes, opened, orientation, relative_name, seen_size
 from .index_masks import check_values, read_index_mask
@@ -45,63 +42,11 @@ from .taxonomy import Taxonomy
 logger = logging.getLogger(__name__)
 
 TRAIN, VAL, UNLABELED = "custom_train", "custom_val", "custom_unlabeled"
-VOID = 255  # in the semantic labels that are written
 _FORMAT = 2  # of the converted files
-_LINE = re.compile(r"\s*(\d+)\s+(thing|stuff)\s+(\S.*?)\s*")
 _NEIGHBOURS = np.ones((3, 3), bool)  # regions that touch at a corner are one
 
 
 # ---------------------------------------------------------------------------------------------- classes and keys
-
-
-@dataclass(frozen=True)
-class CustomClass:
-    """`id` is the pixel value in the masks."""
-
-    id: int
-    isthing: bool
-    names: tuple[str, ...]
-
-    @property
-    def category(self) -> dict:
-        """The entry of a COCO-panoptic JSON file."""
-        return {"id": self.id, "name": self.names[0], "synonyms": list(self.names[1:]), "isthing": int(self.isthing)}
-
-
-def parse_classes(lines: Sequence[str], ignore: int = VOID) -> list[CustomClass]:
-    """Reads the classes from lines `ID thing|stuff NAME, SYNONYM, ...`.
-
-    Args:
-        ignore: DATASETS.CUSTOM.IGNORE_VALUE.
-
-    Raises:
-        ConfigError: a malformed line, an id or name that stands twice.
-    """
-    classes: list[CustomClass] = []
-    for line in lines:
-        found = _LINE.fullmatch(line) if isinstance(line, str) else None
-        names = tuple(n.strip() for n in found[3].split(",") if n.strip()) if found else ()
-        if found is None or not names:
-            raise ConfigError(
-                f"DATASETS.CUSTOM.CLASSES: {line!r} should read 'ID thing NAME, SYNONYM' or 'ID stuff NAME', in quotes, "
-                "for example '1 thing car, automobile'"
-            )
-        classes.append(CustomClass(int(found[1]), found[2] == "thing", names))
-    for what, values in (("id", [str(c.id) for c in classes]), ("name", [c.names[0].lower() for c in classes])):
-        double = sorted({v for v in values if values.count(v) > 1})
-        if double:
-            raise ConfigError(f"DATASETS.CUSTOM.CLASSES: {what} {', '.join(double)} stands twice")
-    wide = [str(c.id) for c in classes if c.id >= 2**16]
-    if wide:
-        raise ConfigError(f"DATASETS.CUSTOM.CLASSES: id {', '.join(wide)} is beyond a PNG's 16 bits, 0 to 65535")
-    if len(classes) > VOID:
-        raise ConfigError(f"DATASETS.CUSTOM.CLASSES: {len(classes)} classes; index masks can have {VOID}")
-    if any(c.id == ignore for c in classes):
-        raise ConfigError(
-            f"DATASETS.CUSTOM.CLASSES: {ignore} means 'ignore' in the masks and can be no class; if it is one set "
-            "DATASETS.CUSTOM.IGNORE_VALUE to another value, or to -1 for none"
-        )
-    return classes
 
 
 def settle(datasets: CfgNode) -> None:
@@ -447,25 +392,3 @@ def _convert(folder: Path, classes: list[CustomClass], min_area: int, masks: dic
     save_png(folder / "panoptic" / f"{_key(name)}.png", ids_to_rgb(ids))
     save_png(folder / "semantic" / f"{_key(name)}.png", semantic)
     return {"segments_info": segments}
-
-
-# ---------------------------------------------------------------------------------------------- an example
-
-
-def write_example(out: Path, labeled: int = 40, unlabeled: int = 200) -> None:
-    """Writes a folder as the module's docstring shows, with miniworld's first scenes.
-
-    Its class list has the classes that the labelled scenes show.
-    """
-    shown = set()
-    for name in ("images", "masks", "unlabeled"):
-        (out / name).mkdir(parents=True, exist_ok=True)
-    for index in tqdm(range(labeled + unlabeled), desc="example", unit="scene", leave=False):
-        scene = miniworld.make_scene(0, index)
-        target = "images" if index < labeled else "unlabeled"
-        miniworld.save_image(scene, out / target / f"{index:06d}.jpg")
-        if index < labeled:
-            save_png(out / "masks" / f"{index:06d}.png", scene.semantic())
-            shown |= {c.id for c in scene.classes}
-    lines = [f"{c.id - 1} {'thing' if c.isthing else 'stuff'} {c.name}" for c in miniworld.CLASSES if c.id in shown]
-    (out / "classes.txt").write_text("\n".join(lines) + os.linesep)

@@ -16,7 +16,9 @@ from dearli_d2.cli import main
 from dearli_d2.config import get_config
 from dearli_d2.data import miniworld
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
-from dearli_d2.data.custom import TRAIN, UNLABELED, VAL, parse_classes, register_custom, write_example
+from dearli_d2.data.custom import TRAIN, UNLABELED, VAL, register_custom
+from dearli_d2.data.custom_classes import parse_classes
+from dearli_d2.data.custom_example import write_example
 from dearli_d2.data.inspection import inspect_custom, write_contact_sheet
 from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.data.preparation import ids_to_rgb, save_png, segment_info

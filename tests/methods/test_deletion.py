@@ -121,7 +121,7 @@ ARCHITECTURES = {method.architecture for method in methods().values()}
 # the sections of the configuration that belong to methods
 SECTIONS = {section.SECTION for method in methods().values() for section in method.options}
 # a default must be one of the methods; and a model on which several methods stand is a part of the core
-ALLOWED = {("config/sections.py", "MaskFormer"), ("modeling/per_pixel/dpt_segmenter.py", "DPTSegmenter")}
+ALLOWED = {("config/model_sections.py", "MaskFormer"), ("modeling/per_pixel/dpt_segmenter.py", "DPTSegmenter")}
 
 
 def core() -> Iterator[Path]:

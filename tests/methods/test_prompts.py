@@ -17,7 +17,7 @@ from dearli_d2.modeling.clip.text_tower import text_tower_of
 @pytest.fixture
 def clip():
     from dearli_d2.modeling.backbone import tiny_clip
-    from dearli_d2.modeling.backbone.open_clip import build_clip
+    from dearli_d2.modeling.backbone.clip_model import build_clip
 
     return build_clip(tiny_clip.NAME, "shipped").eval().requires_grad_(False)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dearli_d2.errors import ConfigError
-from dearli_d2.modeling.backbone.open_clip import build_clip
+from dearli_d2.modeling.backbone.clip_model import build_clip
 from dearli_d2.modeling.clip.text import Vocabulary, build_vocabulary, read_templates
 from dearli_d2.modeling.clip.text_tower import text_tower_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...config.model_sections import Backbone
 from ...config.options import Options, option
-from ...config.sections import Backbone
 from ...config.values import COUNT, POSITIVE, POSITIVE_COUNT, SWITCH, WEIGHT, Items, Number, one_of
 
 
