@@ -13,7 +13,7 @@ setup(
     package_dir={f"dearli_d2.{name}": name for name in BESIDE},
     include_package_data=False,  # the lines below name all that is no code
     package_data={
-        "dearli_d2": ["assets/*", "py.typed"],
+        "dearli_d2": ["assets/*", "assets/papers/*", "py.typed"],
         "dearli_d2.configs": ["**/*.yaml"],
         "dearli_d2.scripts": ["*.sh"],
     },

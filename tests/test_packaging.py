@@ -56,7 +56,7 @@ def test_wheel_holds_every_module_config_and_script(wheel):
     with zipfile.ZipFile(wheel) as archive:
         inside = set(archive.namelist())
     expected = {p.relative_to(REPO).as_posix() for p in (REPO / "dearli_d2").rglob("*.py")}
-    expected |= {p.relative_to(REPO).as_posix() for p in (REPO / "dearli_d2" / "assets").iterdir()}
+    expected |= {p.relative_to(REPO).as_posix() for p in (REPO / "dearli_d2" / "assets").rglob("*.*")}
     expected.add("dearli_d2/py.typed")
     for folder, pattern in (("configs", "*.yaml"), ("datasets", "*.py"), ("scripts", "*.sh")):
         expected |= {f"dearli_d2/{p.relative_to(REPO).as_posix()}" for p in (REPO / folder).rglob(pattern)}

@@ -52,7 +52,7 @@ def _read(path: Path, inherited_by: tuple[Path, ...]) -> Iterator[tuple[Path, di
         if inherited_by:
             raise ConfigError(f"{inherited_by[-1]}: the file that {_BASE} names is missing: {path}")
         raise ConfigError(f"no config file {path}")
-    content = _load(path)
+    content = read_mapping(path)
     bases = content.pop(_BASE, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -62,7 +62,8 @@ def _read(path: Path, inherited_by: tuple[Path, ...]) -> Iterator[tuple[Path, di
     yield path, content
 
 
-def _load(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file that holds one mapping. Raises `ConfigError` for any other and for a key that stands twice."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), _StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
