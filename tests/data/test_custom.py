@@ -97,7 +97,7 @@ def test_the_split_is_stable_and_conversion_happens_once(root, monkeypatch):
     custom = config(root).DATASETS.CUSTOM
     register_custom(custom)
     first = [d["image_id"] for d in dataset_dicts(VAL)]
-    monkeypatch.setattr("dearli_d2.data.custom.convert_all", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr("dearli_d2.data.custom_masks.convert_all", lambda *_: pytest.fail("converted again"))
     register_custom(custom)
     assert [d["image_id"] for d in dataset_dicts(VAL)] == first
     monkeypatch.undo()
