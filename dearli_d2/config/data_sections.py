@@ -69,6 +69,18 @@ class CustomData(Options):
         "masks", NAME, "Folder of PNG index masks, whose values are class ids, or of panoptic PNG files."
     )
     panoptic_json: str = option("", TEXT, 'COCO-panoptic JSON file. "" means index masks.')
+    labels: str = option(
+        "",
+        TEXT,
+        "File or folder of labels in the format of a labelling tool. It replaces IMAGES and MASKS: images are found below ROOT.",
+    )
+    format: str = option("", TEXT, 'Format of LABELS, such as "coco-instances". "" recognises it.')
+    background: str = option(
+        "", TEXT, 'Class of the pixels that LABELS leaves free, such as "background". "": they carry no loss.'
+    )
+    mask_name: str = option(
+        "", TEXT, 'Name of the mask of an image, where LABELS is a folder of masks, such as "{stem}_mask.png".'
+    )
     unlabeled: str = option("unlabeled", TEXT, "Folder of images without masks.")
     classes: list[str] = option(
         [],

@@ -13,6 +13,7 @@ A list file names one image a line, see `lists`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -171,6 +172,7 @@ def _scan(source: ImageFolder) -> list[dict[str, Any]]:
     return [
         {"file_name": f, "image_id": str(Path(f).relative_to(folder)), "height": height, "width": width}
         for f, height, width in _scan_once(folder)
+        if not source.without or os.path.realpath(f) not in source.without
     ]
 
 

@@ -5,6 +5,7 @@
     ROOT/images/**           labelled images, in subfolders if you like
     ROOT/masks/**.png        index masks at the same places: pixel value = class id; or, with PANOPTIC_JSON, COCO-panoptic PNG
     ROOT/unlabeled/**        any images; no masks, no list
+    ROOT/LABELS              or labels of a labelling tool, where DATASETS.CUSTOM.LABELS names them; images lie below ROOT
     ROOT/classes.txt         lines "ID thing|stuff NAME, SYNONYM", where DATASETS.CUSTOM.CLASSES is empty
 
 Index masks are converted once to the COCO-panoptic format of all other data sets, in the cache folder: a stuff class is one
@@ -23,6 +24,7 @@ from ..errors import ConfigError, DatasetError, first_few
 from ..files import read_text
 from .catalog import ImageFolder, PanopticSource, register
 from .custom_classes import parse_classes
+from .custom_labels import from_labels, label_classes, labels_of
 from .custom_masks import from_masks
 from .custom_split import cache_folder, digest, held_back_of, write_splits
 from .foreign import layout_hint
@@ -84,11 +86,15 @@ def number_of_classes(custom: CfgNode) -> int:
     Raises:
         ConfigError, DatasetError: there is no class list, there are two, or one cannot be read.
     """
+    if custom.LABELS and custom.PANOPTIC_JSON:
+        raise ConfigError("DATASETS.CUSTOM.LABELS and PANOPTIC_JSON exclude each other; LABELS reads COCO-panoptic too")
+    if custom.LABELS:
+        return len(label_classes(custom))
     if not custom.PANOPTIC_JSON:
         if not custom.CLASSES:
             raise ConfigError(
                 "DATASETS.CUSTOM.CLASSES is empty: list your classes there or in ROOT/classes.txt, or give "
-                "DATASETS.CUSTOM.PANOPTIC_JSON"
+                "DATASETS.CUSTOM.LABELS or PANOPTIC_JSON"
             )
         return len(parse_classes(custom.CLASSES, custom.IGNORE_VALUE))
     if custom.CLASSES:
@@ -100,6 +106,8 @@ def number_of_classes(custom: CfgNode) -> int:
 
 def listed_classes(custom: CfgNode) -> Taxonomy | None:
     """The classes of DATASETS.CUSTOM.CLASSES, None where it is empty. Raises `ConfigError`."""
+    if custom.BACKGROUND:  # one class more than the list has; a checkpoint knows it
+        return None
     classes = parse_classes(custom.CLASSES, custom.IGNORE_VALUE)
     return Taxonomy.from_categories([c.category for c in classes]) if classes else None
 
@@ -116,6 +124,9 @@ def register_custom(custom: CfgNode) -> None:
     root = Path(custom.ROOT)
     if not root.is_dir():
         raise DatasetError(f"DATASETS.CUSTOM.ROOT: no folder {root}")
+    if custom.LABELS:
+        _register_labels(custom, root)
+        return
     images = root / custom.IMAGES
     if not images.is_dir():
         raise DatasetError(
@@ -133,6 +144,22 @@ def register_custom(custom: CfgNode) -> None:
         register(VAL, _no_validation)
     unlabeled = root / custom.UNLABELED
     register(UNLABELED, ImageFolder(unlabeled, "put unlabelled images there, or set DATASETS.CUSTOM.UNLABELED"))
+
+
+def _register_labels(custom: CfgNode, root: Path) -> None:
+    folder, panoptic = from_labels(custom, root)
+    hint = "see DATASETS.CUSTOM.LABELS"
+    register(TRAIN, PanopticSource(root, folder / "train.json", panoptic, folder / "semantic", hint=hint))
+    if holds_back(custom):
+        register(VAL, PanopticSource(root, folder / "val.json", panoptic, folder / "semantic", hint=hint))
+    else:
+        register(VAL, _no_validation)
+    # often the folder that holds the labelled images too
+    labelled = frozenset(os.path.realpath(image.file) for image in labels_of(custom).images)
+    unlabeled = root / custom.UNLABELED
+    register(
+        UNLABELED, ImageFolder(unlabeled, "put unlabelled images there, or set DATASETS.CUSTOM.UNLABELED", labelled)
+    )
 
 
 def _no_validation() -> PanopticSource:

@@ -116,8 +116,9 @@ def _mostly_ignored(custom: CfgNode, labelled: list[tuple[dict, Label]]) -> list
     )
     if 2 * len(few) > len(labelled):
         raise DatasetError(
-            f"{problem}; the others are ignored. If labels are meant to be that sparse (points, scribbles, small objects alone) "
-            "set DATASETS.CUSTOM.MIN_LABELED 0"
+            f"{problem}; the others are ignored. "
+            + ("If they show background, name its class in DATASETS.CUSTOM.BACKGROUND. " if custom.LABELS else "")
+            + "If labels are meant to be that sparse (points, scribbles, small objects alone) set DATASETS.CUSTOM.MIN_LABELED 0"
         )
     return [problem]
 

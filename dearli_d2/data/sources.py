@@ -31,10 +31,14 @@ class PanopticSource:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of images, subfolders included, without annotations: for DATASETS.UNLABELED, mask generation and warm-up."""
+    """A folder of images, subfolders included, without annotations: for DATASETS.UNLABELED, mask generation and warm-up.
+
+    `without`: real paths of images in it that are left out, since they have labels.
+    """
 
     image_root: Path
     hint: str = "put images there"
+    without: frozenset[str] = frozenset()
 
 
 Source = PanopticSource | ImageFolder
