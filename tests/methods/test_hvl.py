@@ -85,6 +85,18 @@ def test_diversity_of_orthogonal_and_of_equal_levels():
     assert diversity_loss(torch.randn(1, 5, 8).repeat(3, 1, 1)) == pytest.approx(3)
 
 
+def test_without_a_hierarchy_a_class_has_one_query_for_all_levels(hvl_config):
+    model = build_model(hvl_config("MODEL.HVL.HIERARCHY", "False", "MODEL.HVL.DIVERSITY_WEIGHT", "0.0"))
+    flat, text = model.generator, torch.randn(K, model.language.embedding_dim)
+    queries = flat(text)
+    assert queries.shape == (LEVELS, K, 64)
+    assert torch.equal(queries[1:], queries[:1].expand(LEVELS - 1, -1, -1))
+    assert not torch.equal(queries[0, 0], queries[0, 1])
+    own = build_model(hvl_config()).generator
+    assert not torch.allclose(own(text)[0], own(text)[1], atol=1e-2)
+    assert len(list(own.parameters())) == LEVELS * len(list(flat.parameters()))
+
+
 def test_zero_initialised_refinement_is_the_plain_pixel_decoder(hvl):
     images = torch.randn(2, 3, 64, 64)
     features, decoder = hvl.backbone(images), hvl.sem_seg_head.pixel_decoder
@@ -518,6 +530,7 @@ def test_a_plain_backbone_takes_its_text_from_a_clip_model_beside_it(hvl_config)
         (("MODEL.HVL.PRESENCE", "maybe"), "'image', 'dense' or 'all'"),
         (("MODEL.MASK_FORMER.HIDDEN_DIM", "32"), "MODEL.PIXEL_DECODER.DIM must equal"),
         (("MODEL.HVL.TEXTUAL_QUERIES", "False", "MODEL.MASK_FORMER.NUM_QUERIES", "0"), "needs MODEL.MASK_FORMER"),
+        (("MODEL.HVL.HIERARCHY", "False"), "are equal: set MODEL.HVL.DIVERSITY_WEIGHT to 0"),
         (("MODEL.META_ARCHITECTURE", "MaskFormer"), "segments semantically"),
         (("MODEL.HVL.PRESENCE", "image", "MODEL.MASK_FORMER.NUM_QUERIES", "0"), "MODEL.HVL.PRESENCE to dense or all"),
         (

@@ -120,6 +120,7 @@ def test_every_trained_parameter_of_every_backbone_has_a_gradient(method, kind, 
 VARIANTS = [
     ("m2f", "MODEL.MASK_FORMER.MASK_WEIGHT", "0.0"),
     ("hvl", "MODEL.HVL.TEXTUAL_QUERIES", "False", "MODEL.HVL.VL_WEIGHT", "0.0"),
+    ("hvl", "MODEL.HVL.HIERARCHY", "False", "MODEL.HVL.DIVERSITY_WEIGHT", "0.0"),
     ("hvl", "MODEL.HVL.REFINEMENT", "False"),
     ("hvl", "MODEL.HVL.JOINT_DECODER", "False"),
     ("hvl", "MODEL.HVL.PER_CLASS_PROMPTS", "True"),

@@ -36,6 +36,10 @@ class HVL(Method):
                 "be predicted at all: set MODEL.HVL.PRESENCE to dense or all",
             ),
             (textual or free > 0, "HVL without MODEL.HVL.TEXTUAL_QUERIES needs MODEL.MASK_FORMER.NUM_QUERIES"),
+            (
+                not textual or options.hierarchy or not options.diversity_weight,
+                "without MODEL.HVL.HIERARCHY the queries of a class are equal: set MODEL.HVL.DIVERSITY_WEIGHT to 0",
+            ),
             *class_loss_rules(cfg),
             (
                 not textual or cfg.MODEL.PIXEL_DECODER.DIM == cfg.MODEL.MASK_FORMER.HIDDEN_DIM,

@@ -89,7 +89,7 @@ class HVL(MaskFormerSegmenter):
         if language is None and not self.backbone.frozen:  # CLIP's start weights, for presence and reference features
             self.reference_tower = copy.deepcopy(self.backbone.clip_model.visual).requires_grad_(False).eval()
         self.levels = self.sem_seg_head.predictor.num_levels
-        self.generator = TextualQueryGenerator(self.language.embedding_dim, sizes.dim, self.levels)
+        self.generator = TextualQueryGenerator(self.language.embedding_dim, sizes.dim, self.levels, options.hierarchy)
         self.exchange = (
             PixelTextExchange(sizes.layers, sizes.dim, sizes.heads, sizes.feedforward_dim)
             if options.refinement

@@ -18,6 +18,12 @@ class HVLOptions(Options):
     textual_queries: bool = option(
         True, SWITCH, "Makes queries from class names (HTQG). False leaves the free queries alone, as in Mask2Former."
     )
+    hierarchy: bool = option(
+        True,
+        SWITCH,
+        "Makes the queries of each level by an MLP of its own. False makes one query of a class for all levels, which leaves "
+        "L_div nothing to keep apart.",
+    )
     refinement: bool = option(
         True, SWITCH, "Lets the textual queries exchange information with the pixels inside the pixel decoder (PTRM)."
     )

@@ -44,15 +44,17 @@ class TextualQueryGenerator(nn.Module):
         embedding_dim: E, width of the text embeddings.
         dim: D, channels of the queries.
         levels: L, coarse to fine.
+        hierarchy: False has one MLP, whose query of a class is the same at all levels.
     """
 
-    def __init__(self, embedding_dim: int, dim: int, levels: int = 3) -> None:
+    def __init__(self, embedding_dim: int, dim: int, levels: int = 3, hierarchy: bool = True) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(MLP(embedding_dim, dim, dim, 2) for _ in range(levels))
+        self.num_levels = levels
+        self.levels = nn.ModuleList(MLP(embedding_dim, dim, dim, 2) for _ in range(levels if hierarchy else 1))
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(K, E) to (L, K, D)."""
-        return torch.stack([level(embeddings) for level in self.levels])
+        return torch.stack([level(embeddings) for level in self.levels]).expand(self.num_levels, -1, -1)
 
 
 def diversity_loss(queries: torch.Tensor) -> torch.Tensor:
