@@ -18,6 +18,8 @@ its table, such as a partition. Row and column together are one experiment: `dea
       sam_ade20k:
         command: masks generate --dataset ade20k_panoptic_train --weights {weights:sam_vit_h} --out {out}
         gives: DATASETS.MASKS    key of the config that takes what the stage makes
+      labels:                    a stage whose overrides say "{column}" is a stage of each column
+        {config: ade20k/m2f_lang_convnext_b.yaml, set: {DATASETS.PARTITION: "{column}"}, gives: MODEL.WEIGHTS}
     tables:
       "1": Panoptic quality on ADE20K
     rows:
@@ -30,6 +32,7 @@ its table, such as a partition. Row and column together are one experiment: `dea
         metric: panoptic/PQ                          of results.json; a list where a cell has several figures
         figures: {"1_128": 27.7, "1_64": 32.3}       a list where `metric` is one; null where the paper prints none
         checkpoint: dearli/ade20k/dear/{column}      published weights of the figure, in the list of weights
+        official: {MODEL.TEXT.CLASS_NAMES: "{weights:dearli/class_names/ade20k}"}     overrides of their evaluation
       ade20k/dear/miou:
         run_of: ade20k/dear                          the same training, another evaluation of it
         test: {TEST.AMP: False}                      overrides of that evaluation
@@ -46,7 +49,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -60,6 +63,7 @@ from ..files import beside_package
 
 Figure = float | None
 NO_COLUMN = "-"
+COLUMN = "{column}"
 FOLDER = Path(__file__).parents[1] / "assets" / "papers"
 
 
@@ -93,6 +97,7 @@ class Stage:
         config: of a training, below `configs/`.
         set: overrides of the config.
         after: names of earlier stages.
+        column: of the experiment that it belongs to; empty where it serves all.
         gives: key of the config of whatever comes after that takes the product: the folder, of a training its final weights.
     """
 
@@ -102,6 +107,18 @@ class Stage:
     set: dict[str, Any] = field(default_factory=dict)
     after: tuple[str, ...] = ()
     gives: str = ""
+    column: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Name of its output folder, which no other stage of the paper has."""
+        return "_".join(filter(None, (self.name, self.column)))
+
+    def of_column(self, column: str) -> Stage:
+        """The stage with `column` in the overrides that say "{column}"; itself where none does."""
+        if COLUMN not in self.set.values():
+            return self
+        return replace(self, set={k: column if v == COLUMN else v for k, v in self.set.items()}, column=column)
 
 
 @dataclass(frozen=True)
@@ -119,6 +136,7 @@ class Row:
     run_of: str = ""
     test: dict[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
+    official: dict[str, Any] = field(default_factory=dict)
     missing: str = ""
     note: str = ""
 
@@ -181,16 +199,23 @@ class Experiment:
     @property
     def stages(self) -> list[Stage]:
         """Stages before the training, in order."""
-        return ordered(self.paper, self.training.row.after)
+        return [stage.of_column(self.column) for stage in ordered(self.paper, self.training.row.after)]
 
-    def overrides(self, evaluation: bool = False) -> list[Any]:
-        """KEY VALUE pairs of the training, or of the evaluation, without those that stages give."""
+    def overrides(self, evaluation: bool = False, official: bool = False) -> list[Any]:
+        """KEY VALUE pairs, without those that stages give.
+
+        Args:
+            evaluation: those of the evaluation; False = of the training.
+            official: of the evaluation of the published `checkpoint`. A value may be `{weights:NAME}`.
+        """
         training = self.training
         values = dict(training.row.set)
         if self.column != NO_COLUMN:
             values[training.row.columns] = self.column
-        if evaluation:
+        if evaluation or official:
             values |= self.row.test
+        if official:
+            values |= self.row.official
         return [item for pair in values.items() for item in pair]
 
     def config(self, overrides: Sequence[Any] = (), evaluation: bool = False) -> CfgNode:
