@@ -12,10 +12,12 @@ from dearli_d2.errors import ConfigError
 from dearli_d2.files import beside_package
 from dearli_d2.reproduction import experiments, find, papers
 from dearli_d2.reproduction.papers import read_paper
+from tests.experiments import header_of
 
 ALL = experiments()
 RUNS = {name: e for name, e in ALL.items() if e.training.row.config}
-STAGES = [(paper, stage) for paper in papers().values() for stage in paper.stages.values()]
+STAGES = {f"{e.paper.name}-{s.folder}": s for e in RUNS.values() for s in e.stages}
+WITHOUT_OVERRIDES = {e.row.name: e.row for e in ALL.values() if e.row.config and not e.row.set}.values()
 
 
 def value_of(cfg, key):
@@ -36,12 +38,40 @@ def test_a_row_has_the_values_that_its_paper_prints(name):
     experiment.config(["MODEL.DEVICE", "cpu"], evaluation=True)
 
 
-@pytest.mark.parametrize(("paper", "stage"), STAGES, ids=[f"{p.name}-{s.name}" for p, s in STAGES])
-def test_a_stage_gives_a_key_that_exists(paper, stage):
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_a_stage_gives_a_key_that_exists(stage):
     assert stage.gives in ("", "MODEL.WEIGHTS", "SSL.TEACHER_WEIGHTS", "DATASETS.MASKS", "MODEL.SPLIT.REGIONS.CACHE")
     if stage.config:
         pairs = [item for pair in stage.set.items() for item in pair]
         get_config(str(beside_package("configs") / stage.config), pairs)
+
+
+def test_every_stage_comes_before_a_row():
+    for paper in papers().values():
+        used = {s.name for e in paper.experiments() if e.training.row.config for s in e.stages}
+        assert used == set(paper.stages), paper.name
+
+
+def test_a_stage_of_a_column_has_its_partition_and_a_folder_of_its_own():
+    stages = {part: find(f"dearli/ade20k/dear_labels_init/{part}").stages for part in ("1_128", "1_8")}
+    assert [s.folder for (s,) in stages.values()] == ["labels_ade20k_1_128", "labels_ade20k_1_8"]
+    assert [s.set["DATASETS.PARTITION"] for (s,) in stages.values()] == ["1_128", "1_8"]
+    assert len({s.folder for part in stages for s in find(f"dearli/ade20k/{part}").stages}) == 2  # of all columns
+
+
+@pytest.mark.parametrize("config", sorted({row.config for row in WITHOUT_OVERRIDES}))
+def test_the_header_of_a_config_has_the_figures_of_a_row(config):
+    table = re.findall(r"^#   (\S+) +\d+ +(\d+\.\d)$", header_of(beside_package("configs") / config), re.MULTILINE)
+    rows = [row for row in WITHOUT_OVERRIDES if row.config == config]
+    assert any(all(float(figure) in row.figures[part] for part, figure in table) for row in rows), table
+
+
+def test_published_weights_are_evaluated_with_their_own_class_names():
+    experiment = find("dearli/coco_objects/dear/1_512")
+    key = experiment.overrides(official=True).index("MODEL.TEXT.CLASS_NAMES")
+    assert experiment.overrides(official=True)[key + 1] == "{weights:dearli/class_names/coco_objects}"
+    assert "MODEL.TEXT.CLASS_NAMES" not in experiment.overrides(evaluation=True)
+    assert experiment.checkpoint == "dearli/coco_objects/dear/1_512"
 
 
 def test_every_table_has_rows_and_every_deviation_a_reason():
