@@ -203,6 +203,22 @@ def test_unimatch_v2_has_the_values_of_its_code():
         assert str(part) == cfg.OUTPUT_DIR.rpartition("/")[2]
 
 
+@pytest.mark.parametrize(
+    ("folder", "part", "unlabeled", "batch", "epochs", "crop"),
+    [
+        ("cityscapes", "1_16", 2975 - 186, 8, 180, 798),
+        ("ade20k", "1_64", 20210 - 316, 8, 60, 518),
+        ("coco_objects", "1_512", 118287 - 232, 16, 20, 518),
+    ],
+)
+def test_unimatch_v2_takes_the_steps_of_its_code(folder, part, unlabeled, batch, epochs, crop):
+    cfg = get_config(CONFIGS / folder / "unimatch_v2_s.yaml", line(part))
+    assert epochs * (-(-unlabeled // 4) // (batch // 4)) == cfg.SOLVER.MAX_ITER
+    assert (batch, batch, crop) == (cfg.SOLVER.IMS_PER_BATCH, cfg.SSL.IMS_PER_BATCH, cfg.INPUT.CROP_SIZE)
+    assert (cfg.SSL.STRONG_VIEWS, cfg.MODEL.DPT.FEATURE_DROPOUT, cfg.TEST.WEIGHTS) == (2, True, "teacher")
+    assert (2 * cfg.MODEL.DPT.HARD_PIXELS, cfg.MODEL.DPT.HARD_BELOW) == (200000 * (folder == "cityscapes"), 0.7)
+
+
 @pytest.mark.parametrize(("folder", "iterations"), [("ade20k", 80000), ("coco_panoptic", 160000)])
 def test_warm_up_has_the_values_of_the_paper(folder, iterations):
     cfg = get_config(REPO / "configs" / folder / "warmup_convnext_b.yaml")

@@ -188,3 +188,11 @@ class DPT(Options):
     )
     loss_weight: float = option(1.0, POSITIVE, "Weight of the loss of labelled images.")
     feature_dropout: bool = option(False, SWITCH, "Drops channels of the features of unlabelled images (UniMatch V2).")
+    hard_pixels: int = option(
+        0,
+        COUNT,
+        "Least number of pixels of a labelled image that its loss learns, the hardest ones (OHEM). 0 takes all pixels.",
+    )
+    hard_below: float = option(
+        0.7, SHARE, "With HARD_PIXELS: pixels whose true class has at most this probability are learned too."
+    )

@@ -185,3 +185,11 @@ def test_checkpointed_blocks_give_the_same_gradients():
         assert len(calls) == 1 + checkpoint
         gradients.append([p.grad for p in backbone.parameters()])
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True) if a is not None)
+
+
+def test_the_loss_of_labelled_images_can_take_hard_pixels_alone():
+    logits, target = 3 * torch.randn(2, 5, 4, 4), torch.randint(0, 5, (2, 4, 4))
+    losses = F.cross_entropy(logits, target, reduction="none").flatten()
+    of_all, of_hard = (patch_segmenter(hard_pixels=n, hard_below=0.0).label_loss(logits, target) for n in (0, 3))
+    assert torch.allclose(of_all, losses.mean())
+    assert torch.allclose(of_hard, losses.topk(6).values.mean())

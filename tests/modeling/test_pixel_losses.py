@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from dearli_d2.modeling.per_pixel.losses import (
     dual_focal_loss,
     dyce_loss,
     focal_loss,
+    hard_targets,
     pixel_cross_entropy,
     summed_loss,
     supervised_loss,
@@ -228,6 +230,24 @@ def test_losses_of_low_resolution_equal_those_of_full_resolution(monkeypatch):
     consistent = consistency_loss(student, target, inside).item()
     assert consistent == pytest.approx((entropy / inside.sum()).item(), rel=1e-5)
     assert distillation_loss(teacher, student, inside, 2.0).item() == pytest.approx(4 * divergence.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("keep", "below"), [(1, 0.0), (30, 0.3), (10, 0.7), (300, 0.7), (1, 1.0)])
+def test_hard_pixels_are_those_below_a_probability_and_the_hardest(keep, below):
+    """Pixel by pixel: sorted by the probability of the true class."""
+    logits, target = 3 * torch.randn(2, 4, 3, 5), torch.randint(0, 4, (2, 9, 10))
+    target[torch.rand(2, 9, 10) < 0.4] = 255
+    full = F.interpolate(logits.double(), size=(9, 10), mode="bilinear").softmax(1)
+    pixels = [i for i in np.ndindex(2, 9, 10) if target[i] != 255]
+    pixels.sort(key=lambda i: full[i[0], target[i], i[1], i[2]].item())
+    hard = {i for n, i in enumerate(pixels) if n < 2 * keep or full[i[0], target[i], i[1], i[2]] <= below}
+    kept = hard_targets(logits, target, keep, below)
+    assert {i for i in np.ndindex(2, 9, 10) if kept[i] != 255} == hard
+    assert torch.equal(kept[kept != 255], target[kept != 255])
+
+
+def test_where_no_pixel_is_annotated_none_is_hard():
+    assert (hard_targets(torch.randn(1, 3, 2, 2), torch.full((1, 4, 4), 255), 5) == 255).all()
 
 
 def test_distillation_is_kl_divergence_of_softened_distributions():

@@ -19,7 +19,7 @@ from ...modeling.labeler import SelfLabeler
 from ...modeling.mask2former.inference import resize_logits
 from ...modeling.per_pixel import DPTHead
 from ...modeling.per_pixel.dpt_segmenter import DPTSegmenter, build_network, fitted, pyramid_of
-from ...modeling.per_pixel.losses import consistency_loss, supervised_loss
+from ...modeling.per_pixel.losses import consistency_loss
 from ...modeling.per_pixel.semantic import confident_targets
 from ...modeling.segmenter import BackbonePaths, input_divisor, levels_of
 from ...pretrained import section_keys
@@ -217,8 +217,8 @@ class SegKC(DPTSegmenter):
         target, inside = self.class_maps(samples, size), self.inside(samples)
         sup, con = self.label_weight / 2, self.unlabeled_weight / 2
         losses = {
-            "loss_sup_junior": sup * supervised_loss(junior[:known], target[:known]),
-            "loss_sup_senior": sup * supervised_loss(senior[:known], target[:known]),
+            "loss_sup_junior": sup * self.label_loss(junior[:known], target[:known]),
+            "loss_sup_senior": sup * self.label_loss(senior[:known], target[:known]),
         }
         if known < len(samples):
             crossed = self.class_maps(samples[known:], size, "senior_targets")

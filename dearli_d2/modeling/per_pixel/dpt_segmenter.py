@@ -21,7 +21,7 @@ from ..mask2former.inference import resize_logits
 from ..norms import norm_on
 from ..segmenter import ReadOut, input_divisor, level_channels
 from . import DPTHead
-from .losses import consistency_loss, supervised_loss
+from .losses import consistency_loss, hard_targets, supervised_loss
 from .segmenter import PixelSegmenter
 
 
@@ -37,6 +37,7 @@ class DPTSegmenter(PixelSegmenter):
         label_weight, unlabeled_weight, confidence: keys MODEL.DPT.LOSS_WEIGHT,
             SSL.LOSS_WEIGHT, SSL.CONFIDENCE. feature_dropout: of unlabelled images (UniMatch V2), see
             `pyramid_of`. strong_views: of each unlabelled image.
+        hard_pixels, hard_below: of labelled images, see `hard_targets`; 0 pixels = all.
     """
 
     @configurable
@@ -53,12 +54,15 @@ class DPTSegmenter(PixelSegmenter):
         confidence: float = 0.95,
         feature_dropout: bool = False,
         strong_views: int = 1,
+        hard_pixels: int = 0,
+        hard_below: float = 0.7,
         read_out: ReadOut = ReadOut(),
     ) -> None:
         super().__init__(backbone, taxonomy, pixel_mean, pixel_std, read_out)
         self.head = head
         self.label_weight, self.unlabeled_weight, self.confidence = label_weight, unlabeled_weight, confidence
         self.feature_dropout, self.strong_views = feature_dropout, strong_views
+        self.hard_pixels, self.hard_below = hard_pixels, hard_below
 
     @classmethod
     def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
@@ -74,6 +78,8 @@ class DPTSegmenter(PixelSegmenter):
             "confidence": cfg.SSL.CONFIDENCE,
             "feature_dropout": cfg.MODEL.DPT.FEATURE_DROPOUT,
             "strong_views": cfg.SSL.STRONG_VIEWS,
+            "hard_pixels": cfg.MODEL.DPT.HARD_PIXELS,
+            "hard_below": cfg.MODEL.DPT.HARD_BELOW,
             "read_out": ReadOut.from_config(cfg),
         }
 
@@ -117,18 +123,24 @@ class DPTSegmenter(PixelSegmenter):
     def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
         """Cross-entropy on annotated and on confident pixels.
 
-        On annotated pixels it is their mean. On unlabelled images it is the sum over the confident pixels, divided by the number
+        On annotated pixels it is their mean, or that of the hard ones. On unlabelled images it is the sum over the confident pixels, divided by the number
         of all pixels (UniMatch).
         """
         samples, images, known = self.joined(streams)
         dropped = len(samples) - known if self.feature_dropout else 0
         logits = self.head.classify(self.features(images, dropped))
         target = self.class_maps(samples, images.shape[-2:])
-        losses = {"loss_sup": self.label_weight * supervised_loss(logits[:known], target[:known])}
+        losses = {"loss_sup": self.label_weight * self.label_loss(logits[:known], target[:known])}
         if known < len(samples):
             consistency = consistency_loss(logits[known:], target[known:], self.inside(samples[known:]))
             losses["unlabeled_loss_con"] = self.unlabeled_weight * consistency
         return losses
+
+    def label_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of annotated pixels, (B, C, h, w) logits and (B, H, W) classes."""
+        if self.hard_pixels and len(target):
+            target = hard_targets(logits, target, self.hard_pixels, self.hard_below)
+        return supervised_loss(logits, target)
 
     def inside(self, samples: Sequence[dict]) -> torch.Tensor:
         """(B, H, W) bool: the pixels of the images that are no padding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 
@@ -166,6 +167,31 @@ def supervised_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         target: (B, H, W), 255 = ignore.
     """
     return summed_loss(pixel_cross_entropy, (logits,), (target,)) / over_ranks((target != IGNORE).sum())
+
+
+@torch.no_grad()
+def hard_targets(logits: torch.Tensor, target: torch.Tensor, keep: int, below: float = 0.7) -> torch.Tensor:
+    """The target without its easy pixels (online hard example mining, as in UniMatch V2 on Cityscapes).
+
+    Hard are the pixels whose true class has at most the probability `below`, and the `keep` hardest of each image on average.
+    Each rank chooses its own.
+
+    Args:
+        logits: (B, C, h, w), resized to the target.
+        target: (B, H, W), 255 = ignore.
+        keep: pixels of an image.
+        below: 0..1.
+
+    Returns:
+        (B, H, W), 255 = ignore or easy.
+    """
+    size = target.shape[-2:]
+    pairs = zip(logits.split(1), target.split(1), strict=True)
+    losses = torch.cat([pixel_cross_entropy(resize_logits(x.float(), size), of_one) for x, of_one in pairs])
+    count = min(keep * len(target), target.numel())
+    # ignored pixels have the loss 0, so they are among the hardest only where all others are too
+    hardest = losses.flatten().topk(count, sorted=False).values.min()
+    return target.masked_fill(losses < hardest.clamp(max=-math.log(max(below, 1e-6))), IGNORE)
 
 
 def consistency_loss(logits: torch.Tensor, target: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
