@@ -62,7 +62,13 @@ def test_a_stage_of_a_column_has_its_partition_and_a_folder_of_its_own():
 @pytest.mark.parametrize("config", sorted({row.config for row in WITHOUT_OVERRIDES}))
 def test_the_header_of_a_config_has_the_figures_of_a_row(config):
     table = re.findall(r"^#   (\S+) +\d+ +(\d+\.\d)$", header_of(beside_package("configs") / config), re.MULTILINE)
-    figures = {(part, f) for row in WITHOUT_OVERRIDES if row.config == config for part in row.figures for f in row.figures[part]}
+    figures = {
+        (part, f)
+        for row in WITHOUT_OVERRIDES
+        if row.config == config
+        for part in row.figures
+        for f in row.figures[part]
+    }
     assert {(part, float(figure)) for part, figure in table} <= figures
 
 
