@@ -28,7 +28,7 @@ from .data.taxonomy import Taxonomy, named, same_classes
 from .errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from .files import file_digest, write_atomically
 from .modeling import build_model
-from .modeling.per_pixel.semantic import class_segments
+from .modeling.per_pixel.semantic import class_segments, normalized
 from .prediction_folder import Inputs, PredictionFolder
 from .reporting import is_out_of_memory
 from .visualization import prediction_picture
@@ -58,12 +58,14 @@ class Prediction:
         panoptic: (H, W) int32 segment ids, 0 = none.
         segments: dicts with "id", "category_id", "isthing", "score".
         semantic: (H, W) class indices.
+        confidence: (H, W) float32 in 0..1: probability of the class in `semantic`; low where no class is sure.
         taxonomy: the classes that the indices mean.
     """
 
     panoptic: np.ndarray
     segments: list[dict[str, Any]]
     semantic: np.ndarray
+    confidence: np.ndarray
     taxonomy: Taxonomy
 
 
@@ -150,9 +152,9 @@ class Predictor:
         output = self.model([sample if caption is None else {**sample, "caption": caption}])[0]
         # a semantic model has one segment a class
         panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(output["sem_seg"])
-        maps = (x.cpu().numpy() for x in (panoptic, output["sem_seg"].argmax(0)))
-        panoptic, semantic = (enlarge_read_out(x, image.shape[:2]) for x in maps)
-        return Prediction(panoptic, segments, semantic, self.model.known_taxonomy())
+        confidence, semantic = normalized(output["sem_seg"].float()[None])[0].max(0)
+        maps = [enlarge_read_out(x.cpu().numpy(), image.shape[:2]) for x in (panoptic, semantic, confidence)]
+        return Prediction(maps[0], segments, maps[1], maps[2], self.model.known_taxonomy())
 
 
 def as_pixels(image: Picture) -> np.ndarray:
@@ -277,6 +279,7 @@ def predict_files(
         panoptic = folder.path(name, "panoptic").relative_to(folder.out).as_posix()
         annotations.append({"image_id": number, "file_name": panoptic, "segments_info": _segments_info(prediction)})
     folder.finish(images, annotations, predictor.model.known_taxonomy(), skipped)
+    folder.write_formats()
     return skipped
 
 
@@ -299,16 +302,20 @@ def _segments_info(prediction: Prediction) -> list[dict[str, Any]]:
 
 
 def save_prediction(folder: PredictionFolder, name: str, image: np.ndarray, prediction: Prediction) -> None:
-    """Writes the three PNG files of one image."""
-    ids = np.array(prediction.taxonomy.dataset_ids)
-    semantic = ids[prediction.semantic].astype(np.uint8 if ids.max() < 256 else np.uint16)
-    pictures = {
-        "panoptic": Image.fromarray(ids_to_rgb(prediction.panoptic)),
-        "semantic": Image.fromarray(semantic),
-        "overlay": prediction_picture(image, prediction.panoptic, prediction.segments, prediction.taxonomy),
-    }
-    for kind, picture in pictures.items():
-        write_atomically(folder.path(name, kind), picture.save)
+    """Writes the PNG files of one image that `folder.kinds` names."""
+    for kind in folder.kinds:
+        write_atomically(folder.path(name, kind), _picture(kind, image, prediction).save)
+
+
+def _picture(kind: str, image: np.ndarray, prediction: Prediction) -> Image.Image:
+    if kind == "panoptic":
+        return Image.fromarray(ids_to_rgb(prediction.panoptic))
+    if kind == "semantic":
+        ids = np.array(prediction.taxonomy.dataset_ids)
+        return Image.fromarray(ids[prediction.semantic].astype(np.uint8 if ids.max() < 256 else np.uint16))
+    if kind == "confidence":
+        return Image.fromarray((255 * prediction.confidence).round().astype(np.uint8))
+    return prediction_picture(image, prediction.panoptic, prediction.segments, prediction.taxonomy)
 
 
 if __name__ == "__main__":  # `python -m dearli_d2.predict`, the first name of `dearli predict`

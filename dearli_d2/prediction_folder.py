@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,10 +15,15 @@ from .data.images import find_images
 from .data.taxonomy import Taxonomy
 from .errors import ConfigError, DatasetError, first_few
 from .files import leads_out, output_names, parse_json, remove_leftovers, write_json
+from .labels.convert import writable, write_labels
+from .labels.formats import formats as known_formats
+from .labels.recognition import read_labels
+from .labels.structures import Request
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("panoptic", "semantic", "overlay")
+KINDS = ("panoptic", "semantic", "overlay", "confidence")
+DEFAULT_KINDS = KINDS[:3]
 _LIST = "predictions.json"
 _GENERATOR = "dearli_d2.predict"
 _ADVICE = "choose another --out, or replace them with --overwrite"
@@ -101,14 +107,26 @@ class PredictionFolder:
         run: identifies the run by everything that its predictions depend on, for example {"weights": digest}. The same run may
             write the folder again, also with more images.
         overwrite: replace other files there.
+        kinds: the files to write of each image, among `KINDS`; "panoptic" always is.
+        formats: of labels to write as well, each to a folder of its name in `out`, see `labels.formats`.
 
     Raises:
-        ConfigError: an output would replace an image that is read; or, without `overwrite`, predictions of another run or of
+        ConfigError: a format that cannot be written; an output would replace an image that is read; or, without `overwrite`, predictions of another run or of
             other images, or files of others.
     """
 
-    def __init__(self, out: str | Path, inputs: Inputs, run: dict[str, str], overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        out: str | Path,
+        inputs: Inputs,
+        run: dict[str, str],
+        overwrite: bool = False,
+        kinds: Sequence[str] = DEFAULT_KINDS,
+        formats: Sequence[str] = (),
+    ) -> None:
         self.out, self.inputs, self.run = Path(out), inputs, run
+        self.kinds = [kind for kind in KINDS if kind in ("panoptic", *kinds)]
+        self.formats = [writable(name) for name in dict.fromkeys(formats)]
         targets = {f"{name}_{kind}.png" for name in inputs.names for kind in KINDS}
         read = {os.path.realpath(path): path for path in inputs.paths}
         replaced = [read[real] for t in sorted(targets) if (real := os.path.realpath(self.out / t)) in read]
@@ -118,8 +136,14 @@ class PredictionFolder:
                 f"{first_few(replaced)}; choose another folder"
             )
         before = _own_list(self.out / _LIST)
+        earlier = [name for name in (before or {}).get("info", {}).get("formats", ()) if name in known_formats()]
         if not overwrite:
             self._check_free(before, targets)
+            strange = [name for name in self.formats if name not in earlier and (self.out / name).exists()]
+            if strange:
+                raise ConfigError(f"{self.out / strange[0]} was not written by this program; {_ADVICE}")
+        for name in earlier:  # they are made anew of the predictions
+            shutil.rmtree(self.out / name, ignore_errors=True)
         self._write(False, [], [], [], [])
         for name in set((before or {}).get("outputs", {})) - set(inputs.names):
             if not leads_out(name):
@@ -185,6 +209,16 @@ class PredictionFolder:
         ]
         self._write(True, images, annotations, categories, [{"image": str(p), "reason": r} for p, r in skipped])
 
+    def write_formats(self) -> None:
+        """Writes the finished predictions in each of `formats`.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        for name in self.formats:
+            labels = read_labels(Request(self.out / _LIST, self.inputs.folder), "coco-panoptic")
+            write_labels(labels, name, self.out / name, self.inputs.folder, overwrite=True)
+
     def _write(
         self, complete: bool, images: list[Any], annotations: list[Any], categories: list[Any], skipped: list[Any]
     ) -> None:
@@ -194,6 +228,7 @@ class PredictionFolder:
                 "complete": complete,
                 "image_folder": str(self.inputs.folder),
                 "run": self.run,
+                "formats": self.formats,
             },
             "images": images,
             "annotations": annotations,

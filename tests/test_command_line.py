@@ -131,6 +131,7 @@ def test_ctrl_c_is_a_line_and_a_status(monkeypatch, capsys):
 
 NEEDED = {
     "predict": ("a.jpg", "--out", "o"), "regions": ("--out", "o"), "verify": ("--weights", "w.pth"),
+    "pseudo-label": ("output/run",),
 }  # fmt: skip
 WITH_OVERRIDES = {path: c for path, c in COMMANDS.items() if any(isinstance(p, Overrides) for p in c.params)}
 
@@ -146,15 +147,16 @@ def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict:
 @pytest.mark.parametrize("path", WITH_OVERRIDES, ids=" ".join)
 def test_pairs_stand_at_the_end_or_between_options_and_values_may_begin_with_a_dash(path, monkeypatch):
     needed = NEEDED.get(path[-1], ())
+    config = ["--config-file", CONFIG] if "config_file" in {p.name for p in COMMANDS[path].params} else []
     pairs = ["MODEL.BACKBONE.TRAINABLE_BLOCKS", "-1", "SOLVER.BASE_LR", "1e-3", "DATASETS.TEST", "()"]
-    end = parsed([*path, "--config-file", CONFIG, *needed, *pairs], monkeypatch)
-    between = parsed([*path, *needed[:1], *needed[1:], *pairs, "--config-file", CONFIG], monkeypatch)
+    end = parsed([*path, *config, *needed, *pairs], monkeypatch)
+    between = parsed([*path, *needed, *pairs, *config], monkeypatch)
     assert end == between
     assert list(end.get("overrides") or split_at_first_key(end["words"])[1]) == pairs
 
 
 def test_every_command_that_reads_a_config_takes_pairs():
-    reading = {path for path, c in COMMANDS.items() if any(p.name == "config_file" for p in c.params)}
+    reading = {path for path, c in COMMANDS.items() if any(p.name in ("config_file", "run") for p in c.params)}
     assert reading == set(WITH_OVERRIDES)
     assert len(reading) > 5
 

@@ -38,7 +38,7 @@ def predictor(taxonomy=TAXONOMY):
         ids = np.ones(image.shape[:2], np.int32)
         ids[:, image.shape[1] // 2 :] = 2
         segments = [{"id": i + 1, "category_id": i, "isthing": i == 0, "score": 0.9} for i in (0, 1)]
-        return predict.Prediction(ids, segments, ids - 1, taxonomy)
+        return predict.Prediction(ids, segments, ids - 1, np.ones(ids.shape, np.float32), taxonomy)
 
     call.model = SimpleNamespace(known_taxonomy=lambda: taxonomy)
     return call

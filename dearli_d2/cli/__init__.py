@@ -19,6 +19,7 @@ from .masks import masks
 from .plan import plan
 from .predict import predict
 from .prepare import prepare
+from .pseudo_label import pseudo_label
 from .train import evaluate, train
 
 
@@ -39,7 +40,21 @@ def dearli() -> None:
     """
 
 
-for _command in (train, evaluate, predict, plan, masks, prepare, data, checkpoint, keys, demo, env, completion):
+for _command in (
+    train,
+    evaluate,
+    predict,
+    pseudo_label,
+    plan,
+    masks,
+    prepare,
+    data,
+    checkpoint,
+    keys,
+    demo,
+    env,
+    completion,
+):
     dearli.add_command(_command)
 for _method in methods().values():
     _method.add_commands(dearli)

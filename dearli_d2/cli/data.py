@@ -1,4 +1,4 @@
-"""`dearli data`: what is generated."""
+"""`dearli data`: labels in the formats of labelling tools, and generated data."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from .base import FILE_OR_FOLDER, POSITIVE, Group, PictureFile
 
 @click.group(cls=Group)
 def data() -> None:
-    """Writes data that are generated: an example of own data, and miniworld.
+    """Converts labels of labelling tools, and writes data that are generated: an example of own data, and miniworld.
 
     Examples:
 
+        dearli data formats
         dearli data example --out mine
         dearli data preview --out miniworld.png
     """
@@ -100,3 +101,50 @@ def tiny_clip(steps: int, scenes: int, out: Path) -> None:
     save(model, out)
     shares = (f"{name} {math.floor(1000 * share) / 10} %" for name, share in oracle_accuracy(model).items())
     print("right class under ground-truth masks:", ", ".join(shares))
+
+
+@data.command()
+def formats() -> None:
+    """Lists the formats of labels that are read and written.
+
+    Example:
+
+        dearli data formats
+    """
+    from tabulate import tabulate
+
+    from ..labels.formats import formats as known
+
+    rows = [[f.name, f.title, "yes", "yes" if f.writer else "no"] for f in known().values()]
+    print(tabulate(rows, ["name", "format", "read", "written"]))
+
+
+@data.command()
+@click.argument("labels", type=FILE_OR_FOLDER)
+@click.option("--to", metavar="NAME", required=True, help="Format to write; `dearli data formats` lists them.")
+@click.option("--out", type=FILE_OR_FOLDER, metavar="FOLDER", required=True, help="Folder to write.")
+@click.option(
+    "--images", type=FILE_OR_FOLDER, metavar="FOLDER", help="Folder of the images; default: the folder of the labels."
+)
+@click.option("--format", "source", metavar="NAME", default="", help="Format of the labels; default: it is recognised.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder --out.")
+def convert(labels: Path, to: str, out: Path, images: Path | None, source: str, overwrite: bool) -> None:
+    """Writes labels in another format.
+
+    LABELS is a file or a folder, such as the export of a labelling tool or `predictions.json` of `dearli predict`. Regions that
+    overlap are cut: objects lie on stuff, small objects on large ones. The folder --out is whole or absent.
+
+    Example:
+
+        dearli data convert export/instances.json --images photos --to yolo-seg --out yolo
+    """
+    from ..labels.convert import writable, write_labels
+    from ..labels.recognition import read_labels
+    from ..labels.structures import Request
+
+    folder = images or (labels if labels.is_dir() else labels.parent)
+    found = read_labels(Request(labels, folder), source)
+    for note in found.notes:
+        click.echo(f"warning: {note}", err=True)
+    count = write_labels(found, writable(to), out, folder, overwrite)
+    print(f"{out}: {count} images with {len(found.classes)} classes as {to}")

@@ -28,6 +28,21 @@ from .base import FILE_OR_FOLDER, Overrides, command, config_file
     metavar="FILE",
     help='JSON lines {"file", "caption"}, for a model that reads captions.',
 )
+@click.option(
+    "--files",
+    metavar="KINDS",
+    default="panoptic,semantic,overlay",
+    show_default=True,
+    help="Files to write of each image, with commas: panoptic (always), semantic, overlay, confidence.",
+)
+@click.option(
+    "--format",
+    "formats",
+    metavar="NAME",
+    multiple=True,
+    help="Also write the labels of all images in a format of labelling tools, to the folder NAME in --out. It may be given several "
+    "times. `dearli data formats` lists them.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace predictions of another model or of other images in --out.")
 def predict(
     words: tuple[str, ...],
@@ -36,6 +51,8 @@ def predict(
     out: Path,
     text: str | None,
     captions: Path | None,
+    files: str,
+    formats: tuple[str, ...],
     overwrite: bool,
 ) -> int:
     """Segments image files with a trained model.
@@ -48,8 +65,9 @@ def predict(
         NAME_semantic.png   class of each pixel, as its id in the training data; for own masks, the pixel value there;
                             with --text its place in that list, from 0
         NAME_overlay.png    the segments over the image, with a legend
+        NAME_confidence.png with --files: 0 to 255, the probability of each pixel's class
 
-    `predictions.json` is a COCO-panoptic file of all images, in the same ids. Its "info" holds "complete": false while it is
+    `predictions.json` is a COCO-panoptic file of all images, in the same ids, with a confidence ("score") of each segment. Its "info" holds "complete": false while it is
     written, or if that was interrupted. Images that cannot be read are reported, skipped and listed there.
 
     The same command may be repeated, also with more images. Predictions of another model or of other images are not replaced
@@ -67,15 +85,28 @@ def predict(
     from ..prediction_folder import PredictionFolder, find_inputs
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    files, overrides = split_at_first_key(words)
-    inputs = find_inputs(files)
+    images, overrides = split_at_first_key(words)
+    kinds = kinds_of(files)
+    inputs = find_inputs(images)
     predictor = Predictor(get_config(config_file, overrides), weights, text)
     of_images = None if captions is None else captions_of(inputs, captions)
-    folder = PredictionFolder(out, inputs, identity(predictor, text, captions), overwrite)
+    folder = PredictionFolder(out, inputs, identity(predictor, text, captions), overwrite, kinds, formats)
     skipped = predict_files(predictor, folder, of_images)
     done = len(inputs.paths) - len(skipped)
     print(json.dumps({"predicted": done, "skipped": len(skipped), "out": str(out)}))
     return 0 if done else 1
+
+
+def kinds_of(text: str) -> list[str]:
+    """The kinds of files that `--files` names. Raises `ConfigError` for an unknown one."""
+    from ..errors import ConfigError
+    from ..prediction_folder import KINDS
+
+    kinds = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ConfigError(f"--files: there is no {', '.join(unknown)}; known are {', '.join(KINDS)}")
+    return kinds
 
 
 def split_at_first_key(words: tuple[str, ...]) -> tuple[list[str], list[str]]:

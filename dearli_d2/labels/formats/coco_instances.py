@@ -104,7 +104,9 @@ def _read_file(path: Path, request: Request, split: str) -> LabelSet:
             rle = _rle(annotation["segmentation"], sizes[key], entry, problems)
             if rle is not None:
                 crowd = annotation.get("iscrowd") in (1, "1", True)
-                shapes.append(Shape(names[str(annotation["category_id"])].name, rle, crowd))
+                score = annotation.get("score")
+                score = float(score) if isinstance(score, (int, float)) and 0 <= score <= 1 else None
+                shapes.append(Shape(names[str(annotation["category_id"])].name, rle, crowd, score=score))
         file = found[key]
         assert file is not None
         labeled.append(LabeledImage(file, sizes[key], partial(list, shapes), split))

@@ -1,0 +1,67 @@
+"""`dearli pseudo-label`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import click
+
+from .base import FILE_OR_FOLDER, command, overrides
+
+
+@command("pseudo-label")
+@click.argument("run", type=FILE_OR_FOLDER)
+@click.option("--out", type=FILE_OR_FOLDER, metavar="FOLDER", help="Folder to write; default: RUN/pseudo_labels.")
+@click.option(
+    "--format",
+    "formats",
+    metavar="NAME",
+    multiple=True,
+    help="Format of labelling tools, written to the folder NAME in --out. It may be given several times; `dearli data formats` "
+    "lists them.",
+)
+@click.option("--images", type=FILE_OR_FOLDER, metavar="FOLDER", help="Images; default: DATASETS.UNLABELED of the run.")
+@click.option("--weights", metavar="FILE", help="Checkpoint; default: model_final.pth of the run.")
+@click.option(
+    "--which",
+    type=click.Choice(("student", "teacher")),
+    help="Whose weights; default: the teacher's, where the checkpoint has one.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace labels of another model or of other images in --out.")
+@overrides
+def pseudo_label(
+    run: Path,
+    out: Path | None,
+    formats: tuple[str, ...],
+    images: Path | None,
+    weights: str | None,
+    which: str | None,
+    overwrite: bool,
+    overrides: tuple[str, ...],
+) -> int:
+    """Labels the unlabelled images of a training run, to be corrected in a labelling tool.
+
+    RUN is the folder of the run. The files are those of `dearli predict`, with the confidence of each pixel. Each segment has a
+    confidence of its own, which formats carry that have a place for it.
+
+    Example:
+
+        dearli pseudo-label output/mine --format coco-instances
+    """
+    from ..labels.convert import writable
+    from ..predict import predict_files
+    from ..prediction_folder import KINDS, PredictionFolder, find_inputs
+    from ..run_model import RunModel
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    names = [writable(name) for name in formats]
+    model = RunModel(run, weights, which, overrides)
+    inputs = find_inputs([images] if images else model.unlabeled_images())
+    predictor = model.predictor()
+    folder = PredictionFolder(out or run / "pseudo_labels", inputs, model.identity(predictor), overwrite, KINDS, names)
+    skipped = predict_files(predictor, folder)
+    done = len(inputs.paths) - len(skipped)
+    print(json.dumps({"labelled": done, "skipped": len(skipped), "out": str(folder.out)}))
+    return 0 if done else 1
