@@ -39,7 +39,11 @@ def _image_source(function: Callable) -> Callable:
 @_image_source
 @click.option("--out", type=FILE_OR_FOLDER, metavar="FOLDER", required=True, help="A later call continues there.")
 @click.option(
-    "--generator", type=click.Choice(("sam", "classical")), default="sam", show_default=True, help="Who segments."
+    "--generator",
+    type=click.Choice(("sam", "classical", "sa1b")),
+    default="sam",
+    show_default=True,
+    help="Who segments; sa1b takes the masks that SA-1B brings along.",
 )
 @click.option(
     "--model", type=click.Choice(("vit_b", "vit_l", "vit_h")), default="vit_h", show_default=True, help="Size of SAM."
@@ -79,20 +83,26 @@ def generate(
 ) -> None:
     """Makes the masks of a data set or of a folder of images that are missing.
 
-    SAM segments the images; its published weights are needed. A classical method needs none. The same command continues after
-    an interruption. Several processes share the images: torchrun on one machine, --shard on several.
+    SAM segments the images; its published weights are needed. A classical method needs none, and SA-1B has its masks beside the
+    images already. The same command continues after an interruption. Several processes share the images: torchrun on one machine, --shard on several.
 
     Examples:
 
         dearli masks generate --images my_data/images --out masks --generator classical
         dearli masks generate --dataset miniworld_train --out masks_sam --weights sam_vit_h_4b8939.pth
+        dearli masks generate --dataset sa1b_train --out masks_sa1b --generator sa1b
         torchrun --nproc-per-node 2 -m dearli_d2 masks generate --images my_data/images --out masks_2 --generator classical
     """
     from ..masks.generate import generate, parse_shard
+    from ..masks.sa1b import import_masks
     from ..masks.storage import MaskFolder
 
-    generator = _generator(**segmentation)
-    counts = generate(_files(dataset, images), generator, MaskFolder(out), batch_size, parse_shard(shard))
+    folder, part = MaskFolder(out), parse_shard(shard)
+    if segmentation["generator"] == "sa1b":
+        counts = import_masks(_files(dataset, images), folder, part)
+    else:
+        generator = _generator(**segmentation)
+        counts = generate(_files(dataset, images), generator, folder, batch_size, part)
     print(
         f"{out}: {counts['done']} images done ({counts['masks']} masks), {counts['present']} were there, "
         f"{counts['failed']} could not be read"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from . import miniworld
-from .sources import PanopticSource, datasets_root
+from .sources import ImageFolder, PanopticSource, Source, datasets_root
 from .streets import NOT_IN_SYNTHIA_16
 
 
@@ -71,6 +71,10 @@ def _rendered_streets(name: str, images: str, without: tuple[str, ...] = ()) -> 
     )  # fmt: skip
 
 
+def _sa1b() -> ImageFolder:
+    return ImageFolder(datasets_root() / "sa1b", hint="unpack ten of SA-1B's archives there, see datasets/README.md")
+
+
 def _of_split(split: str) -> dict[str, Callable[[], PanopticSource]]:
     return {
         f"miniworld_{split}": partial(_miniworld, "day", split),
@@ -90,9 +94,10 @@ def _of_split(split: str) -> dict[str, Callable[[], PanopticSource]]:
 
 
 # called at use: the data root is an environment variable, and miniworld is generated
-BUILT_IN: dict[str, Callable[[], PanopticSource]] = {
+BUILT_IN: dict[str, Callable[[], Source]] = {
     **_of_split("train"),
     **_of_split("val"),
     "gta5_train": partial(_rendered_streets, "gta5", "images"),
+    "sa1b_train": _sa1b,
     "synthia_train": partial(_rendered_streets, "synthia", "RGB", NOT_IN_SYNTHIA_16),
 }

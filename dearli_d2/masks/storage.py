@@ -56,7 +56,7 @@ class MaskFolder(FilePerImage):
             content = parse_json(path.read_text())
             own = content["image"]["height"], content["image"]["width"]
             codes = [a["segmentation"] for a in content["annotations"] if not a.get("iscrowd", 0)]
-            problem = _size_problem(own, size, codes)
+            problem = size_problem(own, size, codes)
             if not problem:
                 masks = rle.decode(codes).transpose(2, 0, 1).astype(bool) if codes else np.zeros((0, *own), bool)
         except FileNotFoundError as error:
@@ -102,7 +102,7 @@ class MaskFolder(FilePerImage):
         return f"{self.folder}: class-agnostic masks of {count} images, made by {generator}{left_out}"
 
 
-def _size_problem(own: tuple, size: tuple[int, int] | None, codes: list[dict]) -> str:
+def size_problem(own: tuple, size: tuple[int, int] | None, codes: list[dict]) -> str:
     """Describes wrong sizes in RLE codes, or "". Decoding trusts the sizes, and would write beyond its memory."""
     if not all(isinstance(side, int) and side > 0 for side in own):
         return f"its image has the size {own}"

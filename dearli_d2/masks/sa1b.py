@@ -1,0 +1,65 @@
+"""Masks of SA-1B, which its archives bring along: a JSON file beside each image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..data.images import image_size
+from ..errors import DatasetError, first_few
+from ..files import parse_json
+from .generate import Work, fill_folder
+from .storage import MaskFolder, size_problem
+
+_KEYS = ("segmentation", "area", "bbox", "predicted_iou", "stability_score")
+Content = tuple[tuple[int, int], list[dict]]  # height and width, and the annotations
+
+
+def import_masks(files: Sequence[str], folder: MaskFolder, shard: tuple[int, int] = (0, 1)) -> Counter[str]:
+    """Stores the masks of SA-1B's own files in a folder for the decoder warm-up.
+
+    Args:
+        files: images `sa_N.jpg` with `sa_N.json` beside them.
+        folder: stores them.
+        shard: see `fill_folder`.
+
+    Returns:
+        Counts "done", "present", "failed", "masks".
+
+    Raises:
+        ConfigError: see `fill_folder`.
+        DatasetError: images without a JSON file; see also `fill_folder`.
+    """
+    without = [file for file in files if not Path(file).with_suffix(".json").is_file()]
+    if without:
+        raise DatasetError(
+            f"{len(without)} of {len(files)} images have no JSON file with masks beside them: {first_few(without)}; SA-1B's archives "
+            "hold both, unpack them into the same folder"
+        )
+    masks = 0
+
+    def write(file: str, content: Content, annotations: list[dict]) -> None:
+        nonlocal masks
+        folder.write(file, content[0], annotations)
+        masks += len(annotations)
+
+    work = Work({"generator": "sa1b"}, _read, lambda contents: [found for _, found in contents], write)
+    counts = fill_folder(files, work, folder, shard=shard)
+    counts["masks"] = masks
+    return counts
+
+
+def _read(file: str) -> Content:
+    """Raises `DatasetError` for a JSON file of another kind or of an image of another size."""
+    path, size = Path(file).with_suffix(".json"), image_size(file)
+    try:
+        content = parse_json(path.read_text())
+        own = content["image"]["height"], content["image"]["width"]
+        found = [{key: a[key] for key in _KEYS if key in a} for a in content["annotations"] if not a.get("iscrowd", 0)]
+        problem = size_problem(own, size, [a["segmentation"] for a in found])
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise DatasetError(f"{path} is no file of SA-1B's masks: {error}") from error
+    if problem:
+        raise DatasetError(f"{path}: {problem}")
+    return size, found
