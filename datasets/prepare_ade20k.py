@@ -1,16 +1,18 @@
 #!/usr/bin/env python
 """From the official ADE20K downloads to COCO-panoptic files.
 
-Reads below $DETECTRON2_DATASETS/ADEChallengeData2016 (release "ADEChallengeData2016.zip" and, unpacked into the same
-folder, "annotations_instance.tar"):
+Reads below $DETECTRON2_DATASETS/ADEChallengeData2016
 
-    images/{training,validation}/*.jpg
-    annotations/{training,validation}/*.png            0 = none, 1..150 = class
-    annotations_instance/{training,validation}/*.png   red = thing class 1..100, green = instance
-    objectInfo150.txt                                  names
+    images/{training,validation}/*.jpg                 ADEChallengeData2016.zip (923 MB), 20210 and 2000 images
+    annotations/{training,validation}/*.png            the same; 0 = none, 1..150 = class
+    objectInfo150.txt                                  the same; names
+    annotations_instance/{training,validation}/*.png   annotations_instance.tar; red = thing class 1..100, green = instance
 
-and writes ade20k_panoptic_{train,val}.json, ade20k_panoptic_{train,val}/*.png and
-annotations_detectron2/{training,validation}/*.png (class 0..149, 255 = ignore). An interrupted run resumes.
+Both archives are on http://sceneparsing.csail.mit.edu, without registration. The first has the folder ADEChallengeData2016, and the
+second is unpacked into it. Images are for non-commercial research and education; annotations are under the BSD 3-clause licence.
+
+It writes ade20k_panoptic_{train,val}.json, ade20k_panoptic_{train,val}/*.png and annotations_detectron2/{training,validation}/*.png
+(class 0..149, 255 = ignore). An interrupted run resumes.
 
     dearli prepare ade20k --workers 8
 """
@@ -24,20 +26,20 @@ from pathlib import Path
 import numpy as np
 
 from dearli_d2.cli.base import command, run
-from dearli_d2.cli.prepare import workers
-from dearli_d2.data.catalog import datasets_root
+from dearli_d2.cli.prepare import incomplete, workers
 from dearli_d2.data.class_names import find_class
-from dearli_d2.data.mappers import read_image
+from dearli_d2.data.images import read_image
 from dearli_d2.data.preparation import (
     categories_of,
-    check_pairs,
-    convert_all,
+    fit_to_image,
     ids_to_rgb,
     read_label_ids,
     save_png,
     segment_info,
-    write_panoptic_json,
+    write_semantic_dataset,
 )
+from dearli_d2.data.release import Download, Release
+from dearli_d2.data.sources import datasets_root
 from dearli_d2.errors import DatasetError
 from dearli_d2.files import read_text
 
@@ -50,7 +52,10 @@ THING_CLASSES = (
 )  # fmt: skip
 CATEGORIES = categories_of("ade20k", things=[number - 1 for number in THING_CLASSES])
 SPLITS = {"train": ("training", 20210), "val": ("validation", 2000)}
-HINT = "download ADEChallengeData2016.zip and annotations_instance.tar from the scene-parsing benchmark and unpack both there"
+HINT = (
+    "download ADEChallengeData2016.zip and annotations_instance.tar from http://sceneparsing.csail.mit.edu; unpack the first in "
+    "$DETECTRON2_DATASETS, the second in its folder ADEChallengeData2016"
+)
 
 
 def check_names(path: Path) -> None:
@@ -98,7 +103,7 @@ def convert(stem: str, root: Path, split: str) -> dict:
     """Writes both PNG files of an image; returns its record."""
     folder = SPLITS[split][0]
     semantic = read_label_ids(root / "annotations" / folder / f"{stem}.png")
-    instances = read_image(str(root / "annotations_instance" / folder / f"{stem}.png"))
+    instances = read_image(root / "annotations_instance" / folder / f"{stem}.png")
     if semantic.shape != instances.shape[:2]:
         raise DatasetError(f"{stem}: annotations are {semantic.shape}, annotations_instance {instances.shape[:2]}")
     for what, highest, table in (
@@ -107,28 +112,43 @@ def convert(stem: str, root: Path, split: str) -> dict:
     ):
         if highest > len(table):
             raise DatasetError(f"{stem}: {what} {highest} is not in 1..{len(table)}, and not 0 (none)")
+    (semantic, instances), note = fit_to_image(root / "images" / folder / f"{stem}.jpg", semantic, instances)
     ids, infos = panoptic_of(semantic, instances)
     save_png(root / f"ade20k_panoptic_{split}" / f"{stem}.png", ids_to_rgb(ids))
     save_png(root / "annotations_detectron2" / folder / f"{stem}.png", semantic - np.uint8(1))  # 0 wraps to 255
-    return {"stem": stem, "height": semantic.shape[0], "width": semantic.shape[1], "segments_info": infos}
+    height, width = semantic.shape
+    return {"stem": stem, "height": height, "width": width, "segments_info": infos, "note": note}
 
 
-def prepare(root: Path, workers: int) -> None:
-    """Both splits."""
+def stems_of(root: Path, split: str, incomplete: bool) -> tuple[Release, list[str]]:
+    """A split's release and the names of its images. Raises `DatasetError` for a download that is not as the release."""
+    folder, images = SPLITS[split]
+    names = [f"ADE_{split}_{number:08d}" for number in range(1, images + 1)]
+    release = Release(f"ade20k_panoptic_{split}", images, HINT, names, incomplete)
+    download = Download(release)
+    stems = download.stems(root / "images" / folder, ".jpg")
+    download.count(stems, root / "images" / folder)
+    for labels in ("annotations", "annotations_instance"):
+        download.labelled(stems, root / labels / folder, ".png")
+    download.stop()
+    return release, stems
+
+
+def prepare(root: Path, workers: int, incomplete: bool) -> None:
+    """Both splits, once both are found complete."""
     check_names(root / "objectInfo150.txt")
-    for split, (folder, expected) in SPLITS.items():
-        labels = [root / "annotations" / folder, root / "annotations_instance" / folder]
-        stems = check_pairs(root / "images" / folder, labels, split, expected, HINT)
-        journal = root / f"ade20k_panoptic_{split}.journal.jsonl"
-        records = convert_all(stems, partial(convert, root=root, split=split), journal, workers, f"ADE20K {split}")
-        write_panoptic_json(root / f"ade20k_panoptic_{split}.json", records, CATEGORIES)
-        journal.unlink()
+    found = {split: stems_of(root, split, incomplete) for split in SPLITS}
+    for split, (release, stems) in found.items():
+        path, one = root / f"ade20k_panoptic_{split}.json", partial(convert, root=root, split=split)
+        also = [root / "annotations_detectron2" / SPLITS[split][0]]
+        write_semantic_dataset(release, path, stems, one, CATEGORIES, workers, also=also)
 
 
 @command(help=__doc__)
 @workers
-def main(workers: int) -> None:
-    prepare(datasets_root() / "ADEChallengeData2016", workers)
+@incomplete
+def main(workers: int, incomplete: bool) -> None:
+    prepare(datasets_root() / "ADEChallengeData2016", workers, incomplete)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 #!/usr/bin/env python
 """COCO-Objects from COCO-panoptic: 80 things, and one background class of all stuff and all pixels without annotation.
 
-Reads below $DETECTRON2_DATASETS/coco what prepare_coco.py has made, and
+Reads below $DETECTRON2_DATASETS/coco what `dearli prepare coco` has made, and
 
-    masks/*.png                                  semantic labels of val2017, 0 = background, 1..80 = thing, 255 = ignore:
-                                                 "masks" of the COCO data of UniMatch, against which papers measure mIoU
+    masks/*.png               "masks" of the COCO data of UniMatch; semantic labels, 0 = background, 1..80 = thing, 255 = ignore
 
-and writes
+The masks are linked from https://github.com/LiheYoung/UniMatch, as "masks", and are ground_truth_coco.zip of the release "checkpoints" of
+https://github.com/google-research/semivl. Papers measure mIoU against those of val2017. Annotations are under CC BY 4.0.
+
+It writes
 
     annotations/panoptic_objects_{train,val}2017.json
     panoptic_objects_{train,val}2017/*.png       the things as they were, the rest as one segment
@@ -29,26 +31,29 @@ import click
 import numpy as np
 
 from dearli_d2.cli.base import command, run
-from dearli_d2.cli.prepare import splits, workers
-from dearli_d2.data.catalog import datasets_root
+from dearli_d2.cli.prepare import incomplete, splits, workers
 from dearli_d2.data.class_names import COCO_BACKGROUND, COCO_THINGS
 from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.data.preparation import (
     categories_of,
     convert_all,
     ids_to_rgb,
+    only_process,
     read_label_ids,
     read_official_json,
     save_png,
     segment_info,
 )
+from dearli_d2.data.release import Download, Release
+from dearli_d2.data.sources import datasets_root
 from dearli_d2.errors import DatasetError, first_few
-from dearli_d2.files import write_json
+from dearli_d2.files import remove_leftovers, write_json
 
 CATEGORIES = categories_of("coco_objects", things=COCO_THINGS)
 CLASS_OF = {category["id"]: index for index, category in enumerate(CATEGORIES)}
-HINT = "run datasets/prepare_coco.py first"
-MASKS_HINT = "download the COCO masks of UniMatch and unpack them there, or use --semantic panoptic (see --help)"
+EXPECTED = {"train": 118287, "val": 5000}
+HINT = "run dearli prepare coco first"
+MASKS_HINT = "; download the COCO masks of UniMatch and unpack them in $DETECTRON2_DATASETS/coco/masks, or use --semantic panoptic"
 
 
 def with_background(ids: np.ndarray, segments: list[dict]) -> tuple[np.ndarray, list[dict]]:
@@ -103,8 +108,8 @@ def convert(root: Path, split: str, masks: Path | None, index: str) -> dict:
     return {"image_id": annotation["image_id"], "file_name": name, "segments_info": segments}
 
 
-def prepare(root: Path, split: str, semantic: str, workers: int) -> None:
-    """One split."""
+def check(root: Path, split: str, masks: Path | None, incomplete: bool) -> dict:
+    """Content of a split's JSON file, all of whose label files are there. Raises `DatasetError` for what is not as it should be."""
     path = root / "annotations" / f"panoptic_{split}2017.json"
     content = read_official_json(path, HINT)
     things = {c["id"] for c in content["categories"] if c["isthing"]}
@@ -114,28 +119,39 @@ def prepare(root: Path, split: str, semantic: str, workers: int) -> None:
             f"{path} has {len(things)} thing categories, COCO has {len(expected)}; "
             f"ids of only one of them: {first_few(sorted(things ^ expected))}"
         )
-    names = [a["file_name"] for a in content["annotations"]]
-    masks = root / "masks" if semantic == "masks" and split == "val" else None
-    _check_present(split, names, root / f"panoptic_{split}2017", HINT)
+    fix = HINT if masks is None else HINT + MASKS_HINT
+    download = Download(Release(f"coco_objects_{split}", EXPECTED[split], fix, incomplete=incomplete))
+    stems = [annotation["file_name"].removesuffix(".png") for annotation in content["annotations"]]
+    download.count(stems, path.name)
+    download.labelled(stems, root / f"panoptic_{split}2017", ".png")
     if masks is not None:
-        _check_present(split, names, masks, MASKS_HINT)
-    journal = root / f".objects_{split}2017_{semantic}.jsonl"
-    one = partial(convert, root, split, masks)
-    results = convert_all([str(i) for i in range(len(names))], one, journal, workers, f"coco_objects_{split}")
-    objects = {"images": content["images"], "annotations": results, "categories": CATEGORIES}
-    write_json(root / "annotations" / f"panoptic_objects_{split}2017.json", objects)
-    journal.unlink()
-    truth = f"; mIoU against {masks or 'labels made from the panoptic ones'}" if split == "val" else ""
-    print(f"coco_objects_{split}: {len(results)} images ready{truth}")
+        download.labelled(stems, masks, ".png", "mask")
+    download.stop()
+    return content
 
 
-def _check_present(split: str, names: list[str], folder: Path, hint: str) -> None:
-    present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    absent = [name for name in names if name not in present]
-    if absent:
-        raise DatasetError(
-            f"{split}: {len(absent)} of {len(names)} label files are missing in {folder}: {first_few(absent)}; {hint}"
-        )
+def prepare(root: Path, splits: tuple[str, ...], semantic: str, workers: int, incomplete: bool) -> None:
+    """The splits, once all are found complete."""
+    masks = {split: root / "masks" if semantic == "masks" and split == "val" else None for split in splits}
+    for split in splits:
+        check(root, split, masks[split], incomplete)
+    for split in splits:
+        content = read_official_json(root / "annotations" / f"panoptic_{split}2017.json", HINT)
+        with only_process(root / f".objects_{split}2017.lock"):
+            path = root / "annotations" / f"panoptic_objects_{split}2017.json"
+            for folder in (root / f"panoptic_objects_{split}2017", root / f"semantic_objects_{split}2017"):
+                remove_leftovers(folder, age=0)
+            remove_leftovers(path.parent, path.stem, age=0)
+            journal = root / f".objects_{split}2017_{semantic}.jsonl"
+            one, keys = (
+                partial(convert, root, split, masks[split]),
+                [str(i) for i in range(len(content["annotations"]))],
+            )
+            results = convert_all(keys, one, journal, workers, f"coco_objects_{split}", HINT)
+            write_json(path, {"images": content["images"], "annotations": results, "categories": CATEGORIES})
+            journal.unlink()
+        truth = f"; mIoU against {masks[split] or 'labels made from the panoptic ones'}" if split == "val" else ""
+        print(f"coco_objects_{split}: {len(results)} images ready{truth}")
 
 
 @command(help=__doc__)
@@ -148,9 +164,9 @@ def _check_present(split: str, names: list[str], folder: Path, hint: str) -> Non
     help="Origin of the semantic labels.",
 )
 @workers
-def main(splits: tuple[str, ...], semantic: str, workers: int) -> None:
-    for split in splits:
-        prepare(datasets_root() / "coco", split, semantic, workers)
+@incomplete
+def main(splits: tuple[str, ...], semantic: str, workers: int, incomplete: bool) -> None:
+    prepare(datasets_root() / "coco", splits, semantic, workers, incomplete)
 
 
 if __name__ == "__main__":

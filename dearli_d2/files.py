@@ -117,14 +117,17 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any])
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+def remove_leftovers(folder: str | os.PathLike[str], stem: str = "", age: float = _IN_USE) -> None:
     """Deletes the temporary files and folders that killed processes left in a folder.
 
-    Those younger than an hour may be in use and stay.
+    Args:
+        folder: the place.
+        stem: of the file that was to be written; "" = of any.
+        age: younger ones, in seconds, may be in use and stay; 0 where no other process writes there.
     """
-    for path in Path(folder).glob(".*"):
+    for path in Path(folder).glob(f".{stem[:64]}*"):
         with suppress(FileNotFoundError):  # another process was faster
-            if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > _IN_USE:
+            if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime >= age:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 

@@ -236,8 +236,8 @@ def test_a_script_of_datasets_is_the_command_of_its_name():
 def test_splits_are_named_with_or_without_the_word_of_the_first_version(monkeypatch):
     new = parsed(["prepare", "coco_stuff", "val", "--workers", "2"], monkeypatch)
     assert parsed(["prepare", "coco_stuff", "--workers", "2", "--splits", "val"], monkeypatch) == new
-    assert new == {"splits": ("val",), "workers": 2}
-    assert parsed(["prepare", "coco"], monkeypatch) == {"splits": ("train", "val")}
+    assert new == {"splits": ("val",), "workers": 2, "incomplete": False}
+    assert parsed(["prepare", "coco"], monkeypatch)["splits"] == ("train", "val")
 
 
 def test_every_script_is_a_command_with_its_own_first_sentence():

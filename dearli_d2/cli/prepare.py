@@ -55,7 +55,8 @@ def prepare() -> None:
     """Converts downloaded data sets into the files that training reads.
 
     All data lie below the folder that the environment variable DETECTRON2_DATASETS names; default: ./datasets. Each command's
-    --help lists the official downloads it reads. Commands check what is there, show progress, and resume when interrupted.
+    --help lists the official downloads it reads, with their sizes and licences. Commands refuse a download that is not complete,
+    show progress, and resume when interrupted.
 
     Examples:
 
@@ -69,6 +70,13 @@ def workers(function: Callable) -> Callable:
     """The option `--workers`."""
     text = "Processes that convert images."
     return click.option("--workers", type=int, default=4, metavar="N", show_default=True, help=text)(function)
+
+
+def incomplete(function: Callable) -> Callable:
+    """The option `--incomplete`, the one way to prepare a download that is not the whole official release."""
+    text = "Accept other images than those of the official release, with a warning. DEARLI_INCOMPLETE=1 does the same."
+    option = click.option("--incomplete", is_flag=True, envvar="DEARLI_INCOMPLETE", help=text)
+    return option(function)
 
 
 def splits(function: Callable) -> Callable:

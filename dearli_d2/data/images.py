@@ -109,6 +109,11 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+def turned(array: np.ndarray, tag: int) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 pixels, turned as an EXIF tag says: a label that was drawn on the stored pixels of its image."""
+    return np.asarray(Image.fromarray(array).transpose(_TURNS[tag]))
+
+
 def seen_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) of `upright(image)`, from the header."""
     width, height = image.size

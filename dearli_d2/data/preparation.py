@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from contextlib import closing, contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +22,12 @@ from tqdm import tqdm
 from ..errors import DatasetError, first_few
 from ..files import leads_out, remove_leftovers, write_atomically, write_json
 from .class_names import class_table
-from .images import opened
+from .images import opened, orientation, reading_problem, seen_size, turned
 from .panoptic_json import read_panoptic_json
+from .release import Release
 from .taxonomy import spread_colors
+
+_ENOUGH = 20  # damaged files after which a conversion stops
 
 
 def save_png(path: Path, array: np.ndarray) -> None:
@@ -123,26 +129,55 @@ def listed(names: Sequence[str]) -> str:
 
 
 def convert_all(
-    keys: Sequence[str], convert: Callable[[str], dict], journal: Path, workers: int, description: str
+    keys: Sequence[str], convert: Callable[[str], dict], journal: Path, workers: int, description: str, fix: str = ""
 ) -> list[dict]:
     """Runs `convert` for every key and returns its results in the order of the keys.
 
     Each result is appended to `journal` (JSON lines) as it comes; a later call with the same journal does only what is
     missing. `convert` must be picklable, and must write its own files before it returns.
+
+    Raises:
+        DatasetError: `convert` raised one for some keys; with their number, the first ones, and `fix`. The others are done.
     """
     journal.parent.mkdir(parents=True, exist_ok=True)
-    done = _read_journal(journal)
+    done, failed = _read_journal(journal), []
     missing = [key for key in keys if key not in done]
-    with journal.open("a") as log, tqdm(total=len(keys), initial=len(keys) - len(missing), desc=description) as bar:
-        for key, result in zip(missing, _run(convert, missing, workers), strict=True):
+    with (
+        journal.open("a") as log,
+        tqdm(total=len(keys), initial=len(keys) - len(missing), desc=description) as bar,
+        closing(_run(partial(_attempt, convert), missing, workers)) as results,
+    ):
+        for key, (result, problem) in zip(missing, results, strict=False):  # the loop may end early
+            bar.update()
+            if problem:
+                failed.append(problem)
+                if len(failed) == _ENOUGH:
+                    break
+                continue
             log.write(json.dumps({"key": key, "result": result}) + "\n")
             log.flush()
             done[key] = result
-            bar.update()
+    if failed:
+        at_least = "at least " if len(failed) == _ENOUGH else ""
+        advice = f". {fix}" if fix else ""
+        raise DatasetError(
+            f"{description}: {at_least}{len(failed)} of {len(keys)} files are damaged or not as they should be: "
+            f"{first_few(failed)}{advice}"
+        )
     return [done[key] for key in keys]
 
 
-def _run(convert: Callable[[str], dict], keys: list[str], workers: int) -> Iterable[dict]:
+def _attempt(convert: Callable[[str], dict], key: str) -> tuple[dict, str]:
+    """The result, or what is wrong with the files of this key."""
+    try:
+        return convert(key), ""
+    except DatasetError as error:
+        return {}, str(error)
+
+
+def _run(
+    convert: Callable[[str], tuple[dict, str]], keys: list[str], workers: int
+) -> Generator[tuple[dict, str], None, None]:
     if workers <= 1:
         yield from map(convert, keys)
         return
@@ -177,72 +212,116 @@ def _read_journal(path: Path) -> dict[str, dict]:
     return results
 
 
-def check_pairs(images: Path, labels: Sequence[Path], split: str, expected: int | None, hint: str) -> list[str]:
-    """Stems of the images (.jpg) of a folder, sorted, after a check that each has a .png in every label folder.
+@contextmanager
+def only_process(path: Path) -> Iterator[None]:
+    """Refuses a second process that would write the same files.
+
+    Args:
+        path: the lock file, which is removed at the end. That of a killed process hinders nobody.
 
     Raises:
-        DatasetError: a missing folder or missing files, with the first ones.
+        DatasetError: another process works there.
     """
-    for folder in (images, *labels):
-        if not folder.is_dir():
-            raise DatasetError(f"{split}: no folder {folder}; {hint}")
-    stems = sorted(p.stem for p in images.glob("*.jpg"))
-    if not stems:
-        raise DatasetError(f"{split}: no .jpg file in {images}; {hint}")
-    for folder in labels:
-        present = {p.stem for p in folder.glob("*.png")}
-        missing = [s for s in stems if s not in present]
-        if missing:
-            raise DatasetError(
-                f"{split}: {len(missing)} of {len(stems)} images have no label in {folder}: {first_few(missing)}; {hint}"
-            )
-    if expected is not None and len(stems) != expected:
-        print(f"note: {split} has {len(stems)} images, the official release {expected}")
-    return stems
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise DatasetError(
+                    f"another process prepares this data set ({path} is locked); wait until it ends"
+                ) from error
+        yield
+        path.unlink(missing_ok=True)
+
+
+def fit_to_image(image: Path, *labels: np.ndarray) -> tuple[list[np.ndarray], str]:
+    """The labels of an image as it is seen: they are turned where they were drawn on the stored pixels of a turned image.
+
+    Args:
+        image: the file.
+        labels: (H, W) or (H, W, 3) uint8, all of one size.
+
+    Returns:
+        The labels, and a note for the user, or "".
+
+    Raises:
+        DatasetError: an image that cannot be read, or that has another size.
+    """
+    with opened(image) as file:
+        if problem := reading_problem(file):
+            raise DatasetError(f"{image} {problem}")
+        tag, seen, stored = orientation(file), seen_size(file), file.size[::-1]
+    shape = labels[0].shape[:2]
+    if shape == stored != seen:
+        return [turned(label, tag) for label in labels], "label turned with its image, as the EXIF tag says"
+    if shape != seen:
+        raise DatasetError(f"{image} has {seen[1]} x {seen[0]} pixels, its label {shape[1]} x {shape[0]}")
+    return list(labels), "turned by its EXIF tag, look whether its label fits" if tag > 1 and stored == seen else ""
 
 
 def write_semantic_dataset(
-    name: str,
+    release: Release,
     json_path: Path,
     keys: Sequence[str],
     convert: Callable[[str], dict],
     categories: list[dict],
     workers: int,
-    expected: int,
+    known_misfits: int = 0,
+    also: Sequence[Path] = (),
 ) -> None:
     """Converts one split, and resumes where it stopped.
 
     Label images go to the folder `json_path` without its suffix, and the JSON file is written at the end.
 
     Args:
-        name: of the data set.
+        release: of the split.
         json_path: the JSON file to write.
         keys: one for each image, which `convert` takes.
-        convert: gives a record of `write_panoptic_json`, or {"stem", "skipped": reason}, which is left out and reported.
+        convert: gives a record of `write_panoptic_json`, perhaps with a "note" about its image, or {"stem", "skipped": reason},
+            which is left out and reported.
         categories: of the JSON file.
         workers: number of processes.
-        expected: number of images in the official release, for a note.
+        known_misfits: how many images of the official release are left out.
+        also: other folders that `convert` writes to.
 
     Raises:
-        DatasetError: no image could be used.
+        DatasetError: damaged files, no image that could be used, or more images left out than the release makes necessary.
     """
-    if len(keys) != expected:
-        print(f"note: {name} has {len(keys)} images, the official release {expected}")
-    json_path.with_suffix("").mkdir(parents=True, exist_ok=True)
-    remove_leftovers(json_path.with_suffix(""))
-    journal = json_path.with_name(f".{json_path.stem}.jsonl")
-    results = convert_all(keys, convert, journal, workers, name)
-    records = [r for r in results if "skipped" not in r]
-    skipped = [f"{r['stem']} ({r['skipped']})" for r in results if "skipped" in r]
-    if skipped:
-        print(f"note: {len(skipped)} of {len(results)} images are left out: {first_few(skipped)}")
-    if not records:
-        raise DatasetError(f"{name}: no image could be used: {first_few(skipped)}")
-    write_panoptic_json(json_path, records, categories)
-    journal.unlink()
+    name, folder = release.name, json_path.with_suffix("")
+    with only_process(json_path.with_name(f".{json_path.stem}.lock")):
+        for place in (folder, *also):
+            place.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(place, age=0)
+        remove_leftovers(json_path.parent, json_path.stem, age=0)
+        journal = json_path.with_name(f".{json_path.stem}.jsonl")
+        results = convert_all(keys, convert, journal, workers, name, release.fix)
+        records = [r for r in results if "skipped" not in r]
+        _report(release, results, known_misfits)
+        write_panoptic_json(json_path, records, categories)
+        journal.unlink()
     counts = Counter(s["category_id"] for r in records for s in r["segments_info"])
     shown = ", ".join(f"{c['name']} {counts[c['id']]}" for c in categories)
     print(f"{name}: {len(records)} images ready; images that show a class: {shown}")
+
+
+def _report(release: Release, results: list[dict], known_misfits: int) -> None:
+    """Names images that are doubtful or left out. Raises `DatasetError` where they are too many."""
+    notes = [f"{r['stem']} ({r['note']})" for r in results if r.get("note")]
+    if notes:
+        print(f"warning: {release.name}: {len(notes)} images to look at: {first_few(notes)}")
+    skipped = [f"{r['stem']} ({r['skipped']})" for r in results if "skipped" in r]
+    if not skipped:
+        return
+    told = f"{len(skipped)} of {len(results)} images are left out"
+    if len(skipped) == len(results):
+        raise DatasetError(f"{release.name}: no image could be used: {first_few(skipped)}. {release.fix}")
+    if len(skipped) > known_misfits and not release.incomplete:
+        raise DatasetError(
+            f"{release.name}: {told}, of the official release {known_misfits} (--incomplete accepts it): {first_few(skipped)}. "
+            f"{release.fix}"
+        )
+    print(f"note: {told}: {first_few(skipped)}")
 
 
 def write_panoptic_json(path: Path, records: list[dict], categories: list[dict]) -> None:

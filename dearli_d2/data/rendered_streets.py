@@ -8,58 +8,46 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DatasetError, first_few
 from .images import opened
 from .preparation import ids_to_rgb, save_png, semantic_segments, write_semantic_dataset
+from .release import Download, Release
 from .sources import datasets_root
 from .streets import CATEGORIES, to_classes
 
 
 def prepare(
-    name: str,
-    folders: tuple[str, str],
+    release: Release,
+    folder: str,
+    parts: tuple[str, str],
     read_labels: Callable[[Path], np.ndarray],
     table: np.ndarray,
-    expected: int,
     workers: int,
+    known_misfits: int = 0,
 ) -> None:
-    """Writes the data set NAME_train.
+    """Writes the data set of a release.
 
     Args:
-        name: folder below the data-set root.
-        folders: of images and labels, below it.
+        release: what must be there.
+        folder: below the data-set root.
+        parts: folders of images and labels, below it.
         read_labels: (H, W) label ids of a file.
         table: (256,) class of each id.
-        expected: images of the release.
         workers: processes.
+        known_misfits: images of the release whose label has another size.
 
     Raises:
-        DatasetError: no images, images without a label, or an id outside the table.
+        DatasetError: a download that is not as the release, damaged files, or an id outside the table.
     """
-    root = datasets_root() / name
-    images, labels = (root / folder for folder in folders)
-    stems = paired_stems(name, images, labels)
+    root = datasets_root() / folder
+    images, labels = (root / part for part in parts)
+    download = Download(release)
+    stems = download.stems(images, ".png")
+    download.count(stems, images)
+    download.labelled(stems, labels, ".png")
+    download.stop()
     out = root / "semantic_train.json"
     convert = partial(street_record, out.with_suffix(""), images, labels, read_labels, table)
-    write_semantic_dataset(f"{name}_train", out, stems, convert, CATEGORIES, workers, expected)
-
-
-def paired_stems(name: str, images: Path, labels: Path) -> list[str]:
-    """Stems of the PNG images of a folder, sorted, after a check that each has a label.
-
-    Raises:
-        DatasetError: no image, or images without a label, with the first ones.
-    """
-    stems = sorted(p.stem for p in images.glob("*.png"))
-    if not stems:
-        raise DatasetError(f"{name}: no image in {images}; see --help for what to download")
-    present = {p.stem for p in labels.glob("*.png")}
-    absent = [s for s in stems if s not in present]
-    if absent:
-        raise DatasetError(
-            f"{name}: {len(absent)} of {len(stems)} images have no label in {labels}: {first_few(absent)}"
-        )
-    return stems
+    write_semantic_dataset(release, out, stems, convert, CATEGORIES, workers, known_misfits)
 
 
 def street_record(

@@ -15,6 +15,7 @@ from ..progress import progress
 from .catalog import ImageFolder, dataset_dicts, source_of, taxonomy_of
 from .images import opened, orientation, read_image, reading_problem, seen_size
 from .mappers import PANOPTIC_PNG, read_panoptic, segment_ids
+from .partitions import published_size
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def validate_dataset(name: str, num_classes: int | None = None) -> Summary:
     dicts, source = dataset_dicts(name), source_of(name)
     if isinstance(source, ImageFolder):  # listing it has read every header
         return Summary(name, len(dicts), {})
+    _compare_with_release(name, len(dicts))
     taxonomy = taxonomy_of(name)
     if num_classes is not None and num_classes != len(taxonomy):
         raise DatasetError(
@@ -79,6 +81,13 @@ def validate_dataset(name: str, num_classes: int | None = None) -> Summary:
         raise DatasetError(f"{name}: {len(labelled)} labelled images but not one segment in them")
     counts = {class_name: shown[i] for i, class_name in enumerate(taxonomy.main_names)} if labelled else {}
     return Summary(name, len(dicts), counts)
+
+
+def _compare_with_release(name: str, images: int) -> None:
+    """Warns if a whole data set was prepared from another number of images than the official release has."""
+    official = published_size(name, None, False)
+    if official not in (None, images):
+        logger.warning("%s has %d images, the official release %d: results do not compare", name, images, official)
 
 
 def check_files(name: str, dicts: list[dict]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from dearli_d2.data import partitions
 from dearli_d2.data.catalog import dataset_dicts, ensure_registered, split_name, taxonomy_of
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.data.validation import validate_dataset
@@ -138,3 +139,16 @@ def test_taxonomy_survives_json_and_free_text():
         with pytest.raises(ConfigError, match=f"two classes have the name '{name}'"):
             Taxonomy.from_text(text)
     assert Taxonomy.from_text("cat|cat").names == (("cat", "cat"),)
+
+
+def test_lists_of_other_authors_are_known(tmp_path, caplog):
+    """SemiVL and DEARLi label 632 images of ADE20K's 1_32, UniMatch V2 631; UniMatch's quarter of Pascal VOC has 2646."""
+    for dataset, part, count, warned in (
+        ("ade20k_panoptic_train", "1_32", 631, False),
+        ("ade20k_panoptic_train", "1_32", 632, False),
+        ("ade20k_panoptic_train", "1_32", 633, True),
+        ("pascal_voc_train", "u2pl_2645", 2646, False),
+    ):
+        caplog.clear()
+        partitions._compare_with_published(dataset, part, tmp_path, count)
+        assert bool(caplog.records) == warned

@@ -278,11 +278,11 @@ def test_coco_objects_can_take_the_semantic_truth_from_the_panoptic_labels(made_
     [
         (
             lambda r: (r / "panoptic_val2017/1.png").unlink(),
-            "1 of 2 label files are missing in .*panoptic_val2017: 1.png",
+            "1 of 2 images have no label in .*panoptic_val2017: 1. run dearli prepare coco first",
         ),
         (
             lambda r: (r / "masks/1.png").unlink(),
-            "1 of 2 label files are missing in .*masks: 1.png; download the COCO masks",
+            "1 of 2 images have no mask in .*masks: 1. .*download the COCO masks",
         ),
         (lambda r: Image.new("L", (12, 10), 81).save(r / "masks/0.png"), "masks/0.png: class 81 is not in 0..80"),
         (lambda r: Image.new("L", (10, 12)).save(r / "masks/0.png"), "masks/0.png has .12, 10. pixels"),
