@@ -22,10 +22,7 @@ from .weights import TORCH_SUFFIXES, read_file, state_dict_of, write_file
 
 logger = logging.getLogger(__name__)
 
-# published name: ours, where a part of a name was changed between releases
-_RENAMED_PARTS = {"predictor.static_query.": "predictor.query_feat."}
-_IGNORED_ENDINGS = ("criterion.empty_weight", "criterion_labeled.empty_weight", "criterion_pseudolabeled.empty_weight")
-_IGNORED_NAMES = ("pixel_mean", "pixel_std")  # constants of the config, in some published files
+_CONSTANTS = ("pixel_mean", "pixel_std")  # of the config, in some published files
 
 
 @dataclass
@@ -75,18 +72,6 @@ def _grouped(names: Iterable[str], depth: int = 3) -> list[str]:
     return [key if count == 1 and key in names else f"{key}.* ({count})" for key, count in counts.items()]
 
 
-def translate_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Published names to ours; constants that follow from the config are left out."""
-    result = {}
-    for name, value in state.items():
-        if name.endswith(_IGNORED_ENDINGS) or name in _IGNORED_NAMES:
-            continue
-        for old, new in _RENAMED_PARTS.items():
-            name = name.replace(old, new)
-        result[name] = value
-    return result
-
-
 def compare(model: nn.Module, state: dict[str, torch.Tensor]) -> LoadReport:
     """Compares `state`, under the names of this project, with `model`; nothing is loaded."""
     own, report = model.state_dict(), LoadReport()
@@ -102,8 +87,8 @@ def compare(model: nn.Module, state: dict[str, torch.Tensor]) -> LoadReport:
 
 
 def in_our_names(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Translated names, also by the method; those of a file of a backbone alone get the model's prefix."""
-    state = translate_names(state)
+    """Names as the model translates them; those of a file of a backbone alone get the model's prefix."""
+    state = {name: value for name, value in state.items() if name not in _CONSTANTS}
     if isinstance(model, Segmenter):
         state = model.own_names(state)
     own = model.state_dict()

@@ -54,6 +54,8 @@ def masks(tmp_path_factory):
 def tiny_arch(backbone):
     if backbone.NAME == "TimmBackbone":
         return "vit_tiny_patch16_224" if backbone.ARCH.startswith("vit") else "resnet10t"
+    if backbone.NAME == "SwinBackbone":
+        return "swin_tiny_patch4_window7_224"
     return ARCHITECTURES.get(backbone.NAME, backbone.ARCH)
 
 

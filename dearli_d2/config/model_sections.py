@@ -63,9 +63,9 @@ class Backbone(Options):
     name: str = option(
         "TimmBackbone",
         NAME,
-        "TimmBackbone, OpenCLIPConvNeXt, OpenCLIPViT, OpenCLIPEVA, or detectron2's build_resnet_backbone.",
+        "TimmBackbone, OpenCLIPConvNeXt, OpenCLIPViT, OpenCLIPEVA, SwinBackbone, or detectron2's build_resnet_backbone.",
     )
-    arch: str = option("resnet50", NAME, "Name of the model in timm or open_clip.")
+    arch: str = option("resnet50", NAME, "Name of the model in timm or open_clip; of a Swin, as timm names it.")
     weights: str = option(
         "",
         PATH,

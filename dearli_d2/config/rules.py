@@ -43,6 +43,11 @@ def _backbone_rules(key: str, backbone: CfgNode) -> list[tuple[bool, str]]:
         ),
         (timm or not backbone.CHECKPOINT_BLOCKS, f"{key}.CHECKPOINT_BLOCKS is for {key}.NAME TimmBackbone"),
         (timm or not backbone.FREEZE_NORM, f"{key}.FREEZE_NORM is for {key}.NAME TimmBackbone"),
+        (
+            backbone.NAME not in ("SwinBackbone", "build_resnet_backbone") or not backbone.WEIGHTS,
+            f"{key}.WEIGHTS is not read by {key}.NAME {backbone.NAME}: its weights come from MODEL.WEIGHTS, also from a file of the "
+            "backbone alone",
+        ),
     ]
 
 

@@ -13,6 +13,7 @@ from ..errors import ConfigError, DatasetError
 from ..methods import method_of
 from ..pretrained import keep_activation
 from .backbone import open_clip as _open_clip  # noqa: F401  registration
+from .backbone import swin as _swin  # noqa: F401  registration
 from .backbone import timm as _timm  # noqa: F401  registration
 from .segmenter import Segmenter
 from .unused import freeze_unused

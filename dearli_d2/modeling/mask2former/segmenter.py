@@ -15,6 +15,7 @@ from ..mask_classifier import MaskClassifier, PseudoLabeling
 from ..segmenter import ReadOut, level_channels
 from .criterion import Criterion
 from .head import MaskFormerHead, build_head
+from .names import our_names
 from .transformer_decoder import DecoderOutput
 
 
@@ -66,6 +67,9 @@ class MaskFormerSegmenter(MaskClassifier):
             num_classes=None if cfg.MODEL.CLASSIFIER == "none" else cfg.MODEL.NUM_CLASSES,
         )
         return {**cls.common_arguments(cfg, taxonomy, criterion), "backbone": backbone, "sem_seg_head": head}
+
+    def own_names(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return our_names(state)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         """Also accepts published checkpoints, which hold the constant weights of one criterion or of two.
