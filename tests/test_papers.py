@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 
 import pytest
 import yaml
 
 from dearli_d2.config import get_config
+from dearli_d2.data.catalog import source_of
+from dearli_d2.data.class_names import class_table
 from dearli_d2.errors import ConfigError
 from dearli_d2.files import beside_package
 from dearli_d2.reproduction import experiments, find, papers
@@ -61,7 +64,9 @@ def test_a_stage_of_a_column_has_its_partition_and_a_folder_of_its_own():
 
 @pytest.mark.parametrize("config", sorted({row.config for row in WITHOUT_OVERRIDES}))
 def test_the_header_of_a_config_has_the_figures_of_a_row(config):
-    table = re.findall(r"^#   (\S+) +\d+ +(\d+\.\d)$", header_of(beside_package("configs") / config), re.MULTILINE)
+    header = header_of(beside_package("configs") / config)
+    table = re.findall(r"^#   (\S+) +\d+ +(\d+\.\d)$", header, re.MULTILINE)
+    table += [("-", figure) for figure in re.findall(r"[hsu]IoU (\d+\.\d)", header)]
     figures = {
         (part, f)
         for row in WITHOUT_OVERRIDES
@@ -85,6 +90,21 @@ def test_every_table_has_rows_and_every_deviation_a_reason():
         used = {table for row in paper.rows.values() for table in row.table}
         assert used == set(paper.tables), paper.name
         assert all(entry.why and entry.printed for entry in paper.deviations), paper.name
+
+
+def test_every_entry_is_about_a_row():
+    for paper in papers().values():
+        rows = list(paper.rows)
+        for entry in (*paper.printed, *paper.deviations):
+            assert [p for p in entry.rows if not any(fnmatchcase(row, p) for row in rows)] == [], entry
+
+
+def test_a_metric_of_a_class_has_a_name_of_the_data_set():
+    for experiment in RUNS.values():
+        of_class = {metric.split("/", 2)[2] for metric in experiment.row.metric if metric.count("/") == 2}
+        if of_class:
+            (test,) = experiment.config(["MODEL.DEVICE", "cpu"]).DATASETS.TEST
+            assert of_class <= {entry.names[0] for entry in class_table(source_of(test).classes)}, experiment.name
 
 
 def test_stages_come_in_order():
