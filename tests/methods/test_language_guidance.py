@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from dearli_d2.data.captions import reads_captions
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.classmix import ClassMix
 from dearli_d2.engine.strong_views import StrongViews
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.errors import DatasetError
+from dearli_d2.methods.semidavil.correlation import CorrelationReasoning, WordPixelCorrelation
 from dearli_d2.methods.semidavil.guidance import CaptionEncoder, DenseLanguageGuidance
 from dearli_d2.modeling import build_model
 
@@ -89,6 +91,89 @@ def test_guidance_agrees_with_fp32_under_autocast():
         half = module(vision, text, present)
     full = module(vision, text, present)
     assert (half - full).abs().max() < 0.05 * full.abs().max()
+
+
+# ---------------------------------------------------------------------------------------------- other attention
+
+
+def correlation(kind, seed=0):
+    torch.manual_seed(seed)
+    module = kind(12, 10, 32, 6).eval()
+    torch.nn.init.normal_(module.project.weight)  # as after training
+    return module, torch.randn(2, 12, 3, 5), torch.randn(2, 6, 10)
+
+
+def cosines_by_hand(module, vision, text):
+    """(B, K, h, w), word by word and pixel by pixel."""
+    result = torch.zeros(2, 6, 3, 5, dtype=torch.float64)
+    for b, k, i, j in np.ndindex(2, 6, 3, 5):
+        pixel, word = module.vision_key(vision[b, :, i, j]), module.text_key(text[b, k])
+        result[b, k, i, j] = (pixel @ word) / (pixel.norm() * word.norm())
+    return result
+
+
+def test_word_pixel_correlation_equals_its_equations():
+    module, vision, text = correlation(WordPixelCorrelation)
+    got = module(vision, text).double()
+    module, vision, text = module.double(), vision.double(), text.double()
+    cosines = cosines_by_hand(module, vision, text)
+    for b, i, j in np.ndindex(2, 3, 5):
+        added = module.project.weight @ cosines[b, :, i, j] + module.project.bias
+        assert torch.allclose(got[b, :, i, j], vision[b, :, i, j] + added, atol=1e-4)
+
+
+def test_correlations_are_read_in_space_and_between_words():
+    """Each word has its own convolution, each pixel its own attention over words; text stands beside the maps."""
+    module, vision, text = correlation(CorrelationReasoning)
+    got = module(vision, text).double()
+    module, vision, text = module.double(), vision.double(), text.double()
+    cosines = cosines_by_hand(module, vision, text)
+    for b in range(2):
+        maps = [module.spatial(cosines[b, k][None, None])[0].relu() for k in range(6)]
+        for i, j in np.ndindex(3, 5):
+            words = torch.stack([m[:, i, j] for m in maps])
+            both = torch.cat([words, module.text(text[b]).relu()], 1)
+            read = words + module.semantic(both[None])[0, :, : words.shape[1]]
+            expected = vision[b, :, i, j] + module.project(read.flatten())
+            assert torch.allclose(got[b, :, i, j], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [WordPixelCorrelation, CorrelationReasoning])
+def test_correlation_starts_as_the_identity_and_then_trains_every_parameter(kind):
+    module, vision, text = correlation(kind)
+    fresh = kind(12, 10, 32, 6)
+    result = fresh(vision, text)
+    assert torch.equal(result, vision)
+    (result * torch.randn(result.shape)).sum().backward()
+    assert fresh.project.weight.grad.any()
+    (module(vision, text) * torch.randn(result.shape)).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in module.parameters())
+
+
+@pytest.mark.parametrize("kind", [WordPixelCorrelation, CorrelationReasoning])
+def test_correlation_agrees_with_fp32_under_autocast(kind):
+    module, vision, text = correlation(kind)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = module(vision, text)
+    full = module(vision, text)
+    assert (half - full).abs().max() < 0.05 * full.abs().max()
+
+
+@pytest.mark.parametrize("attention", ["wpct", "vlga"])
+def test_other_attention_reads_the_names_of_the_classes_and_no_caption(semidavil, attention):
+    cfg = semidavil("MODEL.SEMIDAVIL.ATTENTION", attention)
+    assert not reads_captions(cfg)
+    model = build_model(cfg).eval()
+    torch.nn.init.normal_(model.guidance.project.weight)
+    words = model.class_words(model.encoder)
+    names = model.known_taxonomy().main_text_names
+    for word, name in zip(words, names, strict=True):
+        assert torch.equal(word, model.encoder(model.language.clip_model, [name])[0][0, -1])
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    without = model([{"image": image}])[0]["sem_seg"]
+    assert torch.equal(model([{"image": image, "caption": "grass"}])[0]["sem_seg"], without)
+    torch.nn.init.zeros_(model.guidance.project.weight)
+    assert not torch.equal(model([{"image": image}])[0]["sem_seg"], without)
 
 
 # ---------------------------------------------------------------------------------------------- captions

@@ -32,9 +32,12 @@ def labels(classes=(1, 5, 12), size=64, valid=True):
     return Targets(torch.tensor(classes), masks, torch.full((size, size), valid))
 
 
-@pytest.mark.parametrize("head", ["upsample", "dpt", "mask2former"])
-def test_every_head_trains_every_parameter(semidavil, head):
-    model = build_model(semidavil("MODEL.SEMIDAVIL.HEAD", head)).train()
+@pytest.mark.parametrize(
+    "choice",
+    [("HEAD", "upsample"), ("HEAD", "dpt"), ("HEAD", "mask2former"), ("ATTENTION", "wpct"), ("ATTENTION", "vlga")],
+)
+def test_every_head_and_attention_trains_every_parameter(semidavil, choice):
+    model = build_model(semidavil(f"MODEL.SEMIDAVIL.{choice[0]}", choice[1])).train()
     torch.nn.init.normal_(model.guidance.project.weight, std=0.1)
     streams = {"source": [sample(labels())] * 2, "unlabeled": [sample(labels((0, 3)))]}
     losses = model(streams)

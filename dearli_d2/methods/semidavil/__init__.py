@@ -28,8 +28,7 @@ class SemiDAViL(Method):
         return [*semantic_rules(cfg, "SemiDAViL"), *linear_rules(cfg, "SemiDAViL")]
 
     def reads_captions(self, cfg: CfgNode) -> bool:
-        options = SemiDAViLOptions.of(cfg)
-        return options.guidance and options.captions == "file"
+        return SemiDAViLOptions.of(cfg).reads_captions
 
 
 METHOD = SemiDAViL()

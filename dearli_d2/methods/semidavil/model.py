@@ -24,6 +24,7 @@ from ...modeling.per_pixel import DPTHead, UpsampleHead
 from ...modeling.per_pixel.losses import PixelLoss, cross_entropy_loss
 from ...modeling.per_pixel.segmenter import PixelSegmenter
 from ...modeling.segmenter import BackbonePaths, ReadOut
+from .correlation import CorrelationReasoning, WordPixelCorrelation
 from .guidance import CaptionEncoder, DenseLanguageGuidance, text_width
 
 _LOG_PERIOD = 20  # steps; as often as the trainer writes its scalars
@@ -83,7 +84,8 @@ class SemiDAViL(PixelSegmenter):
         head: (B, C, h, w) to logits.
         guidance: None = no language.
         language: CLIP beside a backbone without text.
-        captions: where "file", samples bring theirs, else all have that of the class names.
+        captions: what the guidance reads: "file", captions that samples bring; "class_names", one of all class names;
+            "words", each class name alone, for a `WordPixelCorrelation`.
         loss: of annotated pixels.
         loss_weight, unlabeled_weight, confidence: keys MODEL.SEMIDAVIL.LOSS_WEIGHT, SSL.LOSS_WEIGHT, SSL.CONFIDENCE.
     """
@@ -95,7 +97,7 @@ class SemiDAViL(PixelSegmenter):
         backbone: nn.Module,
         feature: str,
         head: nn.Module,
-        guidance: DenseLanguageGuidance | None,
+        guidance: DenseLanguageGuidance | WordPixelCorrelation | None,
         language: OpenCLIPBackbone | None,
         captions: str,
         loss: PixelLoss,
@@ -126,7 +128,12 @@ class SemiDAViL(PixelSegmenter):
         if options.GUIDANCE:
             language = language_beside(cfg, backbone)
             clip = (backbone if language is None else language).clip_model
-            guidance = DenseLanguageGuidance(shape.channels, text_width(clip), options.GUIDANCE_DIM)
+            sizes = shape.channels, text_width(clip), options.GUIDANCE_DIM
+            if options.ATTENTION == "dlg":
+                guidance = DenseLanguageGuidance(*sizes)
+            else:
+                kind = {"wpct": WordPixelCorrelation, "vlga": CorrelationReasoning}[options.ATTENTION]
+                guidance = kind(*sizes, cfg.MODEL.NUM_CLASSES)
         loss_options = {"hard_fraction": options.HARD_FRACTION, "omega": options.OMEGA}
         return {
             "backbone": backbone,
@@ -134,7 +141,7 @@ class SemiDAViL(PixelSegmenter):
             "head": build_pixel_head(cfg, shape),
             "guidance": guidance,
             "language": language,
-            "captions": options.CAPTIONS,
+            "captions": options.CAPTIONS if options.ATTENTION == "dlg" else "words",
             "loss": PixelLoss(options.LOSS, cfg.MODEL.NUM_CLASSES, **(loss_options if options.LOSS == "dyce" else {})),
             "taxonomy": taxonomy,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -194,9 +201,17 @@ class SemiDAViL(PixelSegmenter):
     def logits(self, images: torch.Tensor, samples: Sequence[dict] | None) -> torch.Tensor:
         features = self.feature_map(images)
         if self.guidance is not None and self.encoder is not None:
-            text, present = self.encoder(self.language.clip_model, self.captions_of(len(images), samples))
-            features = self.guidance(features, text, present)
+            if self.captions == "words":
+                features = self.guidance(features, self.class_words(self.encoder).expand(len(images), -1, -1))
+            else:
+                text, present = self.encoder(self.language.clip_model, self.captions_of(len(images), samples))
+                features = self.guidance(features, text, present)
         return self.head(features)
+
+    def class_words(self, encoder: CaptionEncoder) -> torch.Tensor:
+        """(K, text_dim) features of the class names, at their end tokens."""
+        text, present = encoder(self.language.clip_model, self.known_taxonomy().main_text_names)
+        return text[torch.arange(len(text)), present.sum(1) - 1]
 
     def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
         """The chosen loss on annotated pixels, and cross-entropy on confident pixels of unlabelled images.

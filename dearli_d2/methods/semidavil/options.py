@@ -18,8 +18,11 @@ class SemiDAViLOptions(Options):
     feature: str = option(
         "clip_vis_dense", NAME, "Map of the backbone that is classified: clip_vis_dense, or res2 to res5."
     )
-    guidance: bool = option(
-        True, SWITCH, "Dense language guidance: pixels and caption tokens attend to each other (Sec. 3.2)."
+    guidance: bool = option(True, SWITCH, "Language guides the features of pixels (Sec. 3.2).")
+    attention: str = option(
+        "dlg",
+        one_of("dlg", "vlga", "wpct"),
+        'How it does. "dlg" lets pixels and caption tokens attend to each other. The other two read the names of the classes in place of captions (supplement B): "wpct" their correlations with the pixels, "vlga" what SemiVL\'s decoder makes of these.',
     )
     guidance_dim: int = option(256, POSITIVE_COUNT, "Channels of its keys and values.")
     captions: str = option(
@@ -43,3 +46,8 @@ class SemiDAViLOptions(Options):
     omega: float = option(
         0.5, SHARE, "omega of DyCE: 1 is the mean over mined pixels, 0 the sum of the means of their classes."
     )
+
+    @property
+    def reads_captions(self) -> bool:
+        """True if images need captions of their own."""
+        return self.guidance and self.attention == "dlg" and self.captions == "file"
