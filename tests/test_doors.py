@@ -200,6 +200,14 @@ DOORS = (
     Door(r"dearli prepare (coco|ade20k|pascal_voc|cityscapes|gta5|synthia|coco_stuff)$", "data"),
     Door(r"dearli prepare coco_objects$", "data"),
     Door(r"dearli prepare \w+ (train |val |--)", why=SAME),
+    Door(
+        r"dearli prepare partitions$", "data", why="the lists there are made up, and shorter",
+        refused=r"3 of 3 partitions are not as published",
+    ),
+    Door(
+        r"dearli prepare partitions \S+$", "data", why="the repositories of others are downloads",
+        refused=r"has no published lists",
+    ),
     Door(r"dearli prepare captions (NAME --from-labels|.*--shard)", why=SAME),
     Door(r"dearli prepare captions \S+ --from-labels", "data"),
     Door(

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 PLACEHOLDER = "PARTITION"  # stands for DATASETS.PARTITION in the name of a view
 WHOLE, NONE = "all", "n0"  # every image is labelled; none is
+_GET = "dearli prepare partitions FOLDER copies it from a checkout of its authors; "
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,9 @@ def list_file(name: str, part: str, source: Source) -> Path:
     else:
         path = source.partition_root / part / "labeled.txt"
     if not path.is_file():
-        known = describe(name.partition("@")[0])
+        dataset = name.partition("@")[0]
+        get = _GET if dataset in PUBLISHED and part in PUBLISHED[dataset].labeled else ""
         raise DatasetError(
-            f"{name}: no list file {path}; PART is a folder there, a list file (.txt) or a fraction; {known}"
+            f"{name}: no list file {path}; {get}PART is a folder there, a list file (.txt) or a fraction; {describe(dataset)}"
         )
     return path
