@@ -75,6 +75,13 @@ class Method(ABC):
         """
         return None
 
+    def blank_sample(self, cfg: CfgNode) -> dict[str, Any]:
+        """Gives what a labelled training sample of this method has beside that of the shared mapper, without content.
+
+        See `dearli_d2.rehearsal`, which counts what a training step needs.
+        """
+        return {}
+
     def reads_captions(self, cfg: CfgNode) -> bool:
         """True if the model reads a caption beside each image."""
         return False

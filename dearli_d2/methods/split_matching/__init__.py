@@ -42,6 +42,17 @@ class SplitMatching(Method):
             (not cfg.DATASETS.UNLABELED and not cfg.DATASETS.SOURCE, "SplitMatching learns from DATASETS.TRAIN alone"),
         ]
 
+    def blank_sample(self, cfg: CfgNode) -> dict[str, Any]:
+        import torch
+
+        options, side = RegionOptions.of(cfg), cfg.INPUT.CROP_SIZE
+        whole = options.image_size, options.image_size
+        return {
+            "pixels": torch.zeros(side, side, dtype=torch.int32),
+            "whole_image": torch.zeros(3, *whole, dtype=torch.uint8),
+            "unannotated": torch.ones(whole, dtype=torch.bool),
+        }
+
     def add_commands(self, dearli: Group) -> None:
         from .cli import regions
 

@@ -6,7 +6,8 @@ It has queries for annotated classes, and queries for regions that nobody annota
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ from .matching import (
 )
 from .options import RegionOptions, SplitOptions
 from .region_folder import RegionFolder
-from .regions import RegionFinder, RegionSettings, candidate_masks
+from .regions import RegionFinder, RegionSettings, candidate_masks, equal_stripes
 from .structures import Regions, SplitTargets
 
 _START_PROBABILITY = 0.01  # of a class, as focal losses want it
@@ -294,6 +295,14 @@ class SplitMatching(MaskFormerSegmenter):
         logits = (cosines[0] / self.options.mfe_temperature).masked_fill(~exists[:, None], -1e4)
         labels = label_map([t.joint(len(self.seen)) for t in targets], features.shape[-2:])
         return pixel_losses(logits.transpose(1, 2).unflatten(2, features.shape[-2:]), labels)
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        clustering, self.finder.cluster = self.finder.cluster, equal_stripes
+        try:
+            yield
+        finally:
+            self.finder.cluster = clustering
 
     # ------------------------------------------------------------------------------------------ inference
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ...errors import ConfigError
 from ...files import cache_dir, read_text, write_atomically
@@ -118,6 +119,8 @@ def build_vocabulary(clip_model: ClipModel, model_name: str, names: Names, templ
     tokenizer = open_clip.get_tokenizer(model_name)
     _check_tokens(tokenizer, synonyms, templates)
     tokens = [tokenizer([t.format(synonym) for t in templates]) for synonym in synonyms]
+    if isinstance(clip_model.logit_scale, FakeTensor):  # weights without content, see `dearli_d2.rehearsal`
+        return Vocabulary(_encode(clip_model, tokens[0][:1]).repeat(len(synonyms), 1), counts)
     path = cache_dir() / "text" / f"{_fingerprint(clip_model, tokens)}.safetensors"
     embeddings = _read_cached(path)
     if embeddings is None:
