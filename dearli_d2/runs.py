@@ -92,7 +92,7 @@ def train(cfg: CfgNode, resume: bool = False) -> Path:
     Raises:
         DearliError: OUTPUT_DIR is in use or holds a run, the data are faulty, weights do not fit, the losses are not finite.
     """
-    with _run_folder(cfg, resume=resume):
+    with run_folder(cfg, resume=resume):
         trainer = DualStreamTrainer(cfg, resume=resume)
         if cfg.DATASETS.CUSTOM.ROOT and comm.is_main_process():
             sheet = Path(cfg.OUTPUT_DIR) / "data.png"
@@ -117,12 +117,12 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
         DearliError: OUTPUT_DIR is in use, the data are faulty, weights do not fit, or the data sets have other classes than
             the weights were made for.
     """
-    with _run_folder(cfg):
+    with run_folder(cfg):
         return evaluate_weights(cfg)
 
 
 @contextmanager
-def _run_folder(cfg: CfgNode, resume: bool | None = None) -> Iterator[None]:
+def run_folder(cfg: CfgNode, resume: bool | None = None) -> Iterator[None]:
     """OUTPUT_DIR, locked and checked, with the log files open. `resume` is for a training, None for an evaluation."""
     _forget_logs()
     with FolderLock(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
@@ -142,9 +142,7 @@ def evaluate_weights(cfg: CfgNode) -> dict[str, float]:
     if not cfg.DATASETS.TEST:
         raise ConfigError("evaluation needs DATASETS.TEST, for example DATASETS.TEST \"('miniworld_val',)\"")
     check_roles(cfg)
-    for name in cfg.DATASETS.TEST:
-        logger.info("checking the files of %s ...", name)
-        logger.info("%s", validate_dataset(name, cfg.MODEL.NUM_CLASSES))
+    check_test_data(cfg)
     content = read_file(path)
     taxonomy, source = Taxonomy.of_checkpoint(content, path), path
     if taxonomy is None:
@@ -162,6 +160,13 @@ def evaluate_weights(cfg: CfgNode) -> dict[str, float]:
         load_content(model, content, path, which=which)
         scores |= evaluation.evaluate(cfg, model, label=which)
     return scores
+
+
+def check_test_data(cfg: CfgNode) -> None:
+    """Checks the files of DATASETS.TEST. Raises `DatasetError`."""
+    for name in cfg.DATASETS.TEST:
+        logger.info("checking the files of %s ...", name)
+        logger.info("%s", validate_dataset(name, cfg.MODEL.NUM_CLASSES))
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def test_ctrl_c_is_a_line_and_a_status(monkeypatch, capsys):
 
 NEEDED = {
     "predict": ("a.jpg", "--out", "o"), "regions": ("--out", "o"), "verify": ("--weights", "w.pth"),
-    "pseudo-label": ("output/run",),
+    "pseudo-label": ("output/run",), "zero-shot": ("--out", "o"),
 }  # fmt: skip
 WITH_OVERRIDES = {path: c for path, c in COMMANDS.items() if any(isinstance(p, Overrides) for p in c.params)}
 
@@ -256,7 +256,7 @@ def test_every_script_is_a_command_with_its_own_first_sentence():
         ("dearli pre", {"predict", "prepare"}),
         ("dearli prepare coco", {"coco", "coco_objects", "coco_stuff"}),
         ("dearli train --num", {"--num-gpus", "--num-machines"}),
-        ("dearli masks generate --generator ", {"sam", "classical"}),
+        ("dearli masks generate --generator ", {"sam", "classical", "sa1b"}),
         ("dearli train --config-file a.yaml SOLVER.MAX_", {"SOLVER.MAX_ITER", "SOLVER.MAX_BAD_STEPS"}),
         ("dearli plan SEED 3 TEST.WEIGHTS ", {"student", "teacher", "both"}),
         ("dearli eval TEST.AMP ", {"True", "False"}),

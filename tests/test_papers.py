@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from fnmatch import fnmatchcase
 
+import click
 import pytest
 import yaml
 
+from dearli_d2.cli import dearli
+from dearli_d2.cli.base import Group
 from dearli_d2.config import get_config
 from dearli_d2.data.catalog import source_of
 from dearli_d2.data.class_names import class_table
@@ -19,7 +23,9 @@ from tests.experiments import header_of
 
 ALL = experiments()
 RUNS = {name: e for name, e in ALL.items() if e.training.row.config}
-STAGES = {f"{e.paper.name}-{s.folder}": s for e in RUNS.values() for s in e.stages}
+STAGES = {f"{e.paper.name}-{s.folder}": s for e in ALL.values() if not e.row.missing for s in e.stages}
+COMMANDS = {name: stage.command for name, stage in STAGES.items() if stage.command}
+COMMANDS |= {name: e.row.command for name, e in ALL.items() if e.row.command}
 WITHOUT_OVERRIDES = [row for paper in papers().values() for row in paper.rows.values() if row.config and not row.set]
 
 
@@ -49,9 +55,26 @@ def test_a_stage_gives_a_key_that_exists(stage):
         get_config(str(beside_package("configs") / stage.config), pairs)
 
 
+class Placeholder:
+    def __format__(self, name):
+        return f"file_of_{name}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_one_of_the_command_line(name):
+    paper = papers()[name.partition("-" if name in STAGES else "/")[0]]
+    words = shlex.split(COMMANDS[name].format(out="out", weights=Placeholder(), **dict.fromkeys(paper.stages, "folder")))
+    command, context = dearli, click.Context(dearli)
+    while isinstance(command, Group):
+        _, command, words = command.resolve_command(context, words)
+    values = command.make_context(name, list(words)).params
+    if "config_file" in values:
+        assert get_config(values["config_file"], [*values["overrides"], "MODEL.DEVICE", "cpu"]).DATASETS.TEST
+
+
 def test_every_stage_comes_before_a_row():
     for paper in papers().values():
-        used = {s.name for e in paper.experiments() if e.training.row.config for s in e.stages}
+        used = {s.name for e in paper.experiments() if not e.row.missing for s in e.stages}
         assert used == set(paper.stages), paper.name
 
 
@@ -130,7 +153,7 @@ GOOD = {
     [
         (("rows", "r", "after"), ["x"], "rows: r: after: there is no 'x'"),
         (("rows", "r", "table"), {"9": "r"}, "rows: r: table: there is no '9'"),
-        (("rows", "r", "run_of"), "r", "give one of config, run_of and missing"),
+        (("rows", "r", "run_of"), "r", "give one of config, command, run_of and missing"),
         (("rows", "r", "figures"), {"a": [1.0, 2.0]}, "1 metrics, but another number of figures in a"),
         (("rows", "r", "figures"), {18: 1.0}, "need quotes"),
         (("rows", "r", "colums"), "K", "unknown key colums"),

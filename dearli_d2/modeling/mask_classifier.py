@@ -196,6 +196,10 @@ class MaskClassifier(Segmenter):
         height, width = images.image_sizes[index]
         mask_logits = resize_logits(mask_logits, images.tensor.shape[-2:])[..., :height, :width]
         mask_logits = resize_logits(mask_logits, (inputs.get("height", height), inputs.get("width", width)))
+        return self.read_outs(class_logits, mask_logits)
+
+    def read_outs(self, class_logits: torch.Tensor, mask_logits: torch.Tensor) -> dict[str, Any]:
+        """The outputs that `read_out` asks for, of one image; (1, Q, K + 1) and (1, Q, H, W) at the size of the output."""
         options = self.read_out
         result: dict[str, Any] = {}
         if options.semantic:

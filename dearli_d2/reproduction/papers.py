@@ -38,6 +38,10 @@ its table, such as a partition. Row and column together are one experiment: `dea
         test: {TEST.AMP: False}                      overrides of that evaluation
         metric: semantic/mIoU
         ...
+      ade20k/zero_shot:
+        command: zero-shot --config-file configs/ade20k/m2f_lang_convnext_b.yaml --out {out}      in place of a config: see Row
+        columns: "-"
+        ...
       voc/unimatch:
         table: {"1": "UniMatch [74]"}
         missing: "another method, which this project does not have"       in place of a config
@@ -123,13 +127,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table; see the module for the meaning of each attribute."""
+    """A row of a table; see the module for the meaning of each attribute.
+
+    A row without a training has a `command`, arguments of `dearli`. It writes `{out}/evaluation/SET/results.json`. As in a stage,
+    `{weights:NAME}` is a file of the list of weights; `{NAME}` is the folder of the stage NAME.
+    """
 
     name: str
     metric: tuple[str, ...]
     figures: dict[str, tuple[Figure, ...]]
     table: dict[str, str] = field(default_factory=dict)
     config: str = ""
+    command: str = ""
     set: dict[str, Any] = field(default_factory=dict)
     columns: str = "DATASETS.PARTITION"
     after: tuple[str, ...] = ()
@@ -223,7 +232,7 @@ class Experiment:
         from ..config import get_config
 
         if not self.training.row.config:
-            raise ConfigError(f"{self.name} cannot be run: {self.row.missing}")
+            raise ConfigError(f"{self.name} has no config: {self.row.missing or self.row.command}")
         path = beside_package("configs") / self.training.row.config
         return get_config(str(path), [*self.overrides(evaluation), *overrides])
 
@@ -314,8 +323,8 @@ def _row(path: Path, name: str, content: Mapping[str, Any]) -> Row:
         raise ConfigError(f"{place}: the columns {bare} need quotes; YAML reads 1_8 as the number 18")
     content["figures"] = {k: tuple(v) if isinstance(v, list) else (v,) for k, v in figures.items()}
     row = _make(Row, place, content)
-    if sum(map(bool, (row.config, row.run_of, row.missing))) != 1:
-        raise ConfigError(f"{place}: give one of config, run_of and missing")
+    if sum(map(bool, (row.config, row.command, row.run_of, row.missing))) != 1:
+        raise ConfigError(f"{place}: give one of config, command, run_of and missing")
     if not row.figures or not row.metric:
         raise ConfigError(f"{place}: metric or figures are missing")
     wrong = [column for column, values in row.figures.items() if len(values) != len(row.metric)]

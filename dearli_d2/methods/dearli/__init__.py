@@ -9,6 +9,7 @@ from ..base import Method, Rules, class_loss_rules, panoptic_teaching_rules, que
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+    from ...cli.base import Group
     from ...modeling.segmenter import Segmenter
 
 
@@ -27,6 +28,11 @@ class DEARLi(Method):
 
     def rules(self, cfg: CfgNode) -> Rules:
         return [*query_rules(cfg), *class_loss_rules(cfg), *panoptic_teaching_rules(cfg)]
+
+    def add_commands(self, dearli: Group) -> None:
+        from .cli import zero_shot
+
+        dearli.add_command(zero_shot)
 
 
 METHOD = DEARLi()
