@@ -63,7 +63,9 @@ class Placeholder:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_is_one_of_the_command_line(name):
     paper = papers()[name.partition("-" if name in STAGES else "/")[0]]
-    words = shlex.split(COMMANDS[name].format(out="out", weights=Placeholder(), **dict.fromkeys(paper.stages, "folder")))
+    words = shlex.split(
+        COMMANDS[name].format(out="out", weights=Placeholder(), **dict.fromkeys(paper.stages, "folder"))
+    )
     command, context = dearli, click.Context(dearli)
     while isinstance(command, Group):
         _, command, words = command.resolve_command(context, words)

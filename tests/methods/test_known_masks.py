@@ -15,7 +15,16 @@ from dearli_d2.masks.storage import MaskFolder, encode
 from dearli_d2.methods.dearli.known_masks import KnownMasks, evaluate
 
 DATA = "miniworld_val@n6"
-ARGUMENTS = ["DATASETS.TEST", f"('{DATA}',)", "MODEL.DEVICE", "cpu", "TEST.PICTURES", "1", "DATALOADER.NUM_WORKERS", "0"]
+ARGUMENTS = [
+    "DATASETS.TEST",
+    f"('{DATA}',)",
+    "MODEL.DEVICE",
+    "cpu",
+    "TEST.PICTURES",
+    "1",
+    "DATALOADER.NUM_WORKERS",
+    "0",
+]
 
 
 def truth(d):
@@ -41,7 +50,9 @@ def test_masks_of_the_annotations_with_their_own_classes_have_a_panoptic_quality
     assert scores["semantic/mIoU"] == 100
 
 
-def test_the_command_recognises_most_segments_with_the_tiny_clip_and_masks_of_a_folder_are_the_same(tmp_path, capsys, repo):
+def test_the_command_recognises_most_segments_with_the_tiny_clip_and_masks_of_a_folder_are_the_same(
+    tmp_path, capsys, repo
+):
     command = ["zero-shot", "--config-file", str(repo / "configs/miniworld/m2f_lang.yaml"), *ARGUMENTS]
     folder = MaskFolder(tmp_path / "masks")
     for d in dataset_dicts(DATA):
