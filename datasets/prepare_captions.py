@@ -33,6 +33,7 @@ from dearli_d2.files import write_atomically
 
 # images (as dicts) to captions
 Captioner = Callable[[Sequence[dict]], list[str]]
+_ENOUGH = 20  # images without a caption after which a run stops
 
 
 def load_captioner(path: str, max_tokens: int) -> Captioner:
@@ -101,6 +102,9 @@ def write_captions(
 
     Returns:
         Captions made now, and images of the data set that still have none.
+
+    Raises:
+        DatasetError: images that are damaged, or for which the captioner has no words. The captions of the others are kept.
     """
     path, root = caption_file(name), source_of(name).image_root
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,21 +118,36 @@ def write_captions(
     if part.is_file() and not part.read_text(encoding="utf-8").endswith("\n"):
         whole = part.read_text(encoding="utf-8").rpartition("\n")
         write_atomically(part, lambda temporary: temporary.write_text(whole[0] + whole[1], encoding="utf-8"))
+    failed: list[str] = []
     with (
         part.open("a", encoding="utf-8") as out,
         tqdm(total=len(mine), initial=len(mine) - len(todo), desc=name) as bar,
     ):
         for files in _chunks(todo, batch):
-            texts = captioner([dicts[f] for f in files])
-            empty = [f for f, text in zip(files, texts, strict=True) if not text.strip()]
-            if empty:
-                raise DatasetError(f"the model gave no word for {first_few(empty)}")
-            for file, text in zip(files, texts, strict=True):
+            texts = _texts(captioner, {f: dicts[f] for f in files}, failed)
+            for file, text in texts.items():
                 out.write(json.dumps({"file": file, "caption": text, "model": model}) + "\n")
             out.flush()
             bar.update(len(files))
+            if len(failed) >= _ENOUGH:
+                break
+    if failed:
+        raise DatasetError(f"{name}: {len(failed)} of {len(todo)} images get no caption: {first_few(failed)}")
     left = _join(path, dicts)
     return len(todo), left
+
+
+def _texts(captioner: Captioner, dicts: dict[str, dict], failed: list[str]) -> dict[str, str]:
+    """Captions of a batch by file. Images without one are named in `failed`: after an error, each is tried alone."""
+    try:
+        texts = captioner(list(dicts.values()))
+    except DatasetError as error:
+        if len(dicts) > 1:
+            return {k: v for file, d in dicts.items() for k, v in _texts(captioner, {file: d}, failed).items()}
+        failed.append(str(error))
+        return {}
+    failed += [f"no word for {file}" for file, text in zip(dicts, texts, strict=True) if not text.strip()]
+    return {file: text for file, text in zip(dicts, texts, strict=True) if text.strip()}
 
 
 def _join(path: Path, dicts: dict[str, dict]) -> int:

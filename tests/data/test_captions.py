@@ -12,6 +12,7 @@ from PIL import Image
 from dearli_d2.data import catalog
 from dearli_d2.data.captions import caption_file, prepared_for, read_captions, with_captions
 from dearli_d2.data.catalog import ImageFolder, dataset_dicts, register
+from dearli_d2.data.images import read_image
 from dearli_d2.errors import ConfigError, DatasetError
 from tests.data.test_preparation import script
 
@@ -122,6 +123,27 @@ def test_shards_share_the_images_and_the_last_one_joins(folder):
 def test_a_model_without_words_is_an_error(folder):
     with pytest.raises(DatasetError, match=r"no word for a\.jpg"):
         script("prepare_captions").write_captions("pictures", lambda d: [" "] * len(d), "m", 2)
+
+
+def test_images_without_a_caption_are_counted_and_the_others_are_kept(folder):
+    module = script("prepare_captions")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "pictures" / "a.jpg")
+    held = (folder / "pictures" / "a.jpg").read_bytes()
+    (folder / "pictures" / "a.jpg").write_bytes(held[: len(held) // 2])
+
+    def words(dicts):
+        return ["" if d["image_id"] == "c.jpg" else read_image(d["file_name"]) is not None and "a dog" for d in dicts]
+
+    with pytest.raises(
+        DatasetError, match=r"pictures: 2 of 3 images get no caption: \S+a\.jpg cannot be read.*no word for c\.jpg"
+    ):
+        module.write_captions("pictures", words, "m", 3)
+    (folder / "pictures" / "a.jpg").write_bytes(held)
+    seen = []
+    assert module.write_captions("pictures", lambda d: seen.extend(d) or ["a cat"] * len(d), "m", 3) == (2, 0)
+    assert [d["image_id"] for d in seen] == ["a.jpg", "c.jpg"]
+    assert read_captions(caption_file("pictures"))["b/a.jpg"] == "a dog"
 
 
 def test_labels_give_captions_of_annotated_images_only(folder):

@@ -199,6 +199,19 @@ def test_a_killed_preparation_ends_as_one_that_was_not(name, tmp_path, monkeypat
     assert results[0] == results[1]
 
 
+def test_captions_that_are_killed_as_they_are_joined_are_whole_after_the_next_run(data):
+    downloads.cityscapes(data)
+    assert prepare("cityscapes") == 0
+    words = ("captions", "cityscapes_train", "--from-labels")
+    killed_at(1, *words)
+    assert not (data / "captions" / "cityscapes_train.jsonl").exists()
+    command = [sys.executable, "-m", "dearli_d2", "prepare", *words]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert "0 captions made, all in" in done.stdout
+    assert len((data / "captions" / "cityscapes_train.jsonl").read_text().splitlines()) == 1
+    assert [p.name for p in (data / "captions").iterdir() if ".part-" in p.name] == []
+
+
 # ---------------------------------------------------------------------------------------------- quirks
 
 
