@@ -27,6 +27,13 @@ _NUMPY_GLOBALS = {
     for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "collections")
     for name in ("ndarray", "dtype", "_reconstruct", "scalar", "OrderedDict")
 }
+# scores that published checkpoints hold beside their weights, such as `np.float64(86.3)`, as numpy before and after 2 names them
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS = [
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)),
+]
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -57,7 +64,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
         elif is_script_archive(path):
             content = read_script_archive(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_NUMPY_SCALARS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own error types for damage
         raise WeightsError(
             f"{path} cannot be read as weights (damaged or not a weight file): {_reason(path, error)}"
@@ -102,9 +110,12 @@ def state_dict_of(content: dict[str, Any], path: str | Path, which: str = "stude
     Args:
         content: of the file.
         path: of the file, for errors.
-        which: "teacher" replaces the student's tensors by the teacher's. The file holds tensors that both share once.
+        which: "teacher" replaces the student's tensors by the teacher's. The file holds tensors that both share once; a file of
+            others holds all of the teacher as "model_ema".
     """
-    if which == "teacher":
+    if which == "teacher" and isinstance(content.get("model_ema"), dict):
+        content = content["model_ema"]
+    elif which == "teacher":
         if "teacher" not in content:
             raise WeightsError(
                 f"{path} holds no teacher; TEST.WEIGHTS teacher is for checkpoints of semi-supervised runs"

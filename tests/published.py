@@ -15,14 +15,21 @@ from pathlib import Path
 import torch
 
 NAMES = Path(__file__).parent / "names"
+_CLASSIFIERS = ("sem_seg_head.predictor.class_embed.", "head.scratch.output_conv.2.")
 
 
-def shapes_of(name: str, classes: int | None = None) -> dict[str, list[int]]:
-    """{published name: shape}. `classes`: of the linear classifier of a Mask2Former, in place of COCO's 133."""
+def shapes_of(name: str, outputs: int | None = None) -> dict[str, list[int]]:
+    """{published name: shape}.
+
+    Args:
+        name: of a list.
+        outputs: of the linear classifier, for another data set than that of the list.
+    """
     shapes = json.loads(gzip.decompress((NAMES / f"{name}.json.gz").read_bytes()))
-    if classes is not None:
-        for key in ("sem_seg_head.predictor.class_embed.weight", "sem_seg_head.predictor.class_embed.bias"):
-            shapes[key][0] = classes + 1
+    if outputs is not None:
+        (classifier,) = {key.rpartition(".")[0] for key in shapes if key.startswith(_CLASSIFIERS)}
+        for part in ("weight", "bias"):
+            shapes[f"{classifier}.{part}"][0] = outputs
     return shapes
 
 

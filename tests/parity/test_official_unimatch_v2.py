@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dearli_d2.checkpoint import load_state
 from dearli_d2.config import get_config
 from dearli_d2.modeling import build_model
-from dearli_d2.modeling.per_pixel.dpt import LEVELS
 
 CHECKOUT = os.environ.get("OFFICIAL_UNIMATCH_V2", "")
 pytestmark = pytest.mark.skipif(not CHECKOUT, reason="OFFICIAL_UNIMATCH_V2 names no checkout of UniMatch V2's code")
@@ -30,31 +30,12 @@ def pair(repo, monkeypatch):
         repo / "configs/pascal_voc/segkc_labels.yaml", ["MODEL.BACKBONE.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
     )
     ours = build_model(cfg).eval()
-    copy_weights(theirs, ours)
+    for parameter in theirs.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    assert load_state(ours, theirs.state_dict(), "theirs").complete  # by the names of published checkpoints
     yield ours, theirs
     for name in [n for n in sys.modules if n == "model" or n.startswith("model.")]:
         del sys.modules[name]
-
-
-def copy_weights(theirs, ours):
-    for parameter in theirs.head.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    vit = {n: t for n, t in theirs.backbone.state_dict().items() if n != "mask_token"}
-    ours.backbone.model.model.load_state_dict(vit)
-    scratch = theirs.head.scratch
-    for i, (name, stage) in enumerate(zip(LEVELS, ours.backbone.pyramid.stages, strict=True)):
-        stage[0].load_state_dict(theirs.head.projects[i].state_dict())
-        stage[1].load_state_dict(theirs.head.resize_layers[i].state_dict())
-        ours.head.project[name].load_state_dict(getattr(scratch, f"layer{i + 1}_rn").state_dict())
-        fusion = getattr(scratch, f"refinenet{i + 1}")
-        ours.head.out[name].load_state_dict(fusion.out_conv.state_dict())
-        units = {"fuse": fusion.resConfUnit2} | ({"refine": fusion.resConfUnit1} if name != "res5" else {})
-        for block, unit in units.items():
-            layers = getattr(ours.head, block)[name].layers
-            layers[1].load_state_dict(unit.conv1.state_dict())
-            layers[3].load_state_dict(unit.conv2.state_dict())
-    ours.head.last[0].load_state_dict(scratch.output_conv[0].state_dict())
-    ours.head.classifier.load_state_dict(scratch.output_conv[2].state_dict())
 
 
 def test_logits_and_gradients_are_those_of_the_authors_code(pair):

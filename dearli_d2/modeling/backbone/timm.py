@@ -15,6 +15,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.layers import freeze_batch_norm_2d
 from timm.models._features import FeatureGetterNet
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
 from ...errors import ConfigError, WeightsError
@@ -232,9 +233,12 @@ def _dinov2_pos_embed(vit: Any, x: torch.Tensor) -> torch.Tensor:
 def _load(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
     """Loads classification weights into a feature extractor.
 
-    The extractor renames `a.b` to `a_b` for its stages, or puts "model." before all names.
+    The extractor renames `a.b` to `a_b` for its stages, or puts "model." before all names. Those of a ViT may be DINOv2's own.
     """
     own = model.state_dict()
+    vit = getattr(model, "model", None)
+    if isinstance(vit, VisionTransformer) and "mask_token" in state:
+        state = checkpoint_filter_fn(dict(state), vit)
     by_flat_name = {name.removeprefix("model.").replace(".", "_"): name for name in own}
     renamed = {by_flat_name[k.replace(".", "_")]: v for k, v in state.items() if k.replace(".", "_") in by_flat_name}
     missing = [name for name in own if name not in renamed and not name.endswith("num_batches_tracked")]

@@ -21,6 +21,7 @@ from ..mask2former.inference import resize_logits
 from ..norms import norm_on
 from ..segmenter import ReadOut, input_divisor, level_channels
 from . import DPTHead
+from .dpt_names import our_names
 from .losses import consistency_loss, hard_targets, supervised_loss
 from .segmenter import PixelSegmenter
 
@@ -82,6 +83,9 @@ class DPTSegmenter(PixelSegmenter):
             "hard_below": cfg.MODEL.DPT.HARD_BELOW,
             "read_out": ReadOut.from_config(cfg),
         }
+
+    def own_names(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return our_names(state)
 
     @property
     def divisor(self) -> int:
