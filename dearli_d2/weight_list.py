@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 LIST = Path(__file__).parent / "assets" / "weights.yaml"
 UNKNOWN = "not known"
 _COMMON = "all"
+_OTHER_MASKS = ("miniworld", "sa1b")  # data sets whose masks are not made here by SAM
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".txt")
 
 
@@ -186,7 +187,7 @@ def needed_by(cfg: CfgNode) -> list[PublishedWeights]:
     text = cfg.MODEL.TEXT
     if text.ENCODER and _is_clip_tag(text.ENCODER, text.WEIGHTS):
         names.append(f"open_clip/{text.ENCODER}/{text.WEIGHTS}")
-    if cfg.DATASETS.MASKS and not any(name.startswith("miniworld") for name in cfg.DATASETS.TRAIN):
+    if cfg.DATASETS.MASKS and not all(name.startswith(_OTHER_MASKS) for name in cfg.DATASETS.TRAIN):
         names.append("sam/vit_h")
     if cfg.MODEL.WEIGHTS in published():
         names.append(cfg.MODEL.WEIGHTS)

@@ -59,8 +59,8 @@ def tiny_arch(backbone):
     return ARCHITECTURES.get(backbone.NAME, backbone.ARCH)
 
 
-def tiny(path, masks):
-    """The config with miniworld as its data and small networks of the same families."""
+def tiny(path, masks, *more):
+    """The config with miniworld as its data and small networks of the same families; `more` KEY VALUE pairs come last."""
     cfg = get_config(path)
     zero_shot, agnostic = bool(cfg.DATASETS.UNSEEN_CLASSES), cfg.MODEL.CLASSIFIER == "none"
     values = {
@@ -87,7 +87,7 @@ def tiny(path, masks):
         values |= {f"{key}.ARCH": tiny_arch(backbone), f"{key}.WEIGHTS": "", f"{key}.PYRAMID_DIM": 32}
         if backbone.LAYERS:
             values[f"{key}.LAYERS"] = (2, 5, 8, 11)
-    return get_config(path, [str(x) for pair in values.items() for x in pair])
+    return get_config(path, [*(str(x) for pair in values.items() for x in pair), *more])
 
 
 @pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.parent.name != "custom"], ids=name_of)
@@ -139,3 +139,31 @@ def test_two_steps_of_every_method(path, masks, tmp_path):
     assert all(torch.isfinite(after[name]).all() for name in before)
     moved = [name for name in before if not torch.equal(after[name], before[name])]
     assert len(moved) > 0.9 * len(before)
+
+
+SHORT = (
+    "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "SSL.IMS_PER_BATCH", "2", "SSL.PICTURE_PERIOD", "0", "DATASETS.TEST", "()",
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "128", "DATALOADER.NUM_WORKERS", "0",
+)  # fmt: skip
+BACKBONES = {
+    "imagenet": ("MODEL.BACKBONE.ARCH", "convnext_atto"),
+    "clip": ("MODEL.BACKBONE.NAME", "OpenCLIPConvNeXt", "MODEL.BACKBONE.ARCH", "miniworld-convnext"),
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", ["m2f_convnext_b", "m2f_ssl_convnext_b"])
+def test_two_steps_of_mask2former_train_the_backbone_unless_it_is_frozen(name, frozen, backbone, masks, tmp_path):
+    """The rows of DEARLi's Table 1 without a text classifier; of CLIP what the decoder does not read stays as it is."""
+    more = *SHORT, *BACKBONES[backbone], "MODEL.BACKBONE.FREEZE", str(frozen), "OUTPUT_DIR", str(tmp_path)
+    cfg = tiny(CONFIGS / "ade20k" / f"{name}.yaml", masks, *more)
+    trainer = DualStreamTrainer(cfg)
+    before = {n: p.detach().clone() for n, p in trainer.student.named_parameters()}
+    trained = {n for n, p in trainer.student.named_parameters() if p.requires_grad}
+    trainer.train()
+    moved = {n for n, p in trainer.student.named_parameters() if not torch.equal(p, before[n])}
+    assert moved <= trained
+    assert len(moved) > 0.9 * len(trained)
+    assert any(n.startswith("backbone.") for n in moved) is not frozen
+    assert not any("text" in n or n.endswith("visual.head.proj.weight") for n in moved)

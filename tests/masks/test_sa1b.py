@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from dearli_d2.cli import main
+from dearli_d2.config import get_config
 from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.images import image_size
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import DatasetError
 from dearli_d2.masks.sa1b import import_masks
 from dearli_d2.masks.storage import MaskFolder, encode
+from dearli_d2.weight_list import needed_by
 
 
 def masks_of(height: int, width: int) -> np.ndarray:
@@ -57,6 +59,8 @@ def test_masks_come_from_the_files_beside_the_images_and_train_a_warm_up(archive
         size = image_size(d["file_name"])
         assert np.array_equal(MaskFolder(out).read(d["file_name"], size), masks_of(*size))
     keys = "DATASETS.TRAIN", "('sa1b_train',)", "DATASETS.MASKS", str(out), "SOLVER.MAX_ITER", "2"
+    needed = [weights.name for weights in needed_by(get_config("configs/ade20k/warmup_convnext_b.yaml", keys))]
+    assert not any(name.startswith("sam") for name in needed)
     trainer = DualStreamTrainer(mini_config(*keys, file="warmup.yaml"))
     before = {n: p.detach().clone() for n, p in trainer.student.named_parameters() if p.requires_grad}
     trainer.train()
