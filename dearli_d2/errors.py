@@ -25,6 +25,10 @@ class WeightsError(DearliError):
     """Weights cannot be had, or do not fit the model."""
 
 
+class RequirementsError(DearliError):
+    """Data, weights or settings that several stages of a row need are missing; the message lists all."""
+
+
 class TrainingError(DearliError):
     """Training cannot go on (losses that are not finite)."""
 

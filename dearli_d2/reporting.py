@@ -12,12 +12,12 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.multiprocessing import ProcessExitedException
+from typing import TYPE_CHECKING, Any
 
 from .errors import DearliError
+
+if TYPE_CHECKING:
+    from torch.multiprocessing import ProcessExitedException
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit statuses
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -26,8 +26,11 @@ _TRACE = "Traceback (most recent call last)"
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True if memory ran out: that of a GPU, of Python, or of torch on the CPU, which has no type for it."""
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    torch = sys.modules.get("torch")  # not imported here: a command without it is quick
+    return (
+        isinstance(error, MemoryError)
+        or (torch is not None and isinstance(error, torch.cuda.OutOfMemoryError))
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
     )
 
 

@@ -131,7 +131,7 @@ def test_ctrl_c_is_a_line_and_a_status(monkeypatch, capsys):
 
 NEEDED = {
     "predict": ("a.jpg", "--out", "o"), "regions": ("--out", "o"), "verify": ("--weights", "w.pth"),
-    "pseudo-label": ("output/run",), "zero-shot": ("--out", "o"),
+    "pseudo-label": ("output/run",), "zero-shot": ("--out", "o"), "run": ("miniworld/hvl",),
 }  # fmt: skip
 WITH_OVERRIDES = {path: c for path, c in COMMANDS.items() if any(isinstance(p, Overrides) for p in c.params)}
 
@@ -156,7 +156,9 @@ def test_pairs_stand_at_the_end_or_between_options_and_values_may_begin_with_a_d
 
 
 def test_every_command_that_reads_a_config_takes_pairs():
-    reading = {path for path, c in COMMANDS.items() if any(p.name in ("config_file", "run") for p in c.params)}
+    reading = {
+        path for path, c in COMMANDS.items() if any(p.name in ("config_file", "run", "row_to_run") for p in c.params)
+    }
     assert reading == set(WITH_OVERRIDES)
     assert len(reading) > 5
 

@@ -20,6 +20,7 @@ from .plan import plan
 from .predict import predict
 from .prepare import prepare
 from .pseudo_label import pseudo_label
+from .reproduce import reproduce
 from .train import evaluate, train
 
 
@@ -46,6 +47,7 @@ for _command in (
     predict,
     pseudo_label,
     plan,
+    reproduce,
     masks,
     prepare,
     data,

@@ -24,15 +24,7 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
     Raises:
         ConfigError, DatasetError.
     """
-    world_size = comm.get_world_size()
-    for key, batch, used in (
-        ("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH, cfg.DATASETS.TRAIN),
-        ("SSL.IMS_PER_BATCH", cfg.SSL.IMS_PER_BATCH, cfg.DATASETS.UNLABELED),
-        ("SSL.SOURCE_IMS_PER_BATCH", cfg.SSL.SOURCE_IMS_PER_BATCH, cfg.DATASETS.SOURCE),
-    ):
-        if used and batch % world_size:
-            raise ConfigError(f"{key} {batch} is no multiple of the {world_size} processes")
-    check_mixing(cfg, world_size)
+    check_batches(cfg, comm.get_world_size())
     if not (cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE):
         raise DatasetError("DATASETS.TRAIN names no data set, nor does DATASETS.SOURCE")
     check_fresh(cfg, resume)
@@ -47,12 +39,19 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
     check_datasets(cfg)
 
 
-def check_mixing(cfg: CfgNode, processes: int) -> None:
-    """Checks that each process has two unlabelled images if they are mixed, since partners come from the same process.
+def check_batches(cfg: CfgNode, processes: int) -> None:
+    """Checks that batches can be shared out, and that partners of mixed images come from the same process.
 
     Raises:
-        ConfigError: each process has only one.
+        ConfigError: a batch is no multiple of the processes, or each has only one unlabelled image and mixes it.
     """
+    for key, batch, used in (
+        ("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH, cfg.DATASETS.TRAIN),
+        ("SSL.IMS_PER_BATCH", cfg.SSL.IMS_PER_BATCH, cfg.DATASETS.UNLABELED),
+        ("SSL.SOURCE_IMS_PER_BATCH", cfg.SSL.SOURCE_IMS_PER_BATCH, cfg.DATASETS.SOURCE),
+    ):
+        if used and batch % processes:
+            raise ConfigError(f"{key} {batch} is no multiple of the {processes} processes")
     images = cfg.SSL.IMS_PER_BATCH // processes
     if cfg.DATASETS.UNLABELED and cfg.SSL.CUTMIX and images < 2:
         on = f" on {processes} processes" if processes > 1 else ""

@@ -22,7 +22,7 @@ from .state import NEEDED
 logger = logging.getLogger(__name__)
 
 # what no result depends on
-_FREE = {
+FREE = {
     "OUTPUT_DIR",
     "MODEL.DEVICE",
     "MODEL.DEFORM_ATTN_IMPL",
@@ -48,7 +48,7 @@ _STREAMS = ("TRAIN", "SOURCE", "UNLABELED")
 
 def scoring_settings(cfg: CfgNode) -> dict[str, Any]:
     """The keys that the scores of an evaluation depend on beside the weights."""
-    return {key: value for key, value in _leaves(cfg).items() if key.startswith(_SCORING) and key not in _FREE}
+    return {key: value for key, value in _leaves(cfg).items() if key.startswith(_SCORING) and key not in FREE}
 
 
 def check_resumed(state: dict[str, Any], cfg: CfgNode, taxonomy: Taxonomy | None, checkpoints: RunCheckpoints) -> None:
@@ -106,7 +106,7 @@ def check_settings(state: dict[str, Any], cfg: CfgNode, scored_with: dict[str, A
     """
     saved_cfg = CfgNode.load_cfg(state["config"])
     saved, here = _leaves(saved_cfg), _leaves(cfg)
-    free = _FREE | {_LENGTH, *method_of(cfg).memory_keys} | _of_other_methods(cfg)
+    free = FREE | {_LENGTH, *method_of(cfg).memory_keys} | _of_other_methods(cfg)
     if not saved_cfg.DATASETS.UNLABELED and cfg.DATASETS.UNLABELED and state["iteration"] <= cfg.SSL.START:
         free |= {key for key in here if key.startswith(_UNLABELED)}
     free |= set(scoring_settings(cfg))  # compared with those of the last evaluation

@@ -57,13 +57,14 @@ from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-from detectron2.config import CfgNode
+from typing import TYPE_CHECKING, Any
 
 from ..config.files import read_mapping
 from ..errors import ConfigError
 from ..files import beside_package
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 Figure = float | None
 NO_COLUMN = "-"

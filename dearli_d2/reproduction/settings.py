@@ -1,0 +1,92 @@
+"""Values of configs and places of data sets, read without torch: for lists of many rows."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..config.files import read_config_files
+from ..data.builtin import BUILT_IN
+from ..data.partitions import NONE, PLACEHOLDER, WHOLE, drawn
+from ..data.sources import ImageFolder, PanopticSource
+from ..files import beside_package
+from ..weight_list import cached, published
+
+_ROLES = ("TRAIN", "SOURCE", "UNLABELED", "TEST")
+_GENERATED = "miniworld_"
+
+
+def settings_of(config: str, overrides: Sequence[Any] = ()) -> dict[str, Any]:
+    """Keys that a config below `configs/`, its bases and `overrides` give, with their values; not the defaults, and unchecked.
+
+    Raises:
+        ConfigError: a file is missing or no safe YAML.
+    """
+    own = dict(zip(overrides[::2], overrides[1::2], strict=True))
+    return _of_files(beside_package("configs") / config) | {key: _read(value) for key, value in own.items()}
+
+
+@cache
+def _of_files(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for _, content in read_config_files(path):
+        found |= dict(_leaves(content))
+    return found
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, _read(value)
+
+
+def _read(value: Any) -> Any:
+    """Reads a value as the config does: `"('a', 'b')"` is a tuple. Numbers stay texts: `1_128` is the name of a partition."""
+    return ast.literal_eval(value) if isinstance(value, str) and value.startswith(("(", "[")) else value
+
+
+def data_of(settings: Mapping[str, Any]) -> list[str]:
+    """Names of the data sets and views of a config, each once."""
+    part = settings.get("DATASETS.PARTITION", "")
+    names = [str(name) for role in _ROLES for name in settings.get(f"DATASETS.{role}") or ()]
+    return list(dict.fromkeys(name.replace(f"@{PLACEHOLDER}", f"@{part}") for name in names))
+
+
+def missing_data(name: str) -> str:
+    """Advice on a data set or view whose files are missing, "" for one that is there. Only the names of files are looked at."""
+    base, _, view = name.partition("@")
+    part = view.partition(":")[0]
+    if base.startswith(_GENERATED):
+        return ""
+    if base not in BUILT_IN:
+        return f"there is no data set {base}"
+    source = BUILT_IN[base]()
+    if isinstance(source, ImageFolder):
+        return "" if source.image_root.is_dir() else source.hint
+    return _missing_list(source, part, name) if source.panoptic_json.is_file() else source.hint
+
+
+def _missing_list(source: PanopticSource, part: str, name: str) -> str:
+    if part in ("", WHOLE, NONE) or drawn(part, float("inf"), name) is not None:
+        return ""
+    path = source.partition_root / part / "labeled.txt" if source.partition_root else Path(part)
+    return "" if path.is_file() or Path(part).is_file() else f"put the list of labelled images to {path}"
+
+
+def weights_of(settings: Mapping[str, Any]) -> list[str]:
+    """Names in the list of weights that the backbones of a config start from; those that the list does not have are left out."""
+    found = []
+    for section in ("MODEL.BACKBONE", "MODEL.SENIOR.BACKBONE"):
+        name, arch, weights = (settings.get(f"{section}.{key}", "") for key in ("NAME", "ARCH", "WEIGHTS"))
+        found.append(f"timm/{arch}" if name == "TimmBackbone" else f"open_clip/{arch}/{weights}")
+    return [name for name in found if name in published()]
+
+
+def missing_weights(name: str) -> str:
+    """The name of weights that are not on this machine, "" for others."""
+    return "" if cached(published()[name]) else name

@@ -1,0 +1,122 @@
+"""What is done of a stage: a note in its folder, and a lock while it is made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+from ..engine.run_folder import FolderLock
+from ..errors import ConfigError, WeightsError
+from ..files import parse_json, write_json
+from .stages import Step
+
+_NOTE = "stage.json"
+_LOCK = ".reproduce"
+_POLL = 2.0  # seconds between two looks at a stage that another process makes
+
+
+class Progress(Enum):
+    """State of a stage."""
+
+    TO_DO = "to do"
+    BEGUN = "begun"
+    FINISHED = "finished"
+
+
+@dataclass
+class Note:
+    """The file `stage.json` in the folder of a stage.
+
+    Attributes:
+        settings: what the product depends on.
+        commands: that were run, the first one and its repetitions after interruptions, each text once.
+        seconds: that they took, without those of commands that were killed.
+        finished: the product is complete.
+    """
+
+    settings: dict[str, Any]
+    commands: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    finished: bool = False
+
+
+def settings_of(step: Step, free: frozenset[str]) -> dict[str, Any]:
+    """Settings that the product of a stage depends on: its command or its config with the overrides, without folders.
+
+    Args:
+        free: keys that no result depends on.
+    """
+    if not step.config:
+        command = [word for word in step.command if word not in (str(step.folder), *step.files.values())]
+        return {"command": command}
+    pairs = {key: value for key, value in step.pairs.items() if key not in free and key not in step.given}
+    return {"command": step.command[0], "config": step.config, "overrides": pairs}
+
+
+def read_note(step: Step) -> Note | None:
+    """The note of a stage, None where it has none. Raises `WeightsError` for a damaged one."""
+    path = step.folder / _NOTE
+    if not path.is_file():
+        return None
+    try:
+        return Note(**parse_json(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path} is damaged: {error}; delete the folder to make the stage again") from error
+
+
+def write_note(step: Step, note: Note) -> None:
+    """Writes the note of a stage, whole or not at all."""
+    write_json(step.folder / _NOTE, asdict(note), indent=2)
+
+
+def progress_of(step: Step, settings: dict[str, Any]) -> Progress:
+    """Looks how far a stage is.
+
+    Raises:
+        ConfigError: its folder holds something of another command or of other overrides.
+    """
+    note = read_note(step)
+    if note is None:
+        if step.folder.is_dir() and any(path.name != _LOCK for path in step.folder.iterdir()):
+            raise ConfigError(f"{step.folder} holds files that no `dearli reproduce` has made; choose another --out")
+        return Progress.TO_DO
+    if differences := _differences(note.settings, settings):
+        raise ConfigError(
+            f"{step.folder} holds the stage {step.name} made in another way: {'; '.join(differences)}. Use the same overrides, "
+            "or choose another --out"
+        )
+    return Progress.FINISHED if note.finished and step.product.exists() else Progress.BEGUN
+
+
+def _differences(had: dict[str, Any], has: dict[str, Any]) -> list[str]:
+    """Each setting that differs, with both values."""
+    had, has = ({**d, **d.get("overrides", {})} for d in (had, has))
+    keys = [key for key in {**had, **has} if key != "overrides" and had.get(key) != has.get(key)]
+    return [f"{key} was {had.get(key, 'not set')} and is {has.get(key, 'not set')}" for key in keys]
+
+
+@contextmanager
+def locked(step: Step) -> Iterator[None]:
+    """Keeps other processes from a stage. One that rows share is waited for.
+
+    Raises:
+        ConfigError: another process makes a stage that is the row's own.
+    """
+    told = False
+    while True:
+        try:
+            lock = FolderLock(step.folder / _LOCK)
+            break
+        except ConfigError as error:
+            if not (step.shared and " is in use by " in str(error)):
+                raise
+            if not told:
+                print(f"waiting for another process that makes the stage {step.name}: {error}", flush=True)
+            told = True
+            time.sleep(_POLL)
+    with lock:
+        yield
