@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -197,11 +198,12 @@ def main(
     share, _, shares = shard.partition("/")
     if not (share.isdigit() and shares.isdigit() and int(share) < int(shares)):
         raise ConfigError(f"--shard {shard} is not i/n with i below n")
-    captioner = load_captioner(model, max_tokens) if model else None
+    loaded = lru_cache(maxsize=1)(load_captioner)
     for name in names:
         split_name(name)
         source = "labels" if model is None else Path(model).name
-        captions = captioner or label_captioner(name, max_classes)
+        # the model is loaded once an image needs it, so that a repeated command is quick and needs no model
+        captions = (lambda dicts: loaded(model, max_tokens)(dicts)) if model else label_captioner(name, max_classes)
         made, left = write_captions(name, captions, source, batch, int(share), int(shares))
         state = f"all in {caption_file(name)}" if not left else f"{left} images are left to other shards"
         print(f"{name}: {made} captions made, {state}")

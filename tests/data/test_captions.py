@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from dearli_d2.data import catalog
-from dearli_d2.data.captions import caption_file, prepared_for, read_captions, with_captions
+from dearli_d2.data.captions import caption_file, prepared_for, read_captions, reads_captions, with_captions
 from dearli_d2.data.catalog import ImageFolder, dataset_dicts, register
 from dearli_d2.data.images import read_image
 from dearli_d2.errors import ConfigError, DatasetError
+from dearli_d2.reproduction.papers import FOLDER, read_paper
 from tests.data.test_preparation import script
 
 
@@ -197,6 +198,15 @@ def test_a_transformers_model_writes_captions(folder, tiny_blip, capsys):
     assert read_captions(caption_file("pictures"))["c.jpg"] == alone  # what is batched together does not matter
 
 
+def test_where_all_captions_are_there_no_model_is_loaded(folder, capsys):
+    module = script("prepare_captions")
+    module.write_captions("pictures", brightness, "m", 2)
+    before = caption_file("pictures").read_text()
+    assert module.main(["pictures", "--model", str(folder / "nothing")]) == 0
+    assert "0 captions made, all in" in capsys.readouterr().out
+    assert caption_file("pictures").read_text() == before
+
+
 def test_bad_arguments_are_clear_errors(folder, capsys):
     module = script("prepare_captions")
     assert module.main(["pictures", "--model", str(folder / "nothing")]) == 2
@@ -209,3 +219,15 @@ def test_bad_arguments_are_clear_errors(folder, capsys):
         assert "0 is not in the range x>=1" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="cannot be loaded"):
         module.load_captioner(str(folder), 5)
+
+
+def test_rows_of_papers_that_read_captions_make_those_of_all_their_data_first():
+    for experiment in read_paper(FOLDER / "semidavil.yaml").experiments():
+        if not experiment.training.row.config:
+            continue
+        cfg = experiment.config(["MODEL.DEVICE", "cpu"])
+        words = [word for stage in experiment.stages for word in stage.command.split()]
+        made = {caption_file(word) for word in words if word.endswith(("_train", "_val"))}
+        data = cfg.DATASETS
+        read = {caption_file(name) for name in (*data.SOURCE, *data.TRAIN, *data.UNLABELED, *data.TEST)}
+        assert made == (read if reads_captions(cfg) else set()), experiment.name
