@@ -1,6 +1,6 @@
 """What SegKC gives a junior on CamVid photographs with 23 (1/16) and 46 (1/8) labels: EfficientNet-Lite0, the senior Lite2.
 
-python -m benchmarks.segkc_camvid --seeds 1     # needs a CamVid folder, see datasets/README.md
+python -m benchmarks.segkc_camvid --seeds 1     # needs dearli prepare camvid
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Every second training image, recoloured (another white balance, contrast and gra
 a few of the others are the labelled target, the rest of them unlabelled. It shows that adaptation works on photographs across a
 shift of colours; the scenes are of one city and one camera, so it says nothing about a shift from rendered to real scenes.
 
-    python -m benchmarks.semidavil_camvid --seeds 1     # needs a CamVid folder, see datasets/README.md
+    python -m benchmarks.semidavil_camvid --seeds 1     # needs dearli prepare camvid
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What unlabelled images give Mask2Former on CamVid photographs with 23 (1/16) and 46 (1/8) labels: EfficientNet-Lite0.
 
-    python -m benchmarks.ssl_camvid --seeds 3     # needs a CamVid folder, see datasets/README.md
+    python -m benchmarks.ssl_camvid --seeds 3     # needs dearli prepare camvid
 
 A semi-supervised run goes on from the labels-only run of its seed after iteration SSL.START, if that run is there.
 """

@@ -31,7 +31,7 @@ from dearli_d2.cli.base import FILE_OR_FOLDER, command, run
 from dearli_d2.data.partitions import PUBLISHED
 from dearli_d2.data.sources import datasets_root
 from dearli_d2.errors import DatasetError, first_few
-from dearli_d2.files import read_text, write_atomically
+from dearli_d2.files import read_text, remove_leftovers, write_atomically
 
 # our folder: a data set of `partitions.PUBLISHED`, and the names of the folder in the repositories
 BENCHMARKS = {
@@ -132,6 +132,7 @@ def install(lists: Lists, target: Path) -> str:
         if there.digest() == lists.digest():
             return "is there already"
         return f"warning: another list stays there ({source_of(there)}); delete {there.folder} to get this one ({source_of(lists)})"
+    remove_leftovers(there.folder, age=0)
     for file in ("unlabeled.txt", "labeled.txt"):  # a part is one that has labeled.txt
         if (lists.folder / file).is_file():
             content = (lists.folder / file).read_bytes()

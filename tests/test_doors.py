@@ -211,6 +211,7 @@ DOORS = (
     # ------------------------------------------------------------------ benchmarks' data, on made-up downloads
     Door(r"dearli prepare (coco|ade20k|pascal_voc|cityscapes|gta5|synthia|coco_stuff)$", "data"),
     Door(r"dearli prepare coco_objects$", "data"),
+    Door(r"dearli prepare camvid$", "data", why=CAMVID, refused=r"camvid_train: there is no folder"),
     Door(r"dearli prepare \w+ (train |val |--)", why=SAME),
     Door(
         r"dearli prepare partitions$", "data", why="the lists there are made up, and shorter",

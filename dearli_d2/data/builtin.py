@@ -22,7 +22,7 @@ def _camvid(split: str) -> PanopticSource:
     root = datasets_root() / "camvid"
     return PanopticSource(
         root / "images" / split, root / f"panoptic_{split}.json", root / f"panoptic_{split}", root / f"semantic_{split}",
-        root / "partitions", hint="put a CamVid folder as in datasets/README.md below DETECTRON2_DATASETS",
+        root / "partitions", hint="run dearli prepare camvid",
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,19 @@ def _check_sizes(pairs: dict[str, tuple[Path, Path]], sizes: dict[str, tuple[int
         )
 
 
-def _convert(folder: Path, classes: list[CustomClass], min_area: int, masks: dict[str, str], name: str) -> dict:
-    """Writes the panoptic and the semantic PNG of one image; returns its segments."""
-    values = read_index_mask(masks[name])
+def segments_of(
+    values: np.ndarray, classes: Sequence[CustomClass], min_area: int
+) -> tuple[np.ndarray, list[dict[str, Any]], np.ndarray]:
+    """Makes panoptic labels of an index mask: a thing is a connected region.
+
+    Args:
+        values: (H, W) ids of classes; others mean void.
+        classes: in their order.
+        min_area: pixels below which a region of a thing stays void.
+
+    Returns:
+        (H, W) segment ids, their infos, and (H, W) uint8 indices of classes, 255 = void.
+    """
     ids = np.zeros(values.shape, np.int64)
     segments: list[dict[str, Any]] = []
     semantic = np.full(values.shape, VOID, np.uint8)
@@ -137,6 +148,12 @@ def _convert(folder: Path, classes: list[CustomClass], min_area: int, masks: dic
             identifier = len(segments) + 1
             ids[mask] = identifier
             segments.append(segment_info(identifier, cls.id, mask))
+    return ids, segments, semantic
+
+
+def _convert(folder: Path, classes: list[CustomClass], min_area: int, masks: dict[str, str], name: str) -> dict:
+    """Writes the panoptic and the semantic PNG of one image; returns its segments."""
+    ids, segments, semantic = segments_of(read_index_mask(masks[name]), classes, min_area)
     save_png(folder / "panoptic" / f"{key_of(name)}.png", ids_to_rgb(ids))
     save_png(folder / "semantic" / f"{key_of(name)}.png", semantic)
     return {"segments_info": segments}

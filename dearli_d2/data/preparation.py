@@ -300,7 +300,7 @@ def write_semantic_dataset(
         _report(release, results, known_misfits)
         write_panoptic_json(json_path, records, categories)
         journal.unlink()
-    counts = Counter(s["category_id"] for r in records for s in r["segments_info"])
+    counts = Counter(c for r in records for c in {s["category_id"] for s in r["segments_info"]})
     shown = ", ".join(f"{c['name']} {counts[c['id']]}" for c in categories)
     print(f"{name}: {len(records)} images ready; images that show a class: {shown}")
 

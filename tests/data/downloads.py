@@ -125,6 +125,18 @@ def synthia(data: Path) -> Path:
     return root
 
 
+def camvid(data: Path) -> Path:
+    """Four images for training and one for validation: road, two cars, of which one is too small, and a void row."""
+    root = data / "camvid"
+    label = np.full((20, 30), 3, np.uint8)
+    label[2:10, 2:10], label[12:15, 20:23], label[19] = 8, 8, 11
+    for split, images in (("train", 4), ("val", 1)):
+        for index in range(images):
+            save_png(root / split / f"{index}.png", np.full((20, 30, 3), 40 * index, np.uint8))
+            save_png(root / f"{split}annot" / f"{index}.png", label)
+    return root
+
+
 def coco(data: Path) -> Path:
     """As `coco_unpacked`, but with the label files still zipped, and with label maps of COCO-Stuff."""
     root = coco_unpacked(data)

@@ -37,6 +37,7 @@ COMMANDS = {
     "coco_stuff": (downloads.coco, (), (118287, 5000), "coco_stuff_train"),
     "pascal_voc": (downloads.pascal_voc, (), (10582, 1449), "pascal_voc_train"),
     "cityscapes": (downloads.cityscapes, (), (2975, 500), "cityscapes_train"),
+    "camvid": (downloads.camvid, (), (367, 101), "camvid_train"),
     "gta5": (downloads.gta5, (), (24966,), "gta5_train"),
     "synthia": (downloads.synthia, (), (9400,), "synthia_train"),
 }
@@ -74,7 +75,7 @@ def test_a_download_that_is_not_the_whole_release_is_used_only_on_demand(name, d
     assert prepare(name) == 2
     error = capsys.readouterr().err
     assert re.search(
-        rf"error: {made.removesuffix('_train')}\w+: .* has [12] images, the official release {official[0]} ", error
+        rf"error: {made.removesuffix('_train')}\w+: .* has [124] images, the official release {official[0]} ", error
     )
     assert "(--incomplete accepts it)" in error
     assert re.search(r"\. (download|run) ", error)
@@ -84,7 +85,9 @@ def test_a_download_that_is_not_the_whole_release_is_used_only_on_demand(name, d
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for count in official:
-        assert re.search(rf"warning: .* has [12] images, the official release {count}\b.*will not compare", done.stdout)
+        assert re.search(
+            rf"warning: .* has [124] images, the official release {count}\b.*will not compare", done.stdout
+        )
     assert str(validate_dataset(made)).startswith(f"{made}: ")
     assert ("results do not compare" in caplog.text) == (made in PUBLISHED)  # said again by every training
 
@@ -396,4 +399,31 @@ def test_the_help_names_downloads_with_size_page_and_licence(name, capsys):
     text = capsys.readouterr().out
     assert "https://" in text or "http://" in text
     assert re.search(r"non-commercial|terms of Flickr|CC BY|research and education", text)
-    assert re.search(r"\.(zip|tar|rar|tgz)|masks", text)
+    assert re.search(r"\.(zip|tar|rar|tgz)|masks|folder CamVid", text)
+
+
+def test_camvid_has_things_of_some_size_and_lists_spread_over_the_sequences(data, capsys):
+    root = downloads.camvid(data)
+    assert prepare("camvid") == 0
+    assert "road 4, " in capsys.readouterr().out  # images that show a class
+    d = dataset_dicts("camvid_train")[0]
+    assert sorted((s["category_id"], s["area"]) for s in d["segments_info"]) == [(3, 600 - 30 - 64 - 9), (8, 64)]
+    assert np.unique(read_semantic(d)[12:15, 20:23]).tolist() == [8]  # too small for a thing, but of its class
+    assert (segment_ids(read_panoptic(d["pan_seg_file_name"]))[12:15, 20:23] == 0).all()
+    assert [d["image_id"] for d in dataset_dicts("camvid_train@1_2")] == ["1", "3"]
+    assert [d["image_id"] for d in dataset_dicts("camvid_train@1_2:unlabeled")] == ["0", "2"]
+    assert np.array_equal(read_image(d["file_name"]), read_image(root / "train" / "0.png"))
+    save_png(root / "valannot" / "0.png", np.full((20, 30), 12, np.uint8))
+    assert prepare("camvid") == 2
+    assert "class 12 is not in 0..10, and not 11 (none)" in capsys.readouterr().err
+
+
+def test_camvid_lists_are_those_of_the_results(tmp_path):
+    """Those of docs/results: 184, 92, 46, 23 and 11 of 367 images, the middle one of each stretch."""
+    stems = [f"{number:03d}" for number in range(367)]
+    script("prepare_camvid").write_lists(tmp_path, stems)
+    for part, count in PUBLISHED["camvid_train"].labeled.items():
+        labeled = (tmp_path / part / "labeled.txt").read_text().split()
+        assert len(labeled) == count
+        assert sorted(labeled + (tmp_path / part / "unlabeled.txt").read_text().split()) == stems
+    assert labeled[:4] == {"1_32": ["016", "050", "083", "116"], "1_2": ["000", "002", "004", "006"]}[part]
