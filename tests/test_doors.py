@@ -252,13 +252,13 @@ DOORS = (
     ),
     Door(
         TRAIN + r"configs/(ade20k/warmup|coco_stuff_zero_shot)", "data", why=NO_CLIP,
-        refused="(open_clip|timm) could not download .*MODEL.BACKBONE.WEIGHTS",
+        refused="(open_clip|timm)/.* cannot be reached .*MODEL.BACKBONE.WEIGHTS",
     ),
     Door(
         TRAIN + r"configs/ade20k/dearli_convnext_b\.yaml DATASETS\.PARTITION 1_128$", "data", why="it starts from a warm-up that needs " + NO_CLIP,
-        refused="no weight file output/.*model_final.pth|could not download",
+        refused="no weight file output/.*model_final.pth|cannot be reached",
     ),
-    Door(r"dearli regions --config-file configs/coco_stuff", "data", why=NO_CLIP, refused="could not download"),
+    Door(r"dearli regions --config-file configs/coco_stuff", "data", why=NO_CLIP, refused="cannot be reached"),
     Door(r"git clone ", why="another repository"),
     Door(
         r"dearli checkpoint verify --config-file configs/ade20k/|dearli eval --config-file configs/ade20k/",

@@ -38,6 +38,7 @@ PUBLISHED = {
     ("vit_base_patch14_dinov2", "pretrained"): (*IMAGENET, False),
     ("vit_large_patch14_dinov2", "pretrained"): (*IMAGENET, False),
     ("vit_large_patch14_reg4_dinov2", "pretrained"): (*IMAGENET, False),
+    ("convnext_base.fb_in1k", "pretrained"): (*IMAGENET, False),
     ("resnet101.tv_in1k", "pretrained"): (*IMAGENET, False),
     ("resnet50.tv_in1k", "pretrained"): (*IMAGENET, False),
     ("tf_efficientnet_lite0", "package:efficientnet_lite0"): (*HALF, False),
@@ -201,7 +202,7 @@ def published(tmp_path, monkeypatch):
     for parameter in model.parameters():  # far enough from zero for the activations to differ
         nn.init.normal_(parameter, std=0.3)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *a, **k: str(tmp_path / "weights.pt"))
+    monkeypatch.setattr("dearli_d2.modeling.backbone.clip_model.fetch", lambda *a: tmp_path / "weights.pt")
     return name, tmp_path / "weights.pt", model.eval()
 
 

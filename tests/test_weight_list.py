@@ -92,20 +92,37 @@ def test_checksums_are_digits_and_agree_with_the_file_names():
 
 
 def test_a_file_is_found_in_each_place(tmp_path):
-    weights = find("sam/vit_b")
+    weights = find("mask2former/ade20k/r50")
     places = (
         tmp_path / "own" / weights.files[0],
-        tmp_path / "own" / "sam" / "vit_b.pth",
-        tmp_path / "cache" / "weights" / "sam" / "vit_b" / weights.files[0],
+        tmp_path / "own" / f"{weights.name}.pkl",
+        tmp_path / "cache" / "weights" / weights.name / weights.files[0],
         tmp_path / "torch" / "hub" / "checkpoints" / weights.files[0],
     )
     for place in places:
         with pytest.raises(WeightsError, match="is not on this machine"):
-            path_of("sam/vit_b")
+            path_of(weights.name)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(b"x")
-        assert path_of("sam/vit_b") == place
+        assert path_of(weights.name) == place
         place.unlink()
+
+
+@pytest.mark.parametrize("name", ["timm/resnet50.tv_in1k", "open_clip/ViT-B-16/openai", "detectron2/R-50"])
+def test_a_file_name_that_many_weights_have_is_not_trusted(tmp_path, name):
+    (tmp_path / "own").mkdir()
+    for file in find(name).files:
+        (tmp_path / "own" / file).write_bytes(b"x")
+    with pytest.raises(WeightsError, match=f"as {name}"):
+        path_of(name)
+
+
+def test_a_file_of_another_size_is_refused(tmp_path):
+    path = tmp_path / "own" / "sam_vit_b_01ec64.pth"
+    path.parent.mkdir()
+    path.write_bytes(b"half")
+    with pytest.raises(WeightsError, match="it has 4 bytes instead of 375042383; remove it"):
+        path_of("sam/vit_b")
 
 
 def hub_file(folder, weights, file, content=b"x"):

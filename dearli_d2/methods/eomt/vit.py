@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError, WeightsError, first_few
+from ...modeling.backbone.timm import published
 from ...weights import read_state_dict
 from . import tiny_vit as _tiny_vit  # noqa: F401  registration
 
@@ -131,7 +132,7 @@ def build_vit(arch: str, weights: str, image_size: int, patch_size: int) -> Visi
 
     Args:
         arch: name of a timm model.
-        weights: "pretrained" (downloaded by timm), a local file, or "" for a random start.
+        weights: "pretrained" (of timm; downloaded unless it is here), a local file, or "" for a random start.
         image_size, patch_size: sides in pixels; the second divides the first.
 
     Raises:
@@ -146,15 +147,14 @@ def build_vit(arch: str, weights: str, image_size: int, patch_size: int) -> Visi
         "patch_size": patch_size,
         "dynamic_img_size": True,
     }
+    published_weights = published(arch) if weights == "pretrained" else {}
     try:
-        vit = timm.create_model(arch, pretrained=weights == "pretrained", **options)
-    except Exception as error:  # timm and its hub client raise many types
-        if weights != "pretrained":
+        vit = timm.create_model(arch, **published_weights, **options)
+    except Exception as error:  # timm raises many types
+        if not published_weights:
             raise _no_plain_vit(arch, f" ({error})") from error
-        raise WeightsError(
-            f"timm could not download the weights of {arch}: {error}. Without network access put the file on this "
-            "machine and set MODEL.BACKBONE.WEIGHTS to its path"
-        ) from error
+        file = published_weights["pretrained_cfg_overlay"]["file"]
+        raise WeightsError(f"{file} does not fit timm's {arch}: {error}") from error
     if not isinstance(vit, VisionTransformer) or vit.pos_embed is None:
         raise _no_plain_vit(arch)
     if not all(_is_plain(block) for block in vit.blocks):

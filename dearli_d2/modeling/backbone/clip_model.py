@@ -10,11 +10,10 @@ from torch import nn
 
 from ...errors import ConfigError, WeightsError
 from ...pretrained import SHIPPED, clip_facts, no_such_tag
+from ...weight_list import fetch
 from ...weights import read_state_dict
 from ..clip.text_tower import ClipModel
 from . import tiny_clip  # makes the shipped model known to open_clip
-
-logger = logging.getLogger(__name__)
 
 _OPENAI_CONSTANTS = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's own files
 
@@ -24,7 +23,7 @@ def build_clip(arch: str, weights: str, tag: str = "") -> ClipModel:
 
     Args:
         arch: name of an OpenCLIP model configuration, or the path of such a JSON file.
-        weights: a pretrained tag (downloaded by `open_clip`), a local file, "shipped" (in this package), or "" for a
+        weights: a pretrained tag (of open_clip; downloaded unless it is here), a local file, "shipped" (in this package), or "" for a
             random start.
         tag: the tag of a local file, see `dearli_d2.pretrained`.
 
@@ -43,14 +42,13 @@ def build_clip(arch: str, weights: str, tag: str = "") -> ClipModel:
         weights = str(tiny_clip.ASSETS / f"{arch}.safetensors")
     quick_gelu = facts is not None and facts.quick_gelu
     if weights in open_clip.list_pretrained_tags_by_model(arch):
-        logger.info("weights of %s / %s are downloaded unless the cache has them ...", arch, weights)
+        path = fetch(
+            f"open_clip/{arch}/{weights}", f"set MODEL.BACKBONE.WEIGHTS to the file and MODEL.BACKBONE.TAG to {weights}"
+        )
         try:
-            return open_clip.create_model(arch, pretrained=weights, force_quick_gelu=quick_gelu)
-        except Exception as error:  # the hub client raises many types when there is no network
-            raise WeightsError(
-                f"open_clip could not download {arch} / {weights}: {error}. Without network access put the file on this machine, "
-                f"and set MODEL.BACKBONE.WEIGHTS to its path and MODEL.BACKBONE.TAG to {weights}"
-            ) from error
+            return open_clip.create_model(arch, pretrained=str(path), force_quick_gelu=quick_gelu)
+        except Exception as error:  # damaged files give errors of many types
+            raise WeightsError(f"{path} cannot be read as {arch}: {error}") from error
     if weights and not Path(weights).is_file():
         raise WeightsError(f"MODEL.BACKBONE.WEIGHTS: {no_such_tag(arch, weights)}; nor is it a file")
     model = _create_random(arch, quick_gelu)

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import nn
 
 from ...errors import ConfigError, WeightsError
+from ...weight_list import fetch, find
 from ...weights import read_state_dict
 from .package_weights import PACKAGES, read_package_weights
 from .pyramid import Reassemble, SimpleFeaturePyramid
@@ -36,7 +37,7 @@ class TimmBackbone(Backbone):
 
     Args:
         arch: timm model name.
-        weights: "pretrained" (downloaded by timm), "package:NAME" (from an installed Python package, see
+        weights: "pretrained" (of timm; downloaded unless it is here), "package:NAME" (from an installed Python package, see
             `package_weights`), a local file, or "" for a random start.
         frozen: eval mode and no gradient for the timm model.
         pyramid_dim: channels of the pyramid of a plain ViT.
@@ -173,6 +174,7 @@ def _build(arch: str, pretrained: bool, layers: Sequence[int]) -> tuple[Any, boo
     if not timm.is_model(arch):
         similar = ", ".join(timm.list_models(f"*{arch.split('_')[0]}*")[:5]) or "see timm.list_models()"
         raise ConfigError(f"MODEL.BACKBONE.ARCH: timm has no model {arch!r}; similar: {similar}")
+    weights = published(arch) if pretrained else {}
     try:
         probe: Any = timm.create_model(arch, features_only=True, pretrained=False)
         reductions = probe.feature_info.reduction()
@@ -188,26 +190,37 @@ def _build(arch: str, pretrained: bool, layers: Sequence[int]) -> tuple[Any, boo
                         else "is no plain ViT, its stages are taken: use ()"
                     )
                 )
-            whole = timm.create_model(arch, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+            whole = timm.create_model(arch, **weights, num_classes=0, dynamic_img_size=True)
             _as_published(whole, arch)
             return FeatureGetterNet(whole, out_indices=tuple(layers), norm=True), True
         if plain:
-            network: Any = timm.create_model(arch, features_only=True, pretrained=pretrained, dynamic_img_size=True)
+            network: Any = timm.create_model(arch, **weights, features_only=True, dynamic_img_size=True)
             _as_published(network.model, arch)
             return network, True
         indices = [reductions.index(stride) for stride in _STRIDES if stride in reductions]
         if len(indices) != len(_STRIDES):
             raise ConfigError(f"MODEL.BACKBONE.ARCH: {arch} has strides {reductions}, not {_STRIDES}")
-        return timm.create_model(arch, features_only=True, pretrained=pretrained, out_indices=indices), False
+        return timm.create_model(arch, **weights, features_only=True, out_indices=indices), False
     except ConfigError:
         raise
-    except Exception as error:  # timm and its hub client raise many types
+    except Exception as error:  # timm raises many types
         if not pretrained:
             raise ConfigError(f"MODEL.BACKBONE.ARCH: {arch} cannot be used as a feature extractor: {error}") from error
         raise WeightsError(
-            f"timm could not download the weights of {arch}: {error}. Without network access put the file on this "
-            "machine and set MODEL.BACKBONE.WEIGHTS to its path"
+            f"{weights['pretrained_cfg_overlay']['file']} does not fit timm's {arch}: {error}"
         ) from error
+
+
+def published(arch: str) -> dict[str, Any]:
+    """Arguments of `timm.create_model` for the published weights of a model, in a file on this machine.
+
+    Raises:
+        WeightsError: there are none, or they are not here and cannot be downloaded.
+    """
+    weights = find(f"timm/{arch}")
+    tag = weights.name.partition(".")[2]
+    path = fetch(weights.name, f"set MODEL.BACKBONE.WEIGHTS to the file and MODEL.BACKBONE.TAG to {tag}")
+    return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
 
 
 def _as_published(vit: Any, arch: str) -> None:
