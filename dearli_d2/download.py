@@ -203,7 +203,7 @@ def _read(answer: BinaryIO, url: str) -> bytes:
 
 
 def faults(path: Path, size: int, checksums: Mapping[str, str]) -> str:
-    """What shows that a file is not the published one; "" if nothing does.
+    """Reason why a file is not the published one; "" if it may be.
 
     Args:
         path: of the file.

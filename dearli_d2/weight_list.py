@@ -97,7 +97,8 @@ class PublishedWeights:
     @property
     def facts(self) -> str:
         """File, size and licence for messages."""
-        return f"{self.files[0] if self.files else 'a file'}, {self.size}, licence {self.licence or UNKNOWN}"
+        file = self.files[0] if self.files else "a file"
+        return f"{file}, size {self.size}, licence {self.licence or UNKNOWN}"
 
 
 # ------------------------------------------------------------------------------------------ finding
@@ -312,7 +313,7 @@ def fetch(name: str, keys: str = "") -> Path:
 
 
 def get(name: str) -> Path:
-    """As `fetch`; also compares a file that is here with the published checksums."""
+    """The file as `fetch` has it, compared with the published checksums also if it was here. Raises `WeightsError`."""
     weights = find(name)
     path = cached(weights)
     if path is None:
@@ -338,8 +339,8 @@ def _downloaded(weights: PublishedWeights, keys: str) -> Path:
     if reason:
         other = keys or f"put the file into {weights_folder()} as {weights.file}"
         raise WeightsError(
-            f"{weights.name} is not on this machine, and {host_of(url)} cannot be reached ({reason}). It is {weights.facts}. "
-            f"`dearli weights get {weights.name}` on a machine with internet has it in {folder}: copy that folder here, or {other}"
+            f"{weights.name} ({weights.facts}) is not on this machine, and {host_of(url)} cannot be reached ({reason}); run "
+            f"`dearli weights get {weights.name}` on a machine with internet and copy the folder to {folder}, or {other}"
         )
     if not weights.hub:
         path = folder / weights.files[0]

