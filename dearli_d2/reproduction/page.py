@@ -12,6 +12,7 @@ from ..files import write_atomically
 from .papers import Experiment, Figure
 from .result import Comparison
 
+PAGE = "reproduction.html"
 _PICTURES = 12
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }

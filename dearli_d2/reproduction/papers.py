@@ -31,6 +31,7 @@ its table, such as a partition. Row and column together are one experiment: `dea
         after: [warmup_b]
         metric: panoptic/PQ                          of results.json; a list where a cell has several figures
         figures: {"1_128": 27.7, "1_64": 32.3}       a list where `metric` is one; null where the paper prints none
+        spread: 1.5                                  in place of the paper's, where the row's figures scatter more
         checkpoint: dearli/ade20k/dear/{column}      published weights of the figure, in the list of weights
         official: {MODEL.TEXT.CLASS_NAMES: "{weights:dearli/class_names/ade20k}"}     overrides of their evaluation
       ade20k/dear/miou:
@@ -147,6 +148,7 @@ class Row:
     test: dict[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
     official: dict[str, Any] = field(default_factory=dict)
+    spread: float | None = None
     missing: str = ""
     note: str = ""
 
@@ -193,6 +195,11 @@ class Experiment:
     def figures(self) -> dict[str, Figure]:
         """Figures that the paper prints, by metric."""
         return dict(zip(self.row.metric, self.row.figures[self.column], strict=True))
+
+    @property
+    def spread(self) -> float:
+        """Points by which a run may differ from the figures."""
+        return self.paper.spread if self.row.spread is None else self.row.spread
 
     @property
     def training(self) -> Experiment:

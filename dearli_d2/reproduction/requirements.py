@@ -48,8 +48,11 @@ def needs_of(steps: Sequence[Step], num_gpus: int = 1) -> list[Need]:
     Views of one data set whose files are missing are one need.
     """
     found: dict[tuple[str, ...], Need] = {}
+    captioned = {name for step in steps if step.command[:2] == ("prepare", "captions") for name in step.command[2:]}
     for step in steps:
         for need in _of_step(step, num_gpus):
+            if need.role == "captions" and need.name.partition("@")[0] in captioned:
+                continue
             found.setdefault((need.role, need.name) if need.there else (need.state,), need)
     return list(found.values())
 

@@ -61,9 +61,8 @@ def compare(experiment: Experiment, results: Mapping[str, Any], source: Path) ->
     Raises:
         ConfigError: the evaluation has no such metric.
     """
-    spread = experiment.paper.spread
     return [
-        Comparison(metric, figure, figure_of(results["results"], metric, source), spread)
+        Comparison(metric, figure, figure_of(results["results"], metric, source), experiment.spread)
         for metric, figure in experiment.figures.items()
     ]
 

@@ -13,15 +13,14 @@ from ..env import report as environment_report
 from ..errors import ConfigError
 from ..files import write_json
 from . import requirements
-from .page import write_page
+from .page import PAGE, write_page
 from .papers import Experiment
 from .process import run_dearli
 from .requirements import config_of
 from .result import RESULT, Comparison, as_json, compare, read_results
+from .show import costs, described
 from .stages import Choice, Step, folder_of, steps_of
 from .state import Note, Progress, locked, progress_of, read_note, settings_of, write_note
-
-_FREE = frozenset(FREE)
 
 
 def run(experiment: Experiment, choice: Choice, stage: str = "", dry: bool = False) -> int:
@@ -40,33 +39,25 @@ def run(experiment: Experiment, choice: Choice, stage: str = "", dry: bool = Fal
             works on the row.
     """
     steps = steps_of(experiment, choice)
-    chosen = _chosen(steps, stage)
-    progress = {step.name: progress_of(step, settings_of(step, _FREE)) for step in steps}
-    print(describe(experiment, steps, progress, choice), flush=True)
-    open_steps = [step for step in chosen if progress[step.name] is not Progress.FINISHED]
-    requirements.check(open_steps, choice.num_gpus)
+    to_make = [step for step in _chosen(steps, stage) if progress_of(step) is not Progress.FINISHED]
+    print(f"{experiment.name}, to {folder_of(experiment, choice)}\n{described(steps)}", flush=True)
+    if stage and not dry:
+        _check_earlier(steps, stage)
+    requirements.check(to_make, choice.num_gpus)
+    for line in costs(to_make):
+        print(line, flush=True)
     if dry:
         return 0
-    if stage:
-        _check_earlier(steps, stage, progress)
-    for step in open_steps:
+    for step in to_make:
         status = _make(step)
         if status:
             print(f"the stage {step.name} ended with status {status}; the same command continues it", flush=True)
             return status
-    if all(progress_of(step, settings_of(step, _FREE)) is Progress.FINISHED for step in steps):
+    if all(progress_of(step) is Progress.FINISHED for step in steps):
         for comparison in finish(experiment, choice, steps):
             print(comparison.verdict)
-        print(f"page: {folder_of(experiment, choice) / 'reproduction.html'}", flush=True)
+        print(f"page: {folder_of(experiment, choice) / PAGE}", flush=True)
     return 0
-
-
-def describe(experiment: Experiment, steps: Sequence[Step], progress: dict[str, Progress], choice: Choice) -> str:
-    """The stages with their commands and how far they are."""
-    lines = [f"{experiment.name}, to {folder_of(experiment, choice)}"]
-    for number, step in enumerate(steps, start=1):
-        lines += [f"{number}. {step.name}: {progress[step.name].value}", f"   {step.line}"]
-    return "\n".join(lines)
 
 
 def _chosen(steps: Sequence[Step], stage: str) -> list[Step]:
@@ -76,36 +67,32 @@ def _chosen(steps: Sequence[Step], stage: str) -> list[Step]:
     return chosen
 
 
-def _check_earlier(steps: Sequence[Step], stage: str, progress: dict[str, Progress]) -> None:
+def _check_earlier(steps: Sequence[Step], stage: str) -> None:
     names = [step.name for step in steps]
-    earlier = [name for name in names[: names.index(stage)] if progress[name] is not Progress.FINISHED]
-    if earlier:
-        raise ConfigError(f"the stage {stage} comes after {', '.join(earlier)}, of which no product is there yet")
+    missing = [step.name for step in steps[: names.index(stage)] if progress_of(step) is not Progress.FINISHED]
+    if missing:
+        raise ConfigError(f"the stage {stage} comes after {', '.join(missing)}, which must be finished first")
 
 
 def _make(step: Step) -> int:
-    """Runs the command of a stage unless another process has done so meanwhile."""
-    settings = settings_of(step, _FREE)
+    """Runs the command of a stage unless another process has done so meanwhile. Returns its exit status."""
     with locked(step):
-        if progress_of(step, settings) is Progress.FINISHED:
+        if progress_of(step) is Progress.FINISHED:
             return 0
-        note = read_note(step) or Note(settings)
+        note = read_note(step) or Note(settings_of(step))
         note.commands = list(dict.fromkeys([*note.commands, step.line]))
         write_note(step, note)
         print(f"\n== {step.name}\n{step.line}", flush=True)
         begin = time.monotonic()
         try:
             status = run_dearli(step.command)
+            note.finished = status == 0 and step.product.exists()
         finally:
             note.seconds += time.monotonic() - begin
             write_note(step, note)
-        if status:
-            return status
-        if not step.product.exists():
+        if status == 0 and not note.finished:
             raise ConfigError(f"the stage {step.name} has ended without {step.product}: {step.line}")
-        note.finished = True
-        write_note(step, note)
-    return 0
+    return status
 
 
 def finish(experiment: Experiment, choice: Choice, steps: Sequence[Step]) -> list[Comparison]:
@@ -135,13 +122,13 @@ def finish(experiment: Experiment, choice: Choice, steps: Sequence[Step]) -> lis
         "commit": _commit(),
     }
     write_json(folder / RESULT, record, indent=2)
-    write_page(folder / "reproduction.html", experiment, comparisons, record)
+    write_page(folder / PAGE, experiment, comparisons, record)
     return comparisons
 
 
 def _own_settings(choice: Choice) -> list[str]:
     """Keys that the user has overridden and that results depend on."""
-    return [key for key in choice.overrides[::2] if key not in _FREE]
+    return [key for key in choice.overrides[::2] if key not in FREE]
 
 
 def _stage_record(step: Step) -> dict[str, Any]:

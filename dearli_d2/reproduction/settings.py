@@ -83,8 +83,11 @@ def weights_of(settings: Mapping[str, Any]) -> list[str]:
     found = []
     for section in ("MODEL.BACKBONE", "MODEL.SENIOR.BACKBONE"):
         name, arch, weights = (settings.get(f"{section}.{key}", "") for key in ("NAME", "ARCH", "WEIGHTS"))
-        found.append(f"timm/{arch}" if name == "TimmBackbone" else f"open_clip/{arch}/{weights}")
-    return [name for name in found if name in published()]
+        if name == "TimmBackbone" and weights:  # without a tag it is timm's first
+            found += [known for known in published() if f"{known}.".startswith(f"timm/{arch}.")][:1]
+        elif weights:
+            found.append(f"open_clip/{arch}/{weights}")
+    return [name for name in dict.fromkeys(found) if name in published()]
 
 
 def missing_weights(name: str) -> str:

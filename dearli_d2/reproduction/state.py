@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
+from ..engine.resume import FREE
 from ..engine.run_folder import FolderLock
 from ..errors import ConfigError, WeightsError
 from ..files import parse_json, write_json
@@ -44,16 +45,12 @@ class Note:
     finished: bool = False
 
 
-def settings_of(step: Step, free: frozenset[str]) -> dict[str, Any]:
-    """Settings that the product of a stage depends on: its command or its config with the overrides, without folders.
-
-    Args:
-        free: keys that no result depends on.
-    """
+def settings_of(step: Step) -> dict[str, Any]:
+    """Settings that the product of a stage depends on: its command, or its config with the overrides; no folder is among them."""
     if not step.config:
         command = [word for word in step.command if word not in (str(step.folder), *step.files.values())]
         return {"command": command}
-    pairs = {key: value for key, value in step.pairs.items() if key not in free and key not in step.given}
+    pairs = {key: value for key, value in step.pairs.items() if key not in FREE and key not in step.given}
     return {"command": step.command[0], "config": step.config, "overrides": pairs}
 
 
@@ -73,7 +70,7 @@ def write_note(step: Step, note: Note) -> None:
     write_json(step.folder / _NOTE, asdict(note), indent=2)
 
 
-def progress_of(step: Step, settings: dict[str, Any]) -> Progress:
+def progress_of(step: Step) -> Progress:
     """Looks how far a stage is.
 
     Raises:
@@ -84,7 +81,7 @@ def progress_of(step: Step, settings: dict[str, Any]) -> Progress:
         if step.folder.is_dir() and any(path.name != _LOCK for path in step.folder.iterdir()):
             raise ConfigError(f"{step.folder} holds files that no `dearli reproduce` has made; choose another --out")
         return Progress.TO_DO
-    if differences := _differences(note.settings, settings):
+    if differences := _differences(note.settings, settings_of(step)):
         raise ConfigError(
             f"{step.folder} holds the stage {step.name} made in another way: {'; '.join(differences)}. Use the same overrides, "
             "or choose another --out"
