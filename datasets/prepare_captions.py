@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,7 @@ from dearli_d2.data.captions import caption_file, read_captions, relative_name
 from dearli_d2.data.catalog import class_areas, dataset_dicts, source_of, split_name, taxonomy_of
 from dearli_d2.data.mappers import read_image
 from dearli_d2.data.preparation import listed
+from dearli_d2.download import is_hub_name, only_cache_if_offline
 from dearli_d2.errors import ConfigError, DatasetError, first_few
 from dearli_d2.files import write_atomically
 
@@ -41,7 +43,7 @@ def load_captioner(path: str, max_tokens: int) -> Captioner:
     """A `transformers` image-to-text model, on the GPU where there is one.
 
     Raises:
-        ConfigError: no `transformers`, or no such model.
+        ConfigError: no `transformers`, or no such model. WeightsError: it is not here, and the hub does not answer.
     """
     try:
         from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -49,8 +51,9 @@ def load_captioner(path: str, max_tokens: int) -> Captioner:
         raise ConfigError("captions need the package transformers: pip install transformers") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        processor = AutoProcessor.from_pretrained(path)
-        model = AutoModelForImageTextToText.from_pretrained(path).to(device).eval()
+        with only_cache_if_offline(path) if is_hub_name(path) else nullcontext():
+            processor = AutoProcessor.from_pretrained(path)
+            model = AutoModelForImageTextToText.from_pretrained(path).to(device).eval()
     except (OSError, ValueError) as error:
         raise ConfigError(f"--model {path} cannot be loaded as an image-to-text model: {error}") from error
 

@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import os
 import queue
+import re
 import ssl
 import threading
 import urllib.error
@@ -48,6 +49,11 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def hub_url(repository: str, file: str) -> str:
     """Link of a file on the Hugging Face hub, or on $HF_ENDPOINT."""
     return f"{constants.ENDPOINT}/{repository}/resolve/main/{file}"
+
+
+def is_hub_name(name: str) -> bool:
+    """True for a name such as `owner/model` that is no folder of this machine."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 
 def why_unreachable(url: str) -> str:

@@ -22,6 +22,7 @@ from .prepare import prepare
 from .pseudo_label import pseudo_label
 from .reproduce import reproduce
 from .train import evaluate, train
+from .weights import weights
 
 
 @click.group(cls=Group)
@@ -51,6 +52,7 @@ for _command in (
     masks,
     prepare,
     data,
+    weights,
     checkpoint,
     keys,
     demo,
