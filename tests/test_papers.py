@@ -25,7 +25,11 @@ ALL = experiments()
 RUNS = {name: e for name, e in ALL.items() if e.training.row.config}
 STAGES = {f"{e.paper.name}-{s.folder}": s for e in ALL.values() if not e.row.missing for s in e.stages}
 COMMANDS = {name: stage.command for name, stage in STAGES.items() if stage.command}
-COMMANDS |= {name: e.row.command for name, e in ALL.items() if e.row.command}
+COMMANDS |= {
+    name: f"{e.row.command} --config-file configs/{e.row.config} --out {{out}}"
+    for name, e in ALL.items()
+    if e.row.command
+}
 WITHOUT_OVERRIDES = [row for paper in papers().values() for row in paper.rows.values() if row.config and not row.set]
 
 
@@ -155,7 +159,7 @@ GOOD = {
     [
         (("rows", "r", "after"), ["x"], "rows: r: after: there is no 'x'"),
         (("rows", "r", "table"), {"9": "r"}, "rows: r: table: there is no '9'"),
-        (("rows", "r", "run_of"), "r", "give one of config, command, run_of and missing"),
+        (("rows", "r", "run_of"), "r", "give one of config, run_of and missing"),
         (("rows", "r", "figures"), {"a": [1.0, 2.0]}, "1 metrics, but another number of figures in a"),
         (("rows", "r", "figures"), {18: 1.0}, "need quotes"),
         (("rows", "r", "colums"), "K", "unknown key colums"),

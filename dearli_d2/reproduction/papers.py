@@ -40,8 +40,8 @@ its table, such as a partition. Row and column together are one experiment: `dea
         metric: semantic/mIoU
         ...
       ade20k/zero_shot:
-        command: zero-shot --config-file configs/ade20k/m2f_lang_convnext_b.yaml --out {out}      in place of a config: see Row
-        columns: "-"
+        config: ade20k/m2f_lang_convnext_b.yaml
+        command: zero-shot --masks {sam_ade20k}      of `dearli`, in place of a training; see Row
         ...
       voc/unimatch:
         table: {"1": "UniMatch [74]"}
@@ -131,8 +131,8 @@ class Stage:
 class Row:
     """A row of a table; see the module for the meaning of each attribute.
 
-    A row without a training has a `command`, arguments of `dearli`. It writes `{out}/evaluation/SET/results.json`. As in a stage,
-    `{weights:NAME}` is a file of the list of weights; `{NAME}` is the folder of the stage NAME.
+    The `command` of a row without a training takes `--config-file`, `--out` and KEY VALUE too, and writes what an evaluation writes.
+    `{NAME}` is the folder of the stage NAME, `{weights:NAME}` a file of the list of weights.
     """
 
     name: str
@@ -240,7 +240,7 @@ class Experiment:
         from ..config import get_config
 
         if not self.training.row.config:
-            raise ConfigError(f"{self.name} has no config: {self.row.missing or self.row.command}")
+            raise ConfigError(f"{self.name} cannot be run: {self.row.missing}")
         path = beside_package("configs") / self.training.row.config
         return get_config(str(path), [*self.overrides(evaluation), *overrides])
 
@@ -331,8 +331,10 @@ def _row(path: Path, name: str, content: Mapping[str, Any]) -> Row:
         raise ConfigError(f"{place}: the columns {bare} need quotes; YAML reads 1_8 as the number 18")
     content["figures"] = {k: tuple(v) if isinstance(v, list) else (v,) for k, v in figures.items()}
     row = _make(Row, place, content)
-    if sum(map(bool, (row.config, row.command, row.run_of, row.missing))) != 1:
-        raise ConfigError(f"{place}: give one of config, command, run_of and missing")
+    if sum(map(bool, (row.config, row.run_of, row.missing))) != 1:
+        raise ConfigError(f"{place}: give one of config, run_of and missing")
+    if row.command and not row.config:
+        raise ConfigError(f"{place}: the command needs a config")
     if not row.figures or not row.metric:
         raise ConfigError(f"{place}: metric or figures are missing")
     wrong = [column for column, values in row.figures.items() if len(values) != len(row.metric)]

@@ -99,6 +99,8 @@ def steps_of(experiment: Experiment, choice: Choice) -> list[Step]:
     if not experiment.training.row.config:
         raise ConfigError(f"{experiment.name} cannot be run: {experiment.row.missing}")
     steps = _Steps(experiment, choice)
+    if experiment.row.command and not choice.official:
+        return [*map(steps.before, experiment.stages), steps.command()]
     if choice.official or not trains(experiment):
         return [steps.official()]
     found = [*map(steps.before, experiment.stages), steps.training()]
@@ -143,6 +145,15 @@ class _Steps:
     def evaluation(self, training: Step) -> Step:
         """An evaluation of the training with overrides of its own."""
         return self._evaluation(str(training.product), self.experiment.overrides(evaluation=True), _Files())
+
+    def command(self) -> Step:
+        """The command of a row that has no training."""
+        files, folder = _Files(), folder_of(self.experiment, self.choice) / EVALUATION
+        folders = {stage.name: str(self._folder(stage)) for stage in self.experiment.stages}
+        own = (word.format(weights=files, **folders) for word in shlex.split(self.experiment.row.command))
+        pairs = {**pairs_of(self.experiment.overrides()), **self.own}
+        words = (*own, "--config-file", f"configs/{self.config}", "--out", str(folder), *_flat(pairs))
+        return Step(EVALUATION, folder, words, folder / "evaluation", self.config, pairs, files=files.found)
 
     def official(self) -> Step:
         """The evaluation of the published checkpoint."""

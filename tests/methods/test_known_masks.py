@@ -87,3 +87,14 @@ def test_a_mask_is_classified_by_its_own_pixels(config):
 def test_a_config_without_a_text_classifier_is_refused(mini_config):
     with pytest.raises(ConfigError, match="MODEL.CLASSIFIER text"):
         evaluate(mini_config(file="m2f.yaml"))
+
+
+def test_a_row_without_a_training_is_one_command(tmp_path):
+    row = ["reproduce", "run", "miniworld/zero_shot", "--out", str(tmp_path), *ARGUMENTS]
+    assert main([*row, "--dry-run"]) == 0
+    assert main(row) == 0
+    record = json.loads((tmp_path / "miniworld" / "zero_shot" / "reproduction.json").read_text())
+    (figure,) = record["figures"]
+    assert figure["ours"] > 60
+    assert [stage["name"] for stage in record["stages"]] == ["evaluation"]
+    assert "zero-shot" in record["stages"][0]["commands"][0]
