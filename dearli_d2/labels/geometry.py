@@ -129,3 +129,13 @@ def _with_hole(outline: np.ndarray, hole: np.ndarray) -> np.ndarray:
 def box(rle: RLE) -> list[int]:
     """[x, y, width, height] in pixels of the pixels of a region."""
     return [int(v) for v in coco.toBbox(rle)]
+
+
+def joined(outlines: Sequence[np.ndarray]) -> np.ndarray:
+    """(N, 2) one outline of several, joined by lines without width, which enclose nothing."""
+    if not outlines:
+        return np.zeros((0, 2))
+    result = outlines[0]
+    for other in outlines[1:]:
+        result = _with_hole(result, other)
+    return result
