@@ -1,30 +1,22 @@
-"""What a training would do, without doing it: its data, its schedule, its model and the memory of a step."""
+"""What a training would do, without doing it: its data, its schedule, its model, and the memory and time that it needs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from .data.captions import reads_captions, with_captions
 from .data.catalog import dataset_dicts
 from .data.inspection import size_range
-from .data.taxonomy import Taxonomy, spread_colors
-from .engine.optimizer import autocast
 from .engine.teacher import has_ramp
 from .errors import DearliError
 from .masks.storage import MaskFolder
 from .methods import method_of
-from .modeling import build_model
-from .modeling.segmenter import Segmenter, input_divisor
-
-_BYTES = 4  # of an fp32 number
-_PROBES = 128, 256  # sides in pixels
+from .reproduction.cost import cost_of
 
 
 def data_rows(cfg: CfgNode) -> list[list[str]]:
@@ -148,62 +140,23 @@ def _decay(cfg: CfgNode) -> str:
 
 
 def model_rows(cfg: CfgNode) -> list[list[str]]:
-    """(what, value) of parameters and memory.
-
-    Memory is that of weights, gradients, AdamW, the teacher's own weights, and what the student's network keeps for its
-    backward pass, extrapolated from two small images: it grows linearly with the number of pixels. Losses, matching,
-    workspace and the allocator's reserve come on top.
-    """
-    images = cfg.SOLVER.IMS_PER_BATCH if cfg.DATASETS.TRAIN else 0
-    images += cfg.SSL.IMS_PER_BATCH * cfg.SSL.STRONG_VIEWS if cfg.DATASETS.UNLABELED else 0
-    images += cfg.SSL.SOURCE_IMS_PER_BATCH if cfg.DATASETS.SOURCE else 0
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg, _any_taxonomy(cfg), load_backbone=False).train()
-    parameters = list(model.parameters())
-    trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    frozen = sum(p.numel() for p in parameters if not p.requires_grad)
-    divisor = math.lcm(model.training_divisor, input_divisor(model.backbone))
-    sides = [-(-side // divisor) * divisor for side in _PROBES]
-    small, large = (_saved_bytes(cfg, model, side) for side in sides)
-    per_pixel = (large - small) / (sides[1] ** 2 - sides[0] ** 2)
-    activations = images * (small + per_pixel * (cfg.INPUT.CROP_SIZE**2 - sides[0] ** 2))
-    copies = 4 + (bool(cfg.DATASETS.UNLABELED) and model.labeler(cfg) is None)  # weight, gradient, two moments, EMA
-    fixed = _BYTES * (trainable * copies + frozen)
-    return [
-        ["trainable parameters", f"{trainable / 1e6:.2f} M"],
-        ["frozen parameters", f"{frozen / 1e6:.2f} M"],
-        ["weights, gradients, optimiser, teacher", f"{fixed / 2**30:.2f} GiB"],
-        [f"activations of {images} images", f"{activations / 2**30:.2f} GiB"],
-        ["sum", f"{(fixed + activations) / 2**30:.1f} GiB on one GPU, less on several (images are shared out)"],
+    """(what, value) of parameters, memory and time, see `cost_of`."""
+    cost = cost_of(cfg)
+    step = cost.step
+    rows = [
+        ["trainable parameters", f"{step.trainable / 1e6:.2f} M"],
+        ["frozen parameters", f"{step.frozen / 1e6:.2f} M"],
+        ["weights, gradients, optimiser, teacher", f"{step.fixed / 2**30:.2f} GiB"],
     ]
-
-
-def _saved_bytes(cfg: CfgNode, model: Segmenter, side: int) -> int:
-    """Bytes that the network keeps for the backward pass of one image, without its weights."""
-    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    saved: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast(cfg):
-        output = model.network(torch.rand(1, 3, side, side))
-    del output  # until here every noted address was in use
-    return sum(saved.values())
-
-
-def _any_taxonomy(cfg: CfgNode) -> Taxonomy | None:
-    """Classes by number: the data need not be there."""
-    if cfg.MODEL.CLASSIFIER == "none":
-        return None
-    count = cfg.MODEL.NUM_CLASSES
-    names = tuple((f"class {i}",) for i in range(count))
-    return Taxonomy(names, frozenset(), tuple(range(count)), tuple(spread_colors(count)))
+    if step.images:
+        hours = ", ".join(f"{gpu} {hours:.2g}" for gpu, hours in cost.hours.items())
+        rows += [
+            [f"memory of a step with {step.images} images", f"{cost.gpu_gib:.2f} GiB on one GPU, less on several"],
+            ["operations of a step", f"{step.operations / 1e12:.3g} T"],
+            ["hours on one GPU", hours],
+            ["these figures", cost.source],
+        ]
+    return rows
 
 
 def plan(cfg: CfgNode) -> Iterator[str]:

@@ -42,8 +42,8 @@ from .modeling import build_model
 from .modeling.segmenter import Segmenter
 from .structures import Targets
 
-SEGMENTS = 10
-"""Segments of an image, annotated or found by the teacher."""
+SEGMENTS, AGNOSTIC_SEGMENTS = 10, 30
+"""Segments of an image, annotated or found by the teacher; class-agnostic masks of an image."""
 
 _LARGE = 2**16  # numbers in a tensor; larger ones have no content
 _aten = torch.ops.aten
@@ -98,7 +98,7 @@ def rehearse(cfg: CfgNode, unlabeled: bool = True) -> Rehearsal:
         step = _Step(cfg, model)
         memory.restart()
         with operations:
-            images = step()
+            images = step() if cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE else 0
         fixed = memory.now
     return Rehearsal(
         operations.get_total_flops(),
@@ -174,10 +174,10 @@ def _view(cfg: CfgNode) -> dict[str, Any]:
 
 def _labeled(cfg: CfgNode) -> dict[str, Any]:
     side, classes = cfg.INPUT.CROP_SIZE, max(cfg.MODEL.NUM_CLASSES - len(cfg.DATASETS.UNSEEN_CLASSES), 1)
-    labels = len(cfg.DATASETS.UNSEEN_CLASSES) + torch.arange(SEGMENTS) % classes
-    targets = Targets(
-        labels, torch.zeros(SEGMENTS, side, side, dtype=torch.bool), torch.ones(side, side, dtype=torch.bool)
-    )
+    count = AGNOSTIC_SEGMENTS if cfg.MODEL.CLASSIFIER == "none" else SEGMENTS
+    labels = len(cfg.DATASETS.UNSEEN_CLASSES) + torch.arange(count) % classes
+    masks, valid = torch.zeros(count, side, side, dtype=torch.bool), torch.ones(side, side, dtype=torch.bool)
+    targets = Targets(labels, masks, valid)
     sample = {**_view(cfg), "targets": targets}
     return {**sample, **method_of(cfg).blank_sample(cfg)}
 

@@ -20,7 +20,8 @@ def plan(config_file: str, picture: Path | None, overrides: tuple[str, ...]) -> 
     """Shows what a training would do, without doing it.
 
     Three tables are printed: the data sets and weights of the config and whether they are there, the schedule with the number
-    of passes over the images, and the model with its parameters and the memory of a step. Nothing is written.
+    of passes over the images, and the model with its parameters, the memory of a step and an estimate of GPU hours. Nothing is
+    written.
 
     Examples:
 
@@ -42,6 +43,6 @@ def plan(config_file: str, picture: Path | None, overrides: tuple[str, ...]) -> 
             write_contact_sheet(picture)
     elif picture:
         raise ConfigError("--picture shows own data, so it needs DATASETS.CUSTOM.ROOT")
-    print("computing parameters and memory with two small images, up to two minutes on a CPU ...", file=sys.stderr)
+    print("going through a training step without its numbers, up to half a minute on a CPU ...", file=sys.stderr)
     for table in tables(cfg):
         print(table, end="\n\n", flush=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 
 from ..files import beside_package
+from ..rehearsal import Rehearsal, rehearse
 
 PEAKS = {"RTX 3090": 71.0, "A100": 312.0, "H100": 989.0, "H200": 989.0}
 """TFLOP/s of dense bf16 matrix products with sums in fp32, as NVIDIA's data sheets print them (H100 and H200: SXM)."""
@@ -40,6 +41,7 @@ class Cost:
     """The needs of a training on one GPU.
 
     Attributes:
+        step: the counts of a step behind it.
         gpu_gib: memory of a step, in GiB.
         seconds_per_step: by name of the GPU; of the steps with unlabelled images, where there are any.
         hours: of the whole training, by name of the GPU.
@@ -47,6 +49,7 @@ class Cost:
         source: where the figures come from, in a sentence.
     """
 
+    step: Rehearsal
     gpu_gib: float
     seconds_per_step: dict[str, float]
     hours: dict[str, float]
@@ -60,25 +63,20 @@ def cost_of(cfg: CfgNode) -> Cost:
     Args:
         cfg: the config.
     """
-    from ..rehearsal import rehearse
-
-    steps, start = cfg.SOLVER.MAX_ITER, cfg.SSL.START
-    if not (cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE):
-        nothing = dict.fromkeys(PEAKS, 0.0)
-        return Cost(0.0, nothing, nothing, 0.0, "nothing is trained")
+    steps = cfg.SOLVER.MAX_ITER
     step = rehearse(cfg)
-    before = min(start, steps) if cfg.DATASETS.UNLABELED else 0
+    before = min(cfg.SSL.START, steps) if cfg.DATASETS.UNLABELED else 0  # steps with labelled images alone
     operations = float(step.operations) * (steps - before)
     if before:
         operations += float(rehearse(cfg, unlabeled=False).operations) * before
-    rate = MEASURED_OPERATIONS / MEASURED_SECONDS
-    seconds = {gpu: step.operations / rate * PEAKS[MEASURED_GPU] / peak for gpu, peak in PEAKS.items()}
-    hours = {gpu: operations / step.operations * second / 3600 for gpu, second in seconds.items()}
+    rates = {gpu: MEASURED_OPERATIONS / MEASURED_SECONDS * peak / PEAKS[MEASURED_GPU] for gpu, peak in PEAKS.items()}
+    seconds = {gpu: step.operations / rate for gpu, rate in rates.items()}
+    hours = {gpu: operations / rate / 3600 for gpu, rate in rates.items()}
+    memory, source = step.peak / 2**30, f"estimated; one step was timed, on an {MEASURED_GPU}"
     if is_measured(cfg):
-        source = f"memory and seconds of a step on an {MEASURED_GPU} are measured, other GPUs are estimated by their peak rates"
-        return Cost(MEASURED_GIB, seconds, hours, operations, source)
-    source = f"an estimate: operations of a step, at the rate of the one step that was timed on an {MEASURED_GPU}"
-    return Cost(step.peak / 2**30, seconds, hours, operations, source)
+        memory = MEASURED_GIB
+        source = f"memory and time on an {MEASURED_GPU} were measured, other GPUs are estimated by their peak rates"
+    return Cost(step, memory, seconds, hours, operations, source)
 
 
 def is_measured(cfg: CfgNode) -> bool:

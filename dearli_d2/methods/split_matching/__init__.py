@@ -47,10 +47,12 @@ class SplitMatching(Method):
 
         options, side = RegionOptions.of(cfg), cfg.INPUT.CROP_SIZE
         whole = options.image_size, options.image_size
+        unannotated = torch.zeros(whole, dtype=torch.bool)
+        unannotated[: options.image_size // 10] = True  # where one of ten clusters lies
         return {
             "pixels": torch.zeros(side, side, dtype=torch.int32),
             "whole_image": torch.zeros(3, *whole, dtype=torch.uint8),
-            "unannotated": torch.ones(whole, dtype=torch.bool),
+            "unannotated": unannotated,
         }
 
     def add_commands(self, dearli: Group) -> None:

@@ -176,7 +176,7 @@ def cluster(dense: torch.Tensor, settings: RegionSettings) -> torch.Tensor:
 def equal_stripes(dense: torch.Tensor, settings: RegionSettings, count: int = 10) -> torch.Tensor:
     """In place of `cluster` where features have no content: as many clusters as a usual image has, of one size."""
     batch, _, height, width = dense.shape
-    return (torch.arange(height * width) * count // (height * width) + 1).view(1, height, width).repeat(batch, 1, 1)
+    return (torch.arange(height) * count // height + 1)[None, :, None].repeat(batch, 1, width)
 
 
 def window_seeds(dense: torch.Tensor, window: int) -> torch.Tensor:
