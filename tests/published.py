@@ -46,6 +46,7 @@ def random_weights(shapes: Mapping[str, list[int]]) -> dict[str, torch.Tensor]:
             if "predictor" in name and name.endswith(("out_proj.weight", "linear2.weight")):
                 noise *= 0.1
         else:
-            noise = 0.1 * noise + (1 if name.endswith(("norm.weight", "norm1.weight", "norm2.weight")) else 0)
+            factors = len(shape) == 1 and name.endswith(("weight", "gamma"))  # of norms and layer scales
+            noise = 0.1 * noise + (1 if factors else 3 if name.endswith("logit_scale") else 0)
         weights[name] = noise
     return weights

@@ -124,6 +124,9 @@ class MaskFormerOptions(Options):
     heads: int = option(8, POSITIVE_COUNT, "Attention heads.")
     feedforward_dim: int = option(2048, POSITIVE_COUNT, "Channels inside the feed-forward layers.")
     layers: int = option(9, POSITIVE_COUNT, "Number of decoder layers.")
+    mask_pooling: bool = option(
+        False, SWITCH, "Classifies a query with the mask features under its own mask too (FC-CLIP)."
+    )
     class_weight: float = option(2.0, WEIGHT, "Weight of the classification in cost and loss.")
     mask_weight: float = option(5.0, WEIGHT, "Weight of the mask cross-entropy in cost and loss.")
     dice_weight: float = option(5.0, WEIGHT, "Weight of the dice term in cost and loss.")
@@ -166,6 +169,14 @@ class Ensemble(Options):
 
     alpha: float = option(0.6, SHARE, "Weight of the learned posterior (DEARLi, Tab. 8). The rest is CLIP's.")
     at_inference: bool = option(True, SWITCH, "Ensembles the predictions.")
+    seen: str = option(
+        "",
+        PATH,
+        'Class names of the training, where others are predicted too: a list of this project ("coco_panoptic", "coco_objects", "ade20k", ...) or a file as in MODEL.TEXT.CLASS_NAMES. A class that shares no name with it is unseen. "" counts all as seen.',
+    )
+    alpha_unseen: float = option(
+        0.2, SHARE, "ALPHA of the predictions for classes that are not SEEN (FC-CLIP). Pseudo-labels take ALPHA."
+    )
     in_pseudo_labels: bool = option(True, SWITCH, "Ensembles the pseudo-labels of the teacher.")
     empty_masks: str = option(
         "uniform",

@@ -89,6 +89,10 @@ def validate(cfg: CfgNode) -> None:
             former.CLASS_WEIGHT + former.MASK_WEIGHT + former.DICE_WEIGHT > 0,
             "MODEL.MASK_FORMER: CLASS_WEIGHT, MASK_WEIGHT and DICE_WEIGHT are all 0, nothing would be learned",
         ),
+        (
+            not former.MASK_POOLING or (cfg.MODEL.CLASSIFIER != "none" and former.HIDDEN_DIM == former.MASK_DIM),
+            "MODEL.MASK_FORMER.MASK_POOLING needs a classifier, and HIDDEN_DIM equal to MASK_DIM",
+        ),
         (decoder.DIM % decoder.HEADS == 0, "MODEL.PIXEL_DECODER.DIM must be a multiple of its HEADS"),
         (
             cfg.SOLVER.WARMUP_ITERS < cfg.SOLVER.MAX_ITER,
@@ -157,6 +161,10 @@ def validate(cfg: CfgNode) -> None:
         (
             cfg.MODEL.CLASSIFIER != "text" or cfg.MODEL.BACKBONE.NAME.startswith("OpenCLIP") or cfg.MODEL.TEXT.ENCODER,
             f"MODEL.CLASSIFIER text needs an OpenCLIP backbone, not {cfg.MODEL.BACKBONE.NAME}",
+        ),
+        (
+            cfg.MODEL.CLASSIFIER == "text" or not cfg.MODEL.ENSEMBLE.SEEN,
+            "MODEL.ENSEMBLE.SEEN is for MODEL.CLASSIFIER text",
         ),
         (
             cfg.MODEL.DEVICE.startswith("cpu") or torch.cuda.is_available(),

@@ -39,6 +39,8 @@ _TABLES: dict[str, tuple[str, frozenset[int] | None]] = {
     "pascal_voc": ("pascal_voc", None),
 }
 
+CLASS_LISTS = tuple(_TABLES)
+
 
 @lru_cache
 def class_table(dataset: str) -> tuple[ClassEntry, ...]:

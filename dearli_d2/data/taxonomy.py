@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DatasetError, WeightsError, first_few
 from ..files import read_text
-from .class_names import comma_parts, find_class, plain_words
+from .class_names import CLASS_LISTS, class_table, comma_parts, find_class, plain_words
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -259,6 +259,25 @@ def spread_colors(count: int) -> list[tuple[int, int, int]]:
         red, green, blue = (int(255 * v) for v in rgb)
         colors.append((red, green, blue))
     return colors
+
+
+def names_in(source: str, key: str) -> frozenset[str]:
+    """All names of a class list, in plain words and lower case.
+
+    Args:
+        source: a list of `class_names`, or a file as `read_class_names` reads it.
+        key: of the config that holds `source`, for errors.
+
+    Raises:
+        ConfigError: there is neither, or see `read_class_names`.
+    """
+    if source in CLASS_LISTS:
+        lists = [entry.names for entry in class_table(source)]
+    elif Path(source).is_file():
+        lists = list(read_class_names(source).values())
+    else:
+        raise ConfigError(f"{key}: {source!r} is neither a file nor one of {', '.join(CLASS_LISTS)}")
+    return frozenset(plain_words(name).lower() for names in lists for name in names)
 
 
 def read_class_names(path: str | Path) -> dict[int, tuple[str, ...]]:

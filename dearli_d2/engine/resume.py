@@ -42,7 +42,8 @@ FREE = {
 }
 _LENGTH = "SOLVER.MAX_ITER"  # may change too: the learning rate then follows the new length
 _UNLABELED = ("DATASETS.UNLABELED", "SSL.", "MODEL.ENSEMBLE.")  # of no effect before unlabelled images take part
-_SCORING = ("DATASETS.TEST", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "MODEL.ENSEMBLE.AT_INFERENCE")
+_SCORING = ("DATASETS.TEST", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "MODEL.ENSEMBLE.AT_INFERENCE", "MODEL.ENSEMBLE.SEEN",
+            "MODEL.ENSEMBLE.ALPHA_UNSEEN")  # fmt: skip
 _STREAMS = ("TRAIN", "SOURCE", "UNLABELED")
 
 

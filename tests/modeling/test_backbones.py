@@ -9,9 +9,11 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.modeling import build_backbone
 from timm.models import register_model
 from timm.models.eva import Eva
 
+from dearli_d2.config import get_config
 from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.modeling.backbone.open_clip import (
     OpenCLIPConvNeXt,
@@ -21,6 +23,7 @@ from dearli_d2.modeling.backbone.open_clip import (
     build_frozen_clip,
 )
 from dearli_d2.modeling.backbone.timm import TimmBackbone
+from tests.conftest import REPO
 
 TINY_VIT = """{"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": 2, "width": 48, "head_width": 16, "patch_size": 16},
 "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}}"""
@@ -345,3 +348,32 @@ def test_local_classification_weights_fill_every_feature_parameter(tmp_path):
         assert torch.allclose(a, b, atol=1e-5)
     with pytest.raises(WeightsError, match="does not fit this backbone"):
         TimmBackbone("resnet18", str(tmp_path / "w.pth"))
+
+
+def test_a_swin_gives_four_levels_of_any_image():
+    cfg = get_config(
+        REPO / "configs/coco_panoptic/m2f_swin_t.yaml", ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.FREEZE", "True"]
+    )
+    swin = build_backbone(cfg)
+    assert not any(p.requires_grad for p in swin.parameters())
+    with torch.no_grad():
+        levels = swin(torch.randn(2, 3, 64, 96))  # its last maps are smaller than a window
+    for index, (name, shape) in enumerate(swin.output_shape().items()):
+        assert name == f"res{index + 2}"
+        assert levels[name].shape == (2, 96 * 2**index, 64 // shape.stride, 96 // shape.stride)
+        assert levels[name].mean(1).abs().max() < 1e-4  # behind a norm
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["MODEL.BACKBONE.ARCH", "swin_huge"], "there is no Swin 'swin_huge'; known: swin_tiny_patch4_window7_224"),
+        (
+            ["MODEL.BACKBONE.WEIGHTS", "swin.pth"],
+            "WEIGHTS is not read by MODEL.BACKBONE.NAME SwinBackbone: .* MODEL.WEIGHTS",
+        ),
+    ],
+)
+def test_a_swin_refuses_what_it_does_not_read(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        build_backbone(get_config(REPO / "configs/coco_panoptic/m2f_swin_t.yaml", ["MODEL.DEVICE", "cpu", *overrides]))

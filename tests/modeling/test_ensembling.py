@@ -79,3 +79,15 @@ def test_empty_mask_pools_to_zero_with_finite_gradient(dtype):
     assert pooled[0, 0].abs().max() == 0
     assert torch.allclose(pooled[0, 1].float(), features[0, :, 0, 0].float())
     assert torch.isfinite(features.grad).all()
+
+
+def test_weights_of_seen_and_unseen_classes_are_fc_clips_formula():
+    """FC-CLIP, eq. 7, whose exponents are those of CLIP: alpha of seen and beta of unseen classes, among the objects."""
+    learned, clip = logits()
+    seen, alpha, beta = torch.tensor([1, 0, 1, 1, 0, 0]).double(), 0.4, 0.8
+    p_in, p_out = learned.double()[..., :-1].softmax(-1), clip.double().softmax(-1)
+    mixed = (p_in ** (1 - alpha) * p_out**alpha).log() * seen + (p_in ** (1 - beta) * p_out**beta).log() * (1 - seen)
+    void = learned.double().softmax(-1)[..., -1:]
+    expected = torch.cat([mixed.softmax(-1) * (1 - void), void], -1)
+    weights = torch.where(seen > 0, 1 - alpha, 1 - beta).float()
+    assert torch.allclose(geometric_ensemble(learned, clip, weights).exp().double(), expected, atol=1e-6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import build_backbone
 from torch import nn
 
-from ...data.taxonomy import Taxonomy
+from ...data.taxonomy import Taxonomy, names_in
 from ...errors import ConfigError
 from ...modeling.clip.ensembling import geometric_ensemble, mask_pool
 from ...modeling.clip.text import Vocabulary, build_vocabulary, cosine_similarity, read_templates
@@ -25,6 +25,9 @@ class DEARLi(MaskFormerSegmenter):
     Args:
         templates: prompt templates of the text embeddings.
         ensemble_alpha: weight of the learned posterior at inference (eq. 6); 1 switches the ensemble off.
+        seen: class names of the training, in lower case; classes without one of them have `alpha_unseen` in place of
+            `ensemble_alpha` (FC-CLIP). Empty = all classes are seen.
+        alpha_unseen: see `seen`.
         uniform_if_empty: see `zero_shot_logits`.
         core: see `MaskFormerSegmenter`; the backbone also gives `clip_vis_dense`, `embed_pooled`, `logit_scale` and
             `clip_model`.
@@ -36,12 +39,15 @@ class DEARLi(MaskFormerSegmenter):
         *,
         templates: Sequence[str],
         ensemble_alpha: float = 1.0,
+        seen: Collection[str] = (),
+        alpha_unseen: float = 1.0,
         uniform_if_empty: bool = True,
         **core: Any,
     ) -> None:
         super().__init__(**core)
         self.templates = templates
         self.ensemble_alpha, self.uniform_if_empty = ensemble_alpha, uniform_if_empty
+        self.seen, self.alpha_unseen = frozenset(seen), alpha_unseen
         self._vocabulary: Vocabulary | None = None
         self.void_embedding = nn.Embedding(1, self.backbone.embedding_dim)
         nn.init.normal_(self.void_embedding.weight)
@@ -62,6 +68,8 @@ class DEARLi(MaskFormerSegmenter):
             ),
             "templates": read_templates(cfg.MODEL.TEXT.TEMPLATES),
             "ensemble_alpha": ensemble.ALPHA if ensemble.AT_INFERENCE else 1.0,
+            "seen": names_in(ensemble.SEEN, "MODEL.ENSEMBLE.SEEN") if ensemble.SEEN else (),
+            "alpha_unseen": ensemble.ALPHA_UNSEEN if ensemble.AT_INFERENCE else 1.0,
             "uniform_if_empty": ensemble.EMPTY_MASKS == "uniform",
         }
 
@@ -93,6 +101,14 @@ class DEARLi(MaskFormerSegmenter):
         void = cosine_similarity(class_outputs, self.void_embedding.weight)
         return scale * torch.cat([self.vocabulary.cosine(class_outputs), void], -1)
 
+    def inference_alpha(self) -> float | torch.Tensor:
+        """Weight of the learned posterior at inference; (K,) where seen and unseen classes have different ones."""
+        if not self.seen or self.alpha_unseen == self.ensemble_alpha:
+            return self.ensemble_alpha
+        names = self.known_taxonomy().text_names
+        seen = [any(name.lower() in self.seen for name in synonyms) for synonyms in names]
+        return torch.where(torch.tensor(seen, device=self.device), self.ensemble_alpha, self.alpha_unseen)
+
     def zero_shot_logits(self, features: dict[str, torch.Tensor], mask_logits: torch.Tensor) -> torch.Tensor:
         """CLIP's classification of its own features, pooled under the masks (eq. 4 and 5).
 
@@ -113,20 +129,22 @@ class DEARLi(MaskFormerSegmenter):
         empty = (pooled == 0).all(-1, keepdim=True)
         return torch.where(empty, torch.zeros_like(logits), logits)
 
-    def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict(
+        self, images: torch.Tensor, alpha: float | torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Final predictions for normalised (B, 3, H, W) images.
 
         Args:
-            alpha: weight of the learned posterior; None = `ensemble_alpha`.
+            alpha: weight of the learned posterior; None = `inference_alpha`.
 
         Returns:
             (B, Q, K + 1) class logits, or log-probabilities where the ensemble is on; (B, Q, H/4, W/4) mask logits.
         """
-        alpha = self.ensemble_alpha if alpha is None else alpha
+        alpha = self.inference_alpha() if alpha is None else alpha
         features = self.backbone(images)
         output = self.sem_seg_head(features)
         class_logits, mask_logits = self.class_logits(output.class_outputs[-1]), output.mask_logits()
-        if alpha < 1:
+        if isinstance(alpha, torch.Tensor) or alpha < 1:
             class_logits = geometric_ensemble(class_logits, self.zero_shot_logits(features, mask_logits), alpha)
         return class_logits, mask_logits
 

@@ -43,15 +43,18 @@ def clip_head(visual: ClipModel, pooled: torch.Tensor) -> torch.Tensor:
         return F.normalize(embedded, dim=-1).unflatten(0, pooled.shape[:2])
 
 
-def geometric_ensemble(class_logits: torch.Tensor, clip_logits: torch.Tensor, alpha: float) -> torch.Tensor:
+def geometric_ensemble(
+    class_logits: torch.Tensor, clip_logits: torch.Tensor, alpha: float | torch.Tensor
+) -> torch.Tensor:
     """Geometric mean of the learned and the zero-shot posterior (eq. 6); the void probability stays the learned one.
 
-    P(c) = (1 - P_MT(void)) * normalise_c(P_MT(c)^alpha * P_CLIP(c)^(1 - alpha)).
+    P(c) = (1 - P_MT(void)) * normalise_c(P_MT(c | not void)^alpha * P_CLIP(c)^(1 - alpha)).
 
     Args:
         class_logits: (B, Q, K + 1), last = no object.
         clip_logits: (B, Q, K), already multiplied by CLIP's logit scale.
-        alpha: weight of the learned posterior, 1 = learned only, 0 = zero-shot only.
+        alpha: weight of the learned posterior, 1 = learned only, 0 = zero-shot only; (K,) where it differs between classes
+            (FC-CLIP, eq. 7).
 
     Returns:
         (B, Q, K + 1) log-probabilities in fp32.
@@ -59,7 +62,9 @@ def geometric_ensemble(class_logits: torch.Tensor, clip_logits: torch.Tensor, al
     # logits are scaled by up to 100: half precision has too few digits for their softmax
     log_learned = class_logits.float().log_softmax(-1)
     log_clip = clip_logits.float().log_softmax(-1)
-    log_mix = (alpha * log_learned[..., :-1] + (1 - alpha) * log_clip).log_softmax(-1)
+    # among the objects: with weights that differ, a constant of the query would not drop out
+    log_known = class_logits[..., :-1].float().log_softmax(-1)
+    log_mix = (alpha * log_known + (1 - alpha) * log_clip).log_softmax(-1)
     log_void = log_learned[..., -1:]
     # log(1 - P(void)) as the log-sum of the others keeps its digits when P(void) is near 1
     log_object = log_learned[..., :-1].logsumexp(-1, keepdim=True)

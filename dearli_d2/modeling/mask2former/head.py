@@ -71,5 +71,6 @@ def build_head(
             feedforward_dim=former.FEEDFORWARD_DIM,
             layers=former.LAYERS,
             logit_scale=embedding_dim is not None,
+            mask_pooling=former.MASK_POOLING,
         ),
     )

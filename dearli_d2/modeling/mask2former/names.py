@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import torch
 
 _CONSTANT = re.compile(r"(^|\.)criterion\w*\.empty_weight$")  # follows from the config
-# of the first files: the pixel decoder's names without its own, and the queries
+# of Mask2Former's first files: the pixel decoder's names without its own, and the queries; of FC-CLIP's
 _RENAMED = (
     (re.compile(r"^sem_seg_head\.(?!pixel_decoder\.|predictor\.)"), "sem_seg_head.pixel_decoder."),
     (re.compile(r"\bpredictor\.static_query\."), "predictor.query_feat."),
+    (re.compile(r"\bpredictor\._mask_pooling_proj\."), "predictor.mask_pooling_proj."),
 )
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..clip.ensembling import mask_pool
 from .pixel_decoder import PixelFeatures
 from .position import sine_position
 
@@ -165,6 +166,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         class_head: maps (..., C) to class logits or to embeddings in the text space; it is named `class_embed`, as
             published. None in a class-agnostic decoder.
         logit_scale: True adds the learnable scale of a cosine classifier, ln(1 / 0.07) at the start.
+        mask_pooling: True classifies a query with the mask features under its own mask too (FC-CLIP, Sec. 3.3); `dim` and
+            `mask_dim` are the same then.
     """
 
     def __init__(
@@ -179,6 +182,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         layers: int = 9,
         levels: int = 3,
         logit_scale: bool = False,
+        mask_pooling: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.num_levels = dim, levels
@@ -200,6 +204,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.mask_embed = MLP(dim, dim, mask_dim, 3)
         if logit_scale:
             self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.mask_pooling_proj = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) if mask_pooling else None
 
     def forward(self, pixels: PixelFeatures, given: GivenQueries | None = None) -> DecoderOutput:
         """See `DecoderOutput`; `given` queries come first."""
@@ -225,8 +230,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
         def predict() -> None:
             normed = self.decoder_norm(queries)
-            class_outputs.append(normed[..., :0] if self.class_embed is None else self.class_embed(normed))
             mask_embeddings.append(self.mask_embed(normed))
+            class_outputs.append(self._class_output(normed, mask_embeddings[-1], pixels.mask_features))
 
         predict()
         layers = zip(
@@ -242,6 +247,19 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             queries = ffn(self_attention(queries, position, may_attend))
             predict()
         return DecoderOutput(torch.stack(class_outputs), torch.stack(mask_embeddings), pixels.mask_features, absent)
+
+    def _class_output(
+        self, queries: torch.Tensor, mask_embeddings: torch.Tensor, mask_features: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, Q, ...) output of the class head for normed queries; see `DecoderOutput`."""
+        if self.class_embed is None:
+            return queries[..., :0]
+        if self.mask_pooling_proj is not None:
+            with torch.no_grad():  # the masks are binary
+                mask_logits = torch.einsum("bqc,bchw->bqhw", mask_embeddings, mask_features)
+            queries = queries + self.mask_pooling_proj(mask_pool(mask_features, mask_logits))
+        output: torch.Tensor = self.class_embed(queries)
+        return output
 
 
 def _may_attend(given: GivenQueries, learned: int) -> torch.Tensor:
