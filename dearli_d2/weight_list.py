@@ -191,7 +191,7 @@ def _of_timm(rest: str) -> PublishedWeights | None:
 def needed_by(cfg: CfgNode) -> list[PublishedWeights]:
     """The published weights that a config starts from: its backbones, its text encoder, and SAM where it takes masks.
 
-    Checkpoints of earlier stages (MODEL.WEIGHTS) are not among them, unless they are a name of the list.
+    MODEL.WEIGHTS, a file of an earlier stage or of others, is not among them.
     """
     from .methods import method_of
 
@@ -201,8 +201,6 @@ def needed_by(cfg: CfgNode) -> list[PublishedWeights]:
         names.append(f"open_clip/{text.ENCODER}/{text.WEIGHTS}")
     if cfg.DATASETS.MASKS and not all(name.startswith(_OTHER_MASKS) for name in cfg.DATASETS.TRAIN):
         names.append("sam/vit_h")
-    if cfg.MODEL.WEIGHTS in published():
-        names.append(cfg.MODEL.WEIGHTS)
     return [find(name) for name in dict.fromkeys(names)]
 
 

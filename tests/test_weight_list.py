@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 
 import open_clip
 import pytest
@@ -12,7 +13,7 @@ from dearli_d2.config import get_config
 from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.files import beside_package
 from dearli_d2.reproduction import experiments
-from dearli_d2.weight_list import _of_open_clip, _of_timm, find, needed_by, path_of, published
+from dearli_d2.weight_list import UNKNOWN, _of_open_clip, _of_timm, find, needed_by, path_of, published
 
 CONFIGS = [p for p in sorted(beside_package("configs").rglob("*.yaml")) if not p.name.startswith("Base")]
 
@@ -167,3 +168,13 @@ def test_a_wrong_entry_is_refused(tmp_path, monkeypatch, entry, message):
     monkeypatch.setattr("dearli_d2.weight_list.LIST", path)
     with pytest.raises(ConfigError, match=message):
         published.__wrapped__()
+
+
+def test_the_page_has_every_entry_with_its_licence_and_size(repo):
+    rows = [line for line in (repo / "docs" / "weights.md").read_text().splitlines() if line.startswith("| `")]
+    names = {name: row for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    for name, weights in published().items():
+        row = names.get(name) or next(text for pattern, text in names.items() if fnmatchcase(name, pattern))
+        cells = [cell.strip() for cell in row.split("|")]
+        assert (weights.licence or UNKNOWN) in cells, name
+        assert weights.size in cells or name not in names, name
