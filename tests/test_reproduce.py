@@ -20,6 +20,7 @@ from dearli_d2.engine.run_folder import FolderLock
 from dearli_d2.errors import ConfigError
 from dearli_d2.reproduction import run, show
 from dearli_d2.reproduction.cost import Cost
+from dearli_d2.reproduction.requirements import needs_of
 from dearli_d2.reproduction.result import Comparison, figure_of
 from dearli_d2.reproduction.settings import missing_data
 from dearli_d2.reproduction.stages import Choice, steps_of
@@ -263,6 +264,16 @@ def test_all_that_is_missing_is_told_at_once(monkeypatch, capsys, tmp_path):
     ):
         assert text in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["fc_clip/ade20k/convnext_l", "mask2former/coco_panoptic/swin_t"])
+def test_a_published_checkpoint_needs_no_weights_beside_it(name, monkeypatch, tmp_path):
+    """It holds the backbone and the text encoder; lists of class names are files of their own."""
+    monkeypatch.setattr(papers, "FOLDER", Path(papers.__file__).parents[1] / "assets" / "papers")
+    experiment = papers.find(name)
+    needs = needs_of(steps_of(experiment, Choice(tmp_path, official=True)))
+    weights = {need.name for need in needs if need.role == "weights"}
+    assert {n for n in weights if "/class_names/" not in n} == {experiment.checkpoint}
 
 
 def test_a_dry_run_prints_commands_and_cost_and_writes_nothing(monkeypatch, capsys, tmp_path):

@@ -86,9 +86,8 @@ def _of_step(step: Step, num_gpus: int) -> list[Need]:
             continue
         there = not state.startswith(_MISSING)
         needs.append(Need(role, name, state.removeprefix(_MISSING).removeprefix(": ") or "no such file", there))
-    # a checkpoint holds the backbone, but not CLIP's text encoder
-    names = [weights for weights in needed_by(used) if step.trains or weights.name.startswith("open_clip/")]
-    return needs + [_weights(weights) for weights in names]
+    # a checkpoint holds all that an evaluation reads, CLIP's text encoder too
+    return needs + [_weights(weights) for weights in (needed_by(used) if step.trains else [])]
 
 
 def _without(cfg: CfgNode, step: Step) -> CfgNode:
