@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 from dearli_d2.config.schema import sections
+from dearli_d2.data.builtin import BUILT_IN
+from dearli_d2.reproduction import find, papers
+from dearli_d2.reproduction.settings import data_of, list_of, settings_of, weights_of
 from tests.conftest import REPO
 
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -122,3 +125,45 @@ def test_nothing_of_the_site_comes_from_elsewhere():
     assert SITE["strict"] is True
     assert SITE["theme"]["font"] is False
     assert not [path for path in SITE.get("extra_css", []) + SITE.get("extra_javascript", []) if "//" in str(path)]
+
+
+# ---------------------------------------------------------------------------------------------- the headline rows
+
+
+HEADLINES = re.findall(
+    r"^\| \| `(.+)` \|\n\|---\|---\|\n((?:\| .*\n)+)", (REPO / "docs/reproduce.md").read_text(), re.MULTILINE
+)
+
+
+def facts(name: str) -> dict[str, str]:
+    """Facts of a row as the page has them, from the tables of the papers."""
+    row = find(name)
+    settings = settings_of(row.training.row.config, row.overrides())
+    names = {view: BUILT_IN[view.partition("@")[0]]() for view in data_of(settings)}
+    lists = [list_of(source, view.partition("@")[2].partition(":")[0], view) for view, source in names.items()]
+    commands = dict.fromkeys(source.hint.removeprefix("run ") for source in names.values())
+    commands |= {"dearli prepare partitions FOLDER": None} if any(lists) else {}
+    of_stages = re.findall(r"{weights:(.+?)}", " ".join(stage.command for stage in row.stages))
+    return {
+        "expected": ", ".join(f"{m} {v:g}" for m, v in row.figures.items()) + f"; a run may differ by {row.spread:g}",
+        "config": f"`configs/{row.training.row.config}`",
+        "stages": ", ".join([*(stage.name for stage in row.stages), "training"]),
+        "data": ", ".join(f"`{command}`" for command in commands),
+        "weights": ", ".join(f"`{name}`" for name in dict.fromkeys([*of_stages, *weights_of(settings)])),
+        "hardware of the paper": row.paper.hardware,
+    }
+
+
+@pytest.mark.parametrize(("name", "table"), HEADLINES, ids=[name for name, _ in HEADLINES])
+def test_the_page_of_headline_rows_has_the_facts_of_the_tables(name, table):
+    printed = dict(re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE))
+    wanted = facts(name)
+    assert {key: printed[key] for key in wanted} == wanted
+    assert {"GPU memory", "GPU hours", "not run here"} <= printed.keys()
+
+
+def test_each_paper_that_is_trained_has_a_headline_row():
+    trained = {
+        name for name, paper in papers().items() if any(not row.checkpoint for row in paper.rows.values() if row.config)
+    }
+    assert {name.partition("/")[0] for name, _ in HEADLINES} == trained - {"miniworld", "mask2former", "fc_clip"}

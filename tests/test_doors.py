@@ -175,17 +175,18 @@ DOORS = (
     Door(r"python -m benchmarks\.sure_pixels --config-file configs/miniworld/", "runs"),
     Door(r"dearli regions --config-file configs/miniworld/", "runs", makes=("regions/pictures",)),
     # ------------------------------------------------------------------ rows of the papers
-    Door(r"dearli reproduce (list|table|show miniworld/)", "runs"),
+    Door(r"dearli reproduce ((run |show )?ROW|table PAPER TABLE)$", why="names a program"),
+    Door(r"dearli reproduce (list|table)\b", "runs"),
     Door(
         r"dearli reproduce (run )?miniworld/hvl$", "runs",
         makes=("output/reproduce/miniworld/hvl/reproduction.json", "output/reproduce/miniworld/hvl/reproduction.html"),
     ),
-    Door(r"dearli reproduce show dearli/", "runs", why=NO_CLIP),
-    Door(r"dearli reproduce (run )?ROW$", why="names a program"),
+    Door(r"dearli reproduce show dearli/ade20k/1_128$", "runs"),
     Door(
-        r"dearli reproduce (run )?dearli/", "runs", why="data and weights are downloads",
-        refused=r"things are missing|there is no file",
+        r"dearli reproduce (run )?dearli/ade20k/1_128\b", "runs", why="data and weights are downloads",
+        refused=r"\d things are missing:",
     ),
+    Door(r"dearli reproduce ", why=SAME),
     # ------------------------------------------------------------------ own data
     Door(r"dearli data example ", "own", after=few_images, makes=("mine/classes.txt",)),
     Door(r"cat mine/classes\.txt$", "own"),

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -376,6 +377,7 @@ def wait_for(condition, seconds: float = 120.0) -> None:
 
 def test_a_killed_row_goes_on_where_it_was_and_ends_with_the_same_figures(done, paper, tmp_path):
     whole, _ = done
+    shutil.copytree(whole / "stages", tmp_path / "stages")  # finished; the folders may have moved
     words = ["reproduce", ROW, "--out", str(tmp_path)]
     first = runner(paper, *words)
     wait_for(lambda: (tmp_path / ROW / "training/last_checkpoint").is_file() or first.poll() is not None)
@@ -466,12 +468,18 @@ def test_show_has_all_on_one_screen(capsys, tmp_path):
 
 def test_missing_data_and_lists_are_named_without_reading_them(monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    assert missing_data("ade20k_panoptic_train@1_128") == "run dearli prepare ade20k"
+    path = tmp_path / "partitions/ade20k/1_128/labeled.txt"
+    partitions = f"dearli prepare partitions FOLDER ({path})"
+    assert missing_data("ade20k_panoptic_train@1_128") == ["dearli prepare ade20k", partitions]
     file = tmp_path / "ADEChallengeData2016/ade20k_panoptic_train.json"
     file.parent.mkdir()
     file.write_text("{}")
-    assert "1_128/labeled.txt" in missing_data("ade20k_panoptic_train@1_128:unlabeled")
-    assert missing_data("ade20k_panoptic_train@n100~2") == missing_data("miniworld_train@0.1") == ""
+    assert missing_data("ade20k_panoptic_train@1_128:unlabeled") == [partitions]
+    path.parent.mkdir(parents=True)
+    path.write_text("a")
+    for name in ("ade20k_panoptic_train@1_128", "ade20k_panoptic_train@n100~2", "miniworld_train@0.1"):
+        assert missing_data(name) == []
+    assert missing_data("ade20k_panoptic_trian") == ["there is no data set ade20k_panoptic_trian"]
 
 
 @pytest.mark.parametrize(

@@ -75,14 +75,14 @@ def state_of(experiments: list[Experiment]) -> str:
     weights: dict[str, None] = {}
     for experiment in experiments:
         settings = settings_of(experiment.training.row.config, experiment.overrides())
-        data |= dict.fromkeys(filter(None, map(_missing_data, data_of(settings))))
+        data |= dict.fromkeys(re.sub(r" FOLDER .*", "", hint) for d in data_of(settings) for hint in _missing_data(d))
         names = [
             *weights_of(settings),
             *(n for s in experiment.stages for n in re.findall(r"{weights:(.+?)}", s.command)),
         ]
         weights |= dict.fromkeys(filter(None, map(_missing_weights, names)))
-    files = [f"{len(weights)} files of weights"] if len(weights) > 1 else [f"weights {name}" for name in weights]
-    return ", ".join([*(hint.removeprefix("run ") for hint in data), *files]) or "ready"
+    files = [f"{len(weights)} file{'s' * (len(weights) > 1)} of weights"] if weights else []
+    return ", ".join([*data, *files]) or "ready"
 
 
 _missing_data, _missing_weights = lru_cache(maxsize=None)(missing_data), lru_cache(maxsize=None)(missing_weights)

@@ -12,6 +12,7 @@ from ..errors import DearliError, RequirementsError
 from ..plan import data_rows
 from ..runs import Processes
 from ..weight_list import PublishedWeights, cached, find, how_to_get, needed_by
+from .settings import missing_data
 from .stages import Step
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def _of_step(step: Step, num_gpus: int) -> list[Need]:
     except DearliError as error:
         return [*needs, Need("setting", step.name, str(error), there=False)]
     used = _without(cfg, step)
+    for name in used.DATASETS.TRAIN:  # a list that is missing beside its data set; `data_rows` names the data set alone
+        needs += [Need("list", name, hint, there=False) for hint in missing_data(name)[1:]]
     for role, name, state in data_rows(used):
         if role.startswith("sizes, ") or role.endswith(" weights"):
             continue

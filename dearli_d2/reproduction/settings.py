@@ -57,29 +57,36 @@ def data_of(settings: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name.replace(f"@{PLACEHOLDER}", f"@{part}") for name in names))
 
 
-def missing_data(name: str) -> str:
-    """Advice on a data set or view whose files are missing, "" for one that is there. Only the names of files are looked at."""
+def missing_data(name: str) -> list[str]:
+    """Advice on the files of a data set or view that are missing, without reading any.
+
+    Returns:
+        The command that makes the data set, and the list of labelled images with the command that copies it.
+    """
     base, _, view = name.partition("@")
-    part = view.partition(":")[0]
     if base.startswith(_GENERATED):
-        return ""
+        return []
     if base not in BUILT_IN:
-        return f"there is no data set {base}"
+        return [f"there is no data set {base}"]
     source = BUILT_IN[base]()
     if isinstance(source, ImageFolder):
-        return "" if source.image_root.is_dir() else source.hint
-    return _missing_list(source, part, name) if source.panoptic_json.is_file() else source.hint
+        return [] if source.image_root.is_dir() else [source.hint]
+    path = list_of(source, view.partition(":")[0], name)
+    missing = [] if source.panoptic_json.is_file() else [source.hint.removeprefix("run ")]
+    return missing if path is None or path.is_file() else [*missing, f"dearli prepare partitions FOLDER ({path})"]
 
 
-def _missing_list(source: PanopticSource, part: str, name: str) -> str:
+def list_of(source: PanopticSource, part: str, name: str) -> Path | None:
+    """The list of labelled images of a part; None where it has none."""
     if part in ("", WHOLE, NONE) or drawn(part, float("inf"), name) is not None:
-        return ""
-    path = source.partition_root / part / "labeled.txt" if source.partition_root else Path(part)
-    return "" if path.is_file() or Path(part).is_file() else f"put the list of labelled images to {path}"
+        return None
+    if source.partition_root is None or part.endswith(".txt"):
+        return Path(part)
+    return source.partition_root / part / "labeled.txt"
 
 
 def weights_of(settings: Mapping[str, Any]) -> list[str]:
-    """Names in the list of weights that the backbones of a config start from; those that the list does not have are left out."""
+    """Names in the list of weights of a config's backbones and text encoder; those that the list does not have are left out."""
     found = []
     for section in ("MODEL.BACKBONE", "MODEL.SENIOR.BACKBONE"):
         name, arch, weights = (settings.get(f"{section}.{key}", "") for key in ("NAME", "ARCH", "WEIGHTS"))
@@ -87,6 +94,7 @@ def weights_of(settings: Mapping[str, Any]) -> list[str]:
             found += [known for known in published() if f"{known}.".startswith(f"timm/{arch}.")][:1]
         elif weights:
             found.append(f"open_clip/{arch}/{weights}")
+    found.append(f"open_clip/{settings.get('MODEL.TEXT.ENCODER')}/{settings.get('MODEL.TEXT.WEIGHTS')}")
     return [name for name in dict.fromkeys(found) if name in published()]
 
 
