@@ -183,7 +183,8 @@ def _of_timm(rest: str) -> PublishedWeights | None:
     what = f"timm's {name.removeprefix('timm/')}"
     licence = entry.license or ""
     if not entry.hf_hub_id:
-        return PublishedWeights(name, what, licence, url=entry.url, files=(entry.url.rpartition("/")[2],))
+        url = str(entry.url)
+        return PublishedWeights(name, what, licence, url=url, files=(url.rpartition("/")[2],))
     files = (entry.hf_hub_filename,) if entry.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
     return PublishedWeights(name, what, licence, hub=entry.hf_hub_id, files=files)
 

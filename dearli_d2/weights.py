@@ -29,7 +29,7 @@ _NUMPY_GLOBALS = {
 }
 # scores that published checkpoints hold beside their weights, such as `np.float64(86.3)`, as numpy before and after 2 names them
 _SCALAR = np.float64(0).__reduce__()[0]
-_NUMPY_SCALARS = [
+_NUMPY_SCALARS: list[Any] = [
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     np.dtype,
     *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)),
