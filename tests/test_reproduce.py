@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -20,7 +21,6 @@ from dearli_d2.cli import main
 from dearli_d2.engine.run_folder import FolderLock
 from dearli_d2.errors import ConfigError
 from dearli_d2.reproduction import run, show
-from dearli_d2.reproduction.cost import Cost
 from dearli_d2.reproduction.requirements import needs_of
 from dearli_d2.reproduction.result import Comparison, figure_of
 from dearli_d2.reproduction.settings import missing_data
@@ -29,6 +29,7 @@ from tests.conftest import REPO
 
 papers = importlib.import_module("dearli_d2.reproduction.papers")  # the package has a function of that name
 
+COST = SimpleNamespace(gpu_gib=1.5, hours={"A100": 2.0}, source="made up")  # counting operations takes seconds
 TINY = {
     "SOLVER.MAX_ITER": 4, "SOLVER.IMS_PER_BATCH": 2, "SOLVER.CHECKPOINT_PERIOD": 1, "SSL.START": 2, "SSL.IMS_PER_BATCH": 2,
     "SSL.MONITOR_PERIOD": 0, "SSL.PICTURE_PERIOD": 0, "INPUT.CROP_SIZE": 64, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
@@ -71,7 +72,7 @@ def paper(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _small_paper(paper, monkeypatch):
     monkeypatch.setattr(papers, "FOLDER", paper)
-    monkeypatch.setattr(show, "cost_of", lambda cfg: Cost(1.5, {}, {"A100": 2.0}, 0.0, "made up"))
+    monkeypatch.setattr(show, "cost_of", lambda cfg: COST)
     monkeypatch.chdir(REPO)
 
 
@@ -92,7 +93,7 @@ def done(paper, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(papers, "FOLDER", paper)
         patch.setattr(run, "run_dearli", in_process(calls))
-        patch.setattr(show, "cost_of", lambda cfg: Cost(1.5, {}, {"A100": 2.0}, 0.0, "made up"))
+        patch.setattr(show, "cost_of", lambda cfg: COST)
         assert main(["reproduce", ROW, "--out", str(out)]) == 0
     return out, calls
 
@@ -354,8 +355,8 @@ from pathlib import Path
 importlib.import_module("dearli_d2.reproduction.papers").FOLDER = Path(sys.argv[1])
 from dearli_d2.cli import main
 from dearli_d2.reproduction import show
-from dearli_d2.reproduction.cost import Cost
-show.cost_of = lambda cfg: Cost(1.5, {}, {}, 0.0, "made up")
+from types import SimpleNamespace
+show.cost_of = lambda cfg: SimpleNamespace(gpu_gib=1.5, hours={}, source="made up")
 sys.exit(main(sys.argv[2:]))
 """
 
