@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -113,3 +114,22 @@ def test_the_files_of_dinov2_itself_load(tmp_path, registers):
         tokens = torch.cat([tokens[:, :1], weights["register_tokens"], tokens[:, 1:]], 1)
     torch.testing.assert_close(vit._pos_embed(vit.patch_embed(images)), tokens)
     assert torch.equal(vit.blocks[3].attn.qkv.weight, weights["blocks.3.attn.qkv.weight"])
+
+
+def test_a_pickle_of_the_first_release_loads(mini_config, tmp_path):
+    """As Mask2Former's zoo has it: arrays of numpy under the first names, beside a note on their origin."""
+    model = build_model(mini_config(file="m2f.yaml")).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.1)
+    arrays = first_release({name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    assert not arrays.keys() <= model.state_dict().keys()
+    arrays["criterion.empty_weight"] = np.ones(17, np.float32)
+    file = tmp_path / "model_final_94dc52.pkl"
+    file.write_bytes(pickle.dumps({"model": arrays, "__author__": "third_party", "matching_heuristics": True}))
+    torch.manual_seed(7)
+    other = build_model(mini_config(file="m2f.yaml")).eval()
+    assert checkpoint.load_weights(other, file).complete
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(model.predict(images), other.predict(images), strict=True))
