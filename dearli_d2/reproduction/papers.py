@@ -58,7 +58,7 @@ from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..config.files import read_mapping
 from ..errors import ConfigError
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 Figure = float | None
+Made = TypeVar("Made")
 NO_COLUMN = "-"
 COLUMN = "{column}"
 FOLDER = Path(__file__).parents[1] / "assets" / "papers"
@@ -343,8 +344,8 @@ def _row(path: Path, name: str, content: Mapping[str, Any]) -> Row:
     return row
 
 
-def _make(kind: type[Any], place: str, content: Mapping[str, Any]) -> Any:
-    known = {f.name for f in fields(kind)}
+def _make(kind: type[Made], place: str, content: Mapping[str, Any]) -> Made:
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # a dataclass
     unknown = [key for key in content if key not in known]
     if unknown:
         raise ConfigError(f"{place}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}")
