@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from .data.taxonomy import Taxonomy, spread_colors
+from .engine.checks import check_batches
 from .engine.optimizer import autocast, build_clipping, build_optimizer
 from .engine.step import Batch
 from .engine.strong_views import build_strong_views
@@ -75,13 +76,17 @@ def rehearse(cfg: CfgNode, unlabeled: bool = True) -> Rehearsal:
     Args:
         cfg: the config; neither its data nor its weights need to be there.
         unlabeled: False leaves the unlabelled images out, as before SSL.START.
+
+    Raises:
+        ConfigError: batches that a training refuses.
     """
+    check_batches(cfg, processes=1)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
     if not unlabeled:
         cfg.DATASETS.UNLABELED = ()
-    with _without_start():
+    with without_start():
         model = build_model(cfg, made_up_taxonomy(cfg), load_backbone=False).train()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with FakeCopyMode(fake):
@@ -333,14 +338,19 @@ class _MadeUpArrays(TorchFunctionMode):
 
 
 @contextmanager
-def _without_start() -> Iterator[None]:
-    """Large tensors keep what memory holds: a model is built without the time that random weights take."""
+def without_start() -> Iterator[None]:
+    """Large tensors keep what memory holds: a model is built without the time that random weights take.
+
+    Some starts draw again until no value is out of bounds. So no value of a large tensor is.
+    """
 
     class Mode(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             target = args[0] if args else None
             if isinstance(target, torch.Tensor) and target.numel() > _LARGE and func._schema.name.endswith("_"):
                 return target
+            if isinstance(target, torch.Tensor) and target.numel() > _LARGE and func is _aten.any.default:
+                return torch.tensor(False)
             return func(*args, **(kwargs or {}))
 
     with Mode():

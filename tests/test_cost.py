@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dearli_d2.config import get_config
+from dearli_d2.errors import ConfigError
 from dearli_d2.rehearsal import rehearse
 from dearli_d2.reproduction.cost import (
     MEASURED_CONFIG,
@@ -14,7 +15,7 @@ from dearli_d2.reproduction.cost import (
     PEAKS,
     cost_of,
 )
-from tests.experiments import CONFIGS
+from tests.experiments import CONFIGS, EXPERIMENTS, name_of
 
 
 def test_hours_are_operations_at_the_measured_rate_and_both_phases_count(mini_config):
@@ -33,6 +34,20 @@ def test_hours_are_operations_at_the_measured_rate_and_both_phases_count(mini_co
 def test_a_config_that_trains_nothing_costs_nothing(mini_config):
     cost = cost_of(mini_config("DATASETS.TRAIN", "()"))
     assert (cost.operations, set(cost.hours.values()), cost.step.images) == (0, {0.0}, 0)
+
+
+def test_a_batch_that_training_refuses_has_no_cost(mini_config):
+    with pytest.raises(ConfigError, match="needs two unlabelled images"):
+        cost_of(mini_config("SSL.IMS_PER_BATCH", "1", file="ssl.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.parent.name not in ("custom", "miniworld")], ids=name_of)
+def test_every_config_has_a_cost(path):
+    cost = cost_of(get_config(path, ["MODEL.DEVICE", "cpu"]))
+    assert cost.step.trainable > 0
+    assert (cost.operations > 0) == (cost.step.images > 0)
+    assert cost.gpu_gib * 2**30 > cost.step.fixed * 0.99
 
 
 @pytest.mark.slow

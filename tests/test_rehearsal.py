@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.masks.classical import ClassicalGenerator
 from dearli_d2.masks.generate import generate
 from dearli_d2.masks.storage import MaskFolder
-from dearli_d2.rehearsal import LiveBytes, count_operations, rehearse
+from dearli_d2.rehearsal import LiveBytes, count_operations, rehearse, without_start
 from tests.experiments import CONFIGS
 
 DATA = "miniworld_val@n4"
@@ -43,6 +45,24 @@ def test_operations_of_attention_count_on_a_cpu(backward):
             out.sum().backward()
     product = 2 * 2 * 16 * 16 * 8  # 2 heads, 2 per multiply-add
     assert counter.get_total_flops() == (2 + 5 * backward) * product
+
+
+def test_weights_without_a_start_are_not_drawn_until_they_fit():
+    """What memory holds may be out of every bound."""
+
+    def stop(*_):
+        raise TimeoutError
+
+    weight = torch.full((300, 300), 1e9)
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(20)
+    try:
+        with without_start():
+            torch.nn.init.trunc_normal_(weight, std=0.02)
+            torch.nn.init.trunc_normal_(weight, std=5.0, a=-1.0, b=1.0)
+    finally:
+        signal.alarm(0)
+    assert (weight == 1e9).all()  # left as it was
 
 
 class Measured(DualStreamTrainer):
