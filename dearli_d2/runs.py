@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,13 @@ def set_up(cfg: CfgNode) -> None:
         setup_logger(os.path.join(cfg.OUTPUT_DIR, "log.txt"), distributed_rank=comm.get_rank(), name=name)
     if comm.is_main_process():
         logger.info("environment:\n%s", environment_report())
+        logger.info("command: %s", _command(sys.argv))
+
+
+def _command(argv: Sequence[str]) -> str:
+    """The command line of the process, as it can be typed."""
+    program = Path(argv[0]).name
+    return shlex.join([*(("python", "-m", "dearli_d2") if program == "__main__.py" else (program,)), *argv[1:]])
 
 
 def _forget_logs() -> None:

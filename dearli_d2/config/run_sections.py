@@ -194,4 +194,8 @@ class Test(Options):
         Text(pattern=SCORE_PATTERN, like="'' or a score such as 'panoptic/PQ' or 'semantic/mIoU'"),
         'Score that decides which checkpoint becomes `model_best.pth`. "" keeps none.',
     )
-    pictures: int = option(8, COUNT, "Pictures with predictions that an evaluation writes.")
+    pictures: int = option(
+        8,
+        COUNT,
+        "Pictures with predictions that an evaluation writes: the worse half of them of the images with the lowest scores, the other half of those with the highest.",
+    )

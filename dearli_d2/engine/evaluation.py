@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
@@ -22,7 +22,7 @@ from ..data.mappers import TestMapper, enlarge_read_out, read_image
 from ..data.taxonomy import Taxonomy, named, same_classes
 from ..errors import ConfigError
 from ..evaluation import build_evaluator
-from ..evaluation.report import scalars, tables, write_results
+from ..evaluation.report import image_scores, scalars, tables, worst_and_best, write_image_scores, write_results
 from ..files import picture_names
 from ..modeling.per_pixel.semantic import class_segments
 from ..modeling.segmenter import Segmenter
@@ -44,7 +44,9 @@ def check_test_classes(cfg: CfgNode, taxonomy: Taxonomy, source: str | Path) -> 
 
 
 def evaluate(cfg: CfgNode, model: Model, iteration: int | None = None, label: str = "") -> dict[str, float]:
-    """Evaluates on every set of DATASETS.TEST; writes `OUTPUT_DIR/evaluation/[LABEL/]SET/results.json` and pictures.
+    """Evaluates on every set of DATASETS.TEST; writes results to `OUTPUT_DIR/evaluation/[LABEL/]SET/`.
+
+    These are `results.json`, `per_image.json`, and pictures of the worst and the best images.
 
     Args:
         label: tells the results of one of several models apart.
@@ -72,7 +74,9 @@ def evaluate(cfg: CfgNode, model: Model, iteration: int | None = None, label: st
             "" if iteration is None else f", iteration {iteration}",
             tables(results),
         )
-        write_pictures(cfg, model, dicts, folder)
+        images = image_scores(results)
+        pictures = write_pictures(cfg, model, dicts, worst_and_best(images, cfg.TEST.PICTURES), folder)
+        write_image_scores(images, pictures, folder / "per_image.json")
         prefix = (f"{label}/" if label else "") + (f"{name}/" if len(cfg.DATASETS.TEST) > 1 else "")
         collected.update({prefix + key: value for key, value in scalars(results).items()})
     comm.synchronize()
@@ -153,19 +157,34 @@ def unwrap(model: Model) -> Segmenter:
 
 
 @torch.no_grad()
-def write_pictures(cfg: CfgNode, model: Model, dicts: list[dict[str, Any]], folder: Path) -> None:
-    """Draws image, predictions and ground truth side by side for TEST.PICTURES images, evenly spread.
+def write_pictures(
+    cfg: CfgNode, model: Model, dicts: list[dict[str, Any]], files: Sequence[str], folder: Path
+) -> dict[str, str]:
+    """Draws image, predictions and ground truth side by side, in place of the pictures of an earlier evaluation.
 
     Predictions are the panoptic and the semantic output, as far as the model gives them.
+
+    Args:
+        cfg: TEST.PICTURES 0 draws nothing.
+        model: in any mode, which it keeps.
+        dicts: of the data set.
+        files: the images to draw.
+        folder: `pictures/` is written there.
+
+    Returns:
+        {file of an image: its picture, relative to `folder`}.
     """
     model = unwrap(model)
     taxonomy = model.taxonomy  # None: the model knows no classes, so that there is nothing to draw
-    if taxonomy is None or not (cfg.TEST.PICTURES and (cfg.TEST.PANOPTIC_ON or cfg.TEST.SEMANTIC_ON)):
-        return
+    if taxonomy is None or not files:
+        return {}
+    shutil.rmtree(folder / "pictures", ignore_errors=True)  # they may show other images
     training, mapper = model.training, TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     model.eval()
-    chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(cfg.TEST.PICTURES, len(dicts))).astype(int)]
-    for d, name in zip(chosen, picture_names([d["file_name"] for d in chosen]), strict=True):
+    by_file = {d["file_name"]: d for d in dicts}
+    chosen = [by_file[file] for file in files]
+    written = {file: f"pictures/{name}.png" for file, name in zip(files, picture_names(files), strict=True)}
+    for d in chosen:
         with autocast(cfg, cfg.TEST.AMP):
             output = model([mapper(d)])[0]
         image, found = read_image(d["file_name"]), {}
@@ -177,5 +196,6 @@ def write_pictures(cfg: CfgNode, model: Model, dicts: list[dict[str, Any]], fold
             title: (enlarge_read_out(ids.cpu().numpy(), image.shape[:2]), segments)
             for title, (ids, segments) in found.items()
         }
-        save_comparison(folder / "pictures" / f"{name}.png", d["file_name"], image, maps, taxonomy, truth=d)
+        save_comparison(folder / written[d["file_name"]], d["file_name"], image, maps, taxonomy, truth=d)
     model.train(training)
+    return written

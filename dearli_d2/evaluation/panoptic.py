@@ -125,6 +125,7 @@ class PanopticEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         """Forgets all images."""
         self.quality = PanopticQuality(len(self.taxonomy))
+        self.images: list[tuple[str, float]] = []  # file and PQ
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Adds the "panoptic_seg" outputs of a batch."""
@@ -132,11 +133,14 @@ class PanopticEvaluator(DatasetEvaluator):
             panoptic, segments = output["panoptic_seg"]
             truth = segment_ids(read_panoptic(given["pan_seg_file_name"]))
             predicted = enlarge_read_out(panoptic.cpu().numpy(), truth.shape)
-            self.quality.add(predicted, segments, truth, given["segments_info"])
+            image = PanopticQuality(len(self.taxonomy))
+            image.add(predicted, segments, truth, given["segments_info"])
+            self.quality.merge(image)
+            self.images.append((given["file_name"], image.summary(self.taxonomy.thing_ids)["PQ"]))
 
     def evaluate(self) -> dict[str, Any] | None:
-        """{"panoptic": {"PQ", ..., "per_class": {name: {"PQ", "SQ", "RQ"}}}} on the main process."""
-        parts = comm.gather(self.quality)
+        """{"panoptic": {"PQ", ..., "per_class": {name: {"PQ", "SQ", "RQ"}}, "per_image": [(file, PQ)]}} on the main process."""
+        parts, images = comm.gather(self.quality), comm.gather(self.images)
         if not comm.is_main_process():
             return None
         total = PanopticQuality(len(self.taxonomy))
@@ -146,4 +150,5 @@ class PanopticEvaluator(DatasetEvaluator):
             name: dict(zip(("PQ", "SQ", "RQ"), map(float, row), strict=True))
             for name, row in zip(self.taxonomy.main_names, total.per_class(), strict=True)
         }
-        return {"panoptic": {**total.summary(self.taxonomy.thing_ids), "per_class": rows}}
+        scores = total.summary(self.taxonomy.thing_ids)
+        return {"panoptic": {**scores, "per_class": rows, "per_image": [entry for part in images for entry in part]}}

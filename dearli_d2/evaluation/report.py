@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from ..files import write_json
+from ..files import write_atomically
+
+_IMAGES = "per_image"
 
 
 def scalars(results: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -17,7 +21,7 @@ def scalars(results: dict[str, dict[str, Any]]) -> dict[str, float]:
         f"{task}/{name}": value
         for task, scores in results.items()
         for name, value in scores.items()
-        if name != "per_class"
+        if isinstance(value, int | float)  # the others are tables
     }
 
 
@@ -37,8 +41,49 @@ def _cell(value: float) -> str:
 
 
 def write_results(results: dict[str, dict[str, Any]], path: Path, **context: Any) -> None:
-    """Writes the results and their context as JSON; values that do not exist are null."""
-    write_json(path, _without_nan({**context, "results": results}), indent=2)
+    """Writes the results and their context as JSON; values that do not exist are null, a row of a matrix is a line.
+
+    The scores of images have a file of their own, see `write_image_scores`.
+    """
+    shown = {task: {k: v for k, v in scores.items() if k != _IMAGES} for task, scores in results.items()}
+    text = json.dumps(_without_nan({**context, "results": shown}), indent=2)
+    text = re.sub(r"\[[\d\s,]+\]", lambda row: " ".join(row[0].split()), text)
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def image_scores(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """{file: {"panoptic/PQ": 50.0, "semantic/mIoU": 60.0}} of each image; NaN where nothing is annotated nor found."""
+    images: dict[str, dict[str, float]] = {}
+    for task, scores in results.items():
+        metric = f"{task}/{next(iter(scores))}"
+        for file, score in scores.get(_IMAGES, ()):
+            images.setdefault(file, {})[metric] = score
+    return images
+
+
+def worst_and_best(images: dict[str, dict[str, float]], count: int) -> list[str]:
+    """The files of `count` images by their first score: the worse half from the bottom, the better half from the top."""
+    scored = [(next(iter(scores.values())), file) for file, scores in images.items()]
+    ranked = [file for _, file in sorted(entry for entry in scored if not math.isnan(entry[0]))]
+    if len(ranked) <= count:
+        return ranked
+    return ranked[: count - count // 2] + ranked[len(ranked) - count // 2 :]
+
+
+def write_image_scores(images: dict[str, dict[str, float]], pictures: dict[str, str], path: Path) -> None:
+    """Writes a list with the scores of each image, and with its picture where it has one.
+
+    Args:
+        images: from `image_scores`.
+        pictures: {file of an image: its picture, relative to the folder of `path`}.
+        path: file to write.
+    """
+    rows = [
+        {"image": file, **scores} | ({"picture": pictures[file]} if file in pictures else {})
+        for file, scores in images.items()
+    ]
+    text = ",\n".join(json.dumps(_without_nan(row)) for row in rows)
+    write_atomically(path, lambda temporary: temporary.write_text(f"[{text}]\n"))
 
 
 def _without_nan(value: Any) -> Any:

@@ -74,20 +74,30 @@ class SemanticEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         """Forgets all images."""
         self.matrix = np.zeros((len(self.taxonomy), len(self.taxonomy)), dtype=np.int64)
+        self.images: list[tuple[str, float]] = []  # file and mean IoU
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Adds the "sem_seg" outputs of a batch."""
         for given, output in zip(inputs, outputs, strict=True):
             truth, predicted = read_semantic(given), output["sem_seg"].argmax(0).cpu().numpy()
-            self.matrix += confusion(enlarge_read_out(predicted, truth.shape), truth, len(self.taxonomy))
+            image = confusion(enlarge_read_out(predicted, truth.shape), truth, len(self.taxonomy))
+            self.matrix += image
+            self.images.append((given["file_name"], mean_iou(image)))
 
     def evaluate(self) -> dict[str, Any] | None:
-        """{"semantic": {"mIoU", "pixel_accuracy", "per_class": {name: {"IoU"}}}} on the main process."""
-        parts = comm.gather(self.matrix)
+        """The scores of all images, on the main process.
+
+        Returns:
+            {"semantic": {"mIoU", "pixel_accuracy", "per_class": {name: {"IoU"}}, "per_image": [(file, mIoU)], "confusion": K rows of
+            K pixel counts, rows ground truth, columns prediction}}.
+        """
+        parts, images = comm.gather(self.matrix), comm.gather(self.images)
         if not comm.is_main_process():
             return None
         matrix = sum(parts)
         rows = {n: {"IoU": float(v)} for n, v in zip(self.taxonomy.main_names, class_iou(matrix), strict=True)}
         accuracy = 100 * float(np.diag(matrix).sum() / max(matrix.sum(), 1))
         zero_shot = seen_and_unseen(matrix, self.unseen) if self.unseen else {}
-        return {"semantic": {"mIoU": mean_iou(matrix), **zero_shot, "pixel_accuracy": accuracy, "per_class": rows}}
+        scores = {"mIoU": mean_iou(matrix), **zero_shot, "pixel_accuracy": accuracy, "per_class": rows}
+        per_image = [entry for part in images for entry in part]
+        return {"semantic": {**scores, "per_image": per_image, "confusion": matrix.tolist()}}

@@ -78,7 +78,7 @@ def figure_of(results: Mapping[str, Any], metric: str, source: Path) -> Figure:
     if of_class:
         scores = scores.get("per_class", {}).get(of_class[0], {})
     if name not in scores:
-        known = [f"{t}/{n}" for t, found in results.items() for n in found if n != "per_class"]
+        known = [f"{t}/{n}" for t, found in results.items() for n, v in found.items() if not isinstance(v, dict | list)]
         known += [f"{t}/{n}/CLASS" for t, found in results.items() for n in next(iter(found["per_class"].values()), {})]
         raise ConfigError(f"{source} has no {metric}; it has {', '.join(known)}")
     value = scores[name]

@@ -291,7 +291,14 @@ def test_evaluation_during_training_writes_results_pictures_and_the_best(mini_co
     assert results["iteration"] == 2
     assert set(results["results"]) == {"panoptic", "semantic"}
     assert set(results["results"]["panoptic"]["per_class"]["grass"]) == {"PQ", "SQ", "RQ"}
-    assert len(list((folder / "evaluation/miniworld_val@0.04/pictures").glob("*.png"))) == 2
+    images = json.loads((folder / "evaluation/miniworld_val@0.04/per_image.json").read_text())
+    assert all({"image", "panoptic/PQ", "semantic/mIoU"} <= set(row) for row in images)
+    pictures = {f"pictures/{p.name}" for p in (folder / "evaluation/miniworld_val@0.04/pictures").glob("*.png")}
+    assert {row["picture"] for row in images if "picture" in row} == pictures  # none is left of the first evaluation
+    scores = sorted((row["panoptic/PQ"], "picture" in row) for row in images)
+    assert len(pictures) == 2
+    assert scores[0][0] in [score for score, shown in scores if shown]
+    assert scores[-1][0] in [score for score, shown in scores if shown]
     assert (folder / "model_best.pth").is_file() == bool(metric)
     assert list(folder.glob("events.out.tfevents.*"))
     state = torch.load(folder / "model_final.pth", weights_only=True)

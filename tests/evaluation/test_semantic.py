@@ -14,7 +14,7 @@ from benchmarks import sure_pixels
 from dearli_d2.data import mappers
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
 from dearli_d2.evaluation import PanopticEvaluator, SemanticEvaluator, mean_iou
-from dearli_d2.evaluation.report import scalars, tables, write_results
+from dearli_d2.evaluation.report import image_scores, scalars, tables, worst_and_best, write_image_scores, write_results
 from dearli_d2.evaluation.semantic import class_iou, confusion, read_semantic
 
 
@@ -43,6 +43,7 @@ def test_outputs_of_large_images_are_compared_at_the_truths_size(tmp_path, monke
     )
     segments = [{"id": i, "category_id": i, "iscrowd": 0} for i in (1, 2)]
     given = {
+        "file_name": "a.jpg",
         "sem_seg_file_name": str(tmp_path / "semantic.png"),
         "pan_seg_file_name": str(tmp_path / "panoptic.png"),
         "segments_info": segments,
@@ -94,5 +95,48 @@ def test_evaluator_of_the_truth_is_perfect_and_reports_are_written(tmp_path):
     assert scalars(results) == {"semantic/mIoU": 100.0, "semantic/pixel_accuracy": 100.0}
     assert "striped red" in tables(results)
     results["semantic"]["per_class"]["grass"]["IoU"] = float("nan")
+    assert results["semantic"]["per_image"] == [(d["file_name"], 100.0) for d in dicts]
     write_results(results, tmp_path / "r.json", dataset="miniworld_val")
+    written = json.loads((tmp_path / "r.json").read_text())["results"]["semantic"]
+    matrix = np.array(written["confusion"])
+    assert matrix.sum() == sum((read_semantic(d) < 16).sum() for d in dicts)
+    assert (matrix == np.diag(np.diag(matrix))).all()
+    assert len((tmp_path / "r.json").read_text().splitlines()) < 100  # a row of the matrix is a line
+    assert "per_image" not in written
     assert json.loads((tmp_path / "r.json").read_text())["results"]["semantic"]["per_class"]["grass"]["IoU"] is None
+
+
+def image_with(score: float) -> dict[str, float]:
+    return {"panoptic/PQ": score, "semantic/mIoU": 0.0}
+
+
+def test_worst_and_best_images_are_those_of_the_first_score_and_none_is_named_twice():
+    images = {
+        "a": image_with(30),
+        "b": image_with(float("nan")),
+        "c": image_with(10),
+        "d": image_with(90),
+        "e": image_with(20),
+    }
+    assert worst_and_best(images, 3) == ["c", "e", "d"]
+    assert worst_and_best(images, 9) == ["c", "e", "a", "d"]
+    assert worst_and_best(images, 0) == worst_and_best({}, 3) == []
+
+
+def test_scores_of_images_are_those_of_the_evaluator_on_the_image_alone(tmp_path):
+    truth = np.array([[0, 0, 1, 1]], np.uint8)
+    inputs, outputs = [], []
+    for name, predicted in (("a", [0, 0, 1, 1]), ("b", [0, 1, 1, 1])):
+        Image.fromarray(truth).save(tmp_path / f"{name}.png")
+        inputs.append({"file_name": name, "sem_seg_file_name": str(tmp_path / f"{name}.png")})
+        outputs.append({"sem_seg": torch.nn.functional.one_hot(torch.tensor([predicted]), 16).permute(2, 0, 1).float()})
+    evaluator = SemanticEvaluator(taxonomy_of("miniworld_val"))
+    evaluator.process(inputs, outputs)
+    images = image_scores(evaluator.evaluate())
+    assert images == {"a": {"semantic/mIoU": 100.0}, "b": {"semantic/mIoU": pytest.approx(100 * (1 / 2 + 2 / 3) / 2)}}
+    write_image_scores({**images, "c": {"semantic/mIoU": float("nan")}}, {"b": "pictures/b.png"}, tmp_path / "i.json")
+    assert json.loads((tmp_path / "i.json").read_text()) == [
+        {"image": "a", "semantic/mIoU": 100.0},
+        {"image": "b", "semantic/mIoU": pytest.approx(58.333, abs=1e-3), "picture": "pictures/b.png"},
+        {"image": "c", "semantic/mIoU": None},
+    ]
