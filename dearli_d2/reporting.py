@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -38,16 +39,21 @@ def report_errors(command: Callable[[], int]) -> int:
     """Runs a command; what goes wrong ends it with one line.
 
     Returns:
-        The command's exit status; 2 after an error that a user can mend, 130 after Ctrl-C. After an error of the program
-        itself 1, if there is a log file for its stack trace; without one it is raised.
+        The command's exit status; 2 after an error that a user can mend, 130 after Ctrl-C, 141 if the reader of the output has
+        ended, as `head` does. After an error of the program itself 1, if there is a log file for its stack trace; without one
+        it is raised.
     """
     try:
-        return command()
+        status = command()
+        sys.stdout.flush()
+        return status
     except DearliError as error:
         return _end(error, _last_line(str(error)), USER_ERROR)
     except KeyboardInterrupt as error:
         return _end(error, "interrupted", INTERRUPTED)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return 128 + signal.SIGPIPE
         return _end(error, describe_os_error(error), USER_ERROR)
     except Exception as error:
         if is_out_of_memory(error):
@@ -65,6 +71,19 @@ def report_errors(command: Callable[[], int]) -> int:
             f"{type(error).__name__}: {' '.join(_last_line(str(error)).split())} (stack trace in {where})",
             FAILED,
         )
+
+
+def _output_is_closed() -> bool:
+    """True if nobody reads the standard output any more; what is left of it is then dropped."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+    except (OSError, ValueError):  # a stream of a program's own
+        return False
+    closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
 
 
 def report_dead_rank(error: ProcessExitedException, folder: str | Path) -> int:

@@ -126,6 +126,16 @@ def test_ctrl_c_is_a_line_and_a_status(monkeypatch, capsys):
     assert capsys.readouterr().err.strip() == "error: interrupted"
 
 
+def test_a_reader_that_ends_early_is_no_error():
+    """As in `dearli keys | head -1`."""
+    words = [sys.executable, "-m", "dearli_d2", "keys"]
+    with subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode in (0, 141)
+
+
 # ---------------------------------------------------------------------------------------------- KEY VALUE
 
 
