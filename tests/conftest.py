@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from dearli_d2.structures import Targets
+from tests.browser import browser as browser
+from tests.browser import page as page
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared" / "data"
