@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -103,6 +103,7 @@ def _ours(experiment: Experiment, out: Path) -> str:
 # ------------------------------------------------------------------------------------------ the papers' tables
 
 FORMATS = ("plain", "markdown", "csv")
+_MANY = 4  # metrics in a cell
 
 
 def table_of(paper: str, table: str, out: Path, form: str = "plain") -> str:
@@ -122,25 +123,41 @@ def table_of(paper: str, table: str, out: Path, form: str = "plain") -> str:
     rows = [row for row in found.rows.values() if table in row.table]
     if form == "csv":
         return _csv(found, rows, table, out)
-    columns = list(dict.fromkeys(column for row in rows for column in row.figures))
-    head = ["row", "metric", *("figure" if column == NO_COLUMN else column for column in columns)]
-    lines = []
-    for row in rows:
-        cells = [_cell(Experiment(found, row, column), out) if column in row.figures else "" for column in columns]
-        lines.append([row.table[table], " ".join(m.partition("/")[2] for m in row.metric), *cells])
+    head, lines = _cells(found, rows, table, out)
     style = {"plain": "simple", "markdown": "github"}[form]
     return f"Table {table}: {found.tables[table]}\n\n{tabulate(lines, head, tablefmt=style, disable_numparse=True)}\n\n{_LEGEND}"
+
+
+def _cells(paper: Paper, rows: list[Row], table: str, out: Path) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of a table: its columns are those of the paper, or the metrics where these are many or its only column."""
+    columns = list(dict.fromkeys(column for row in rows for column in row.figures))
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.metric))
+    if len(columns) == 1 or len(metrics) > _MANY:
+        lines = []
+        for row in rows:
+            for column in row.figures:
+                experiment = Experiment(paper, row, column)
+                name = row.table[table] if len(columns) == 1 else f"{row.table[table]}, {column}"
+                lines.append([name, *(_cell(experiment, [m], out) if m in row.metric else "" for m in metrics)])
+        return ["row", *(metric.rpartition("/")[2] for metric in metrics)], lines
+    head = ["row", "metric", *columns]
+    lines = []
+    for row in rows:
+        experiments = {column: Experiment(paper, row, column) for column in row.figures}
+        cells = [_cell(experiments[c], row.metric, out) if c in experiments else "" for c in columns]
+        lines.append([row.table[table], " ".join(m.partition("/")[2] for m in row.metric), *cells])
+    return head, lines
 
 
 _LEGEND = "figure of the paper (ours); ° the published checkpoint, * overridden settings"
 
 
-def _cell(experiment: Experiment, out: Path) -> str:
-    figures = " / ".join(_number(figure) for figure in experiment.figures.values())
+def _cell(experiment: Experiment, metrics: Sequence[str], out: Path) -> str:
+    figures = " / ".join(_number(experiment.figures[metric]) for metric in metrics)
     found = finished(experiment, out)
     if found is None:
         return figures
-    ours = " / ".join(_number(found.figures.get(metric)) for metric in experiment.row.metric)
+    ours = " / ".join(_number(found.figures.get(metric)) for metric in metrics)
     return f"{figures} ({ours}{found.mark})"
 
 
