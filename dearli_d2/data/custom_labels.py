@@ -143,6 +143,8 @@ def from_labels(custom: CfgNode, root: Path) -> tuple[Path, Path]:
         return folder, panoptic
     for place in (folder, panoptic, folder / "semantic"):
         remove_leftovers(place)
+    if labels.check is not None:
+        labels.check()
     convert = partial(
         _convert, folder, images, _targets(labels, classes), _background(custom, classes), custom.MIN_THING_AREA,
         {c.id: index for index, c in enumerate(classes)},
@@ -180,8 +182,8 @@ def _convert(
     """Writes the panoptic and the semantic PNG of one image; returns its segments."""
     drawn = draw(images[name], targets, background, min_area)
     semantic = np.full(drawn.ids.shape, VOID, np.uint8)
-    for segment in drawn.segments:
-        semantic[drawn.ids == segment["id"]] = indices[segment["category_id"]]
+    for identifier, index in indices.items():
+        semantic[drawn.classes == identifier] = index
     save_png(folder / "panoptic" / f"{name}.png", ids_to_rgb(drawn.ids))
     save_png(folder / "semantic" / f"{name}.png", semantic)
     return {"segments_info": drawn.segments, "hidden": drawn.hidden}

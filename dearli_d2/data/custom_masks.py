@@ -9,19 +9,17 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from scipy import ndimage
 
 from ..errors import DatasetError, first_few
 from ..files import remove_leftovers
+from ..labels.geometry import connected_parts
 from ..progress import progress
 from .custom_classes import VOID, CustomClass, parse_classes
 from .custom_split import cache_folder, digest, held_back_of, key_of, write_splits
 from .foreign import layout_hint
-from .images import files_below, find_images, image_sizes, opened, orientation, relative_name, seen_size
-from .index_masks import check_values, read_index_mask
+from .images import files_below, find_images, image_sizes, relative_name
+from .index_masks import check_values, read_index_mask, size_problem
 from .preparation import convert_all, ids_to_rgb, save_png, segment_info
-
-_NEIGHBOURS = np.ones((3, 3), bool)  # regions that touch at a corner are one
 
 
 def _pairs(custom: CfgNode, root: Path) -> dict[str, tuple[Path, Path]]:
@@ -101,18 +99,8 @@ def from_masks(custom: CfgNode, root: Path) -> tuple[Path, Path]:
 
 def _check_sizes(pairs: dict[str, tuple[Path, Path]], sizes: dict[str, tuple[int, int]]) -> None:
     """Every mask has the size of its image as it is seen."""
-    problems = []
-    for name, (image, mask) in progress(pairs.items(), "sizes of masks", len(pairs)):
-        with opened(mask, "an index mask") as file:
-            size = seen_size(file)
-        if size == sizes[name]:
-            continue
-        height, width = sizes[name]
-        problem = f"{mask} is {size[1]} x {size[0]}, its image is {width} x {height} pixels"
-        with opened(image) as file:
-            if size == (width, height) and orientation(file) >= 5:
-                problem += " as its EXIF tag turns it; if the mask fits the stored pixels remove the tag (exiftool -Orientation= FILE)"
-        problems.append(problem)
+    measured = progress(pairs.items(), "sizes of masks", len(pairs))
+    problems = [p for name, (image, mask) in measured if (p := size_problem(mask, image, sizes[name]))]
     if problems:
         raise DatasetError(
             f"{len(problems)} of {len(pairs)} masks have another size than their image: {first_few(problems)}"
@@ -140,11 +128,7 @@ def segments_of(
         if not here.any():
             continue
         semantic[here] = index
-        regions = ndimage.label(here, _NEIGHBOURS)[0] if cls.isthing else here.astype(np.int32)
-        large = np.bincount(regions.ravel()) >= (min_area if cls.isthing else 1)
-        large[0] = False  # pixels of other classes
-        for region in np.nonzero(large)[0]:  # a noisy mask has thousands of specks; only the large regions are visited
-            mask = regions == region
+        for mask in connected_parts(here, min_area) if cls.isthing else [here]:
             identifier = len(segments) + 1
             ids[mask] = identifier
             segments.append(segment_info(identifier, cls.id, mask))

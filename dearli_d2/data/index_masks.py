@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import DatasetError, first_few
+from ..errors import DatasetError, DearliError, first_few
 from ..progress import progress
-from .images import opened, upright
+from .images import opened, orientation, seen_size, upright
 
 logger = logging.getLogger(__name__)
 
+_MODES = {"L", "P", "I", "I;16", "I;16B", "I;16L", "1"}
 _CLASSES = "DATASETS.CUSTOM.CLASSES"
 _IGNORE = "DATASETS.CUSTOM.IGNORE_VALUE"
 
@@ -35,7 +36,7 @@ def read_index_mask(path: str | Path) -> np.ndarray:
             raise DatasetError(
                 f"{path} has fractions as values (mode F); write the class ids as a greyscale PNG of 8 bits"
             )
-        if image.mode not in ("L", "P", "I", "I;16", "1"):
+        if image.mode not in _MODES:
             colours = image.convert("RGB").getcolors(2**16) or ()
             shown = first_few([str(colour) for _, colour in sorted(colours, reverse=True)])
             raise DatasetError(
@@ -55,19 +56,45 @@ def _spread_by(path: str | Path, image: Image.Image) -> int:
     return {2: 85, 4: 17}.get(depth, 1)
 
 
-def count_values(paths: Mapping[str, Path]) -> dict[str, dict[int, int]]:
-    """Pixels of each value in each mask, by the keys of `paths`."""
+def size_problem(mask: Path, image: Path, size: tuple[int, int]) -> str:
+    """The fault of a mask that has another size than its image, else "".
 
-    def count(path: Path) -> dict[int, int]:
-        values = read_index_mask(path)
+    Args:
+        size: (height, width) of the image as it is seen.
+    """
+    with opened(mask, "an index mask") as file:
+        found = seen_size(file)
+    if found == size:
+        return ""
+    height, width = size
+    problem = f"{mask} is {found[1]} x {found[0]}, its image is {width} x {height} pixels"
+    with opened(image) as file:
+        if found == (width, height) and orientation(file) >= 5:
+            problem += " as its EXIF tag turns it; if the mask fits the stored pixels remove the tag (exiftool -Orientation= FILE)"
+    return problem
+
+
+def count_values(paths: Mapping[str, Path]) -> dict[str, dict[int, int]]:
+    """Pixels of each value in each mask, by the keys of `paths`. Raises `DatasetError` with the number of masks that cannot be read."""
+
+    def count(path: Path) -> dict[int, int] | DearliError:
+        try:
+            values = read_index_mask(path)
+        except DearliError as error:
+            return error
         counts = np.bincount(values.ravel()) if values.max() < 2**16 else None
         if counts is None:
             return dict(zip(*(x.tolist() for x in np.unique(values, return_counts=True)), strict=True))
         return {int(v): int(counts[v]) for v in counts.nonzero()[0]}
 
     with ThreadPoolExecutor(4) as pool:
-        found = progress(pool.map(count, paths.values()), "values of masks", len(paths))
-        return dict(zip(paths, found, strict=True))
+        found = dict(zip(paths, progress(pool.map(count, paths.values()), "values of masks", len(paths)), strict=True))
+    faults = [error for error in found.values() if isinstance(error, DearliError)]
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise DatasetError(f"{len(faults)} of {len(paths)} masks cannot be used: {first_few([str(f) for f in faults])}")
+    return {key: counts for key, counts in found.items() if not isinstance(counts, DearliError)}
 
 
 def check_values(paths: Mapping[str, Path], ids: Set[int], ignore: int) -> None:

@@ -50,6 +50,8 @@ def write_labels(labels: LabelSet, name: str, out: Path, images: Path, overwrite
     assert make is not None
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists; choose another folder, or replace it with --overwrite")
+    if labels.check is not None:
+        labels.check()
     unfinished = out.with_name(f".{out.name}-unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -71,11 +73,15 @@ def _below(file: Path, folder: Path) -> str:
 
 
 def flat_shapes(image: LabeledImage, labels: LabelSet) -> list[Shape]:
-    """The shapes of an image, cut so that none overlaps another; those that are covered wholly are left out."""
+    """The shapes of an image, cut so that none overlaps another; those that are covered wholly are left out.
+
+    Of a class of things each is one object.
+    """
     shapes = image.shapes()
-    if not shapes or area(union([s.rle for s in shapes])) == sum(area(s.rle) for s in shapes):
-        return shapes
     things = {c.name: labels.instances if c.isthing is None else c.isthing for c in labels.classes}
+    apart = not shapes or area(union([s.rle for s in shapes])) == sum(area(s.rle) for s in shapes)
+    if apart and not any(s.semantic and things[s.name] for s in shapes):
+        return shapes
     classes = {c.name: TargetClass(number, things[c.name]) for number, c in enumerate(labels.classes)}
     drawn = draw(image, classes)
     names = dict(enumerate(things))

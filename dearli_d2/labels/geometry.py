@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco
+from scipy import ndimage
 
 from .structures import RLE
 
+_NEIGHBOURS = np.ones((3, 3), bool)  # parts that touch at a corner are one
 _SLACK = 1.0  # pixels by which a polygon may leave the image; tools round so
 
 
@@ -32,6 +34,15 @@ def area(rle: RLE) -> int:
 def union(rles: Sequence[RLE]) -> RLE:
     """The pixels of any of several regions of one image."""
     return rles[0] if len(rles) == 1 else coco.merge(list(rles))
+
+
+def connected_parts(mask: np.ndarray, min_area: int = 1) -> list[np.ndarray]:
+    """The connected parts of a (H, W) mask of bools that have `min_area` pixels or more."""
+    parts = ndimage.label(mask, _NEIGHBOURS)[0]
+    large = np.bincount(parts.ravel()) >= max(min_area, 1)
+    large[0] = False  # the pixels outside
+    # a noisy mask has thousands of specks; only the large parts are visited
+    return [parts == part for part in np.nonzero(large)[0]]
 
 
 def polygon_problem(points: Any, size: tuple[int, int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -23,25 +23,29 @@ class ImageFinder:
     Args:
         root: the folder.
         beside: the folder of the label file.
+        without: pictures that are no photographs, such as masks.
     """
 
-    def __init__(self, root: Path, beside: Path | None = None) -> None:
+    def __init__(self, root: Path, beside: Path | None = None, without: Collection[Path] = ()) -> None:
         self.root = root
+        self.without = frozenset(without)
         places = [beside, root] if beside is not None else [root]
         self.places = [place / part for part in ("", "images") for place in places]
 
     @cached_property
-    def _by_name(self) -> dict[str, list[Path]]:
+    def by_name(self) -> dict[str, list[Path]]:
+        """All images by their file name."""
         found: dict[str, list[Path]] = {}
         for path in files_below(self.root):
-            if path.suffix.lower() in SUFFIXES:
+            if path.suffix.lower() in SUFFIXES and path not in self.without:
                 found.setdefault(same_writing(path.name), []).append(path)
         return found
 
     @cached_property
-    def _by_stem(self) -> dict[str, list[Path]]:
+    def by_stem(self) -> dict[str, list[Path]]:
+        """All images by their file name without its suffix."""
         found: dict[str, list[Path]] = {}
-        for paths in self._by_name.values():
+        for paths in self.by_name.values():
             for path in paths:
                 found.setdefault(same_writing(path.stem), []).append(path)
         return found
@@ -53,7 +57,7 @@ class ImageFinder:
             for place in self.places:
                 if (place / path).is_file():
                     return place / path
-        return self._only(self._by_name.get(same_writing(path.name), []), name, problems)
+        return self._only(self.by_name.get(same_writing(path.name), []), name, problems)
 
     def of_stem(self, key: str, problems: Problems, folders: Sequence[Path] = ()) -> Path | None:
         """The image of a label file that has its name but another suffix.
@@ -65,9 +69,9 @@ class ImageFinder:
         for folder in folders:
             for suffix in sorted(SUFFIXES):
                 for path in (folder / f"{key}{suffix}", folder / f"{key}{suffix.upper()}"):
-                    if path.is_file():
+                    if path not in self.without and path.is_file():
                         return path
-        return self._only(self._by_stem.get(same_writing(PurePosixPath(key).name), []), key, problems)
+        return self._only(self.by_stem.get(same_writing(PurePosixPath(key).name), []), key, problems)
 
     def _only(self, found: Sequence[Path], name: str, problems: Problems) -> Path | None:
         if len(found) == 1:

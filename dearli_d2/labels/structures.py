@@ -39,6 +39,8 @@ class Shape:
         crowd: the region holds several objects that are not told apart.
         level: order of drawing where the format has one; higher lies on top.
         score: confidence in 0..1 of a prediction.
+        semantic: the region is all that the image shows of the class, and objects are not told apart, as in semantic masks.
+            Where the class is a thing, each connected part of the region is an object.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Shape:
     crowd: bool = False
     level: int = 0
     score: float | None = None
+    semantic: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,14 @@ class LabeledImage:
         size: (height, width) in pixels as the image is seen.
         shapes: reads its regions; called once or more, perhaps in a worker process, so it can be pickled.
         split: "train", "val", "test", or "" where the format does not say.
+        ignored: reads the pixels that the labels exclude, so that they get no label even where free pixels are a background.
     """
 
     file: Path
     size: tuple[int, int]
     shapes: Callable[[], list[Shape]]
     split: str = ""
+    ignored: Callable[[], RLE] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class LabelSet:
         instances: True if shapes are single objects; then classes that nothing else describes are things.
         fingerprint: text that changes whenever the labels do, such as digests of the files.
         notes: doubtful things that a user should read.
+        check: looks for faults that only the pixels of all label files show, such as values of no class. It is called once, before
+            many shapes are read, since it takes as long as that. Raises `DatasetError`.
     """
 
     path: Path
@@ -86,6 +93,7 @@ class LabelSet:
     instances: bool
     fingerprint: str
     notes: list[str] = field(default_factory=list)
+    check: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
