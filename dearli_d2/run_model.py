@@ -11,6 +11,7 @@ from .config import get_config
 from .data.catalog import dataset_dicts
 from .data.custom import register_custom
 from .errors import ConfigError, first_few
+from .modeling.segmenter import Segmenter
 from .predict import Predictor, identity
 from .weights import read_file
 
@@ -40,8 +41,9 @@ class RunModel:
             found = [p.name for p in sorted(run.glob("model_*.pth"))]
             advice = f"; choose a checkpoint with --weights: {first_few(found)}" if found else ""
             raise ConfigError(f"{run} is not finished: it has no model_final.pth{advice}")
+        self.has_teacher = "teacher" in read_file(self.weights)
         if which is None:
-            which = "teacher" if "teacher" in read_file(self.weights) else "student"
+            which = "teacher" if self.has_teacher else "student"
         self.config: CfgNode = get_config(str(config), ["TEST.WEIGHTS", which, *overrides])
         if self.config.DATASETS.CUSTOM.ROOT:
             register_custom(self.config.DATASETS.CUSTOM)
@@ -49,6 +51,16 @@ class RunModel:
     def predictor(self) -> Predictor:
         """The model, ready for images."""
         return Predictor(self.config, self.weights)
+
+    def student(self) -> Segmenter | None:
+        """The student beside the teacher that `predictor` is; None where the checkpoint has one network."""
+        if not self.has_teacher or self.config.TEST.WEIGHTS != "teacher":
+            return None
+        config = self.config.clone()
+        config.defrost()
+        config.TEST.WEIGHTS = "student"
+        config.freeze()
+        return Predictor(config, self.weights).model
 
     def identity(self, predictor: Predictor) -> dict[str, str]:
         """Digests of everything that a prediction depends on."""

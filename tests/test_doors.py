@@ -187,6 +187,11 @@ DOORS = (
         refused=r"\d things are missing:",
     ),
     Door(r"dearli reproduce ", why=SAME),
+    # ------------------------------------------------------------------ the label loop
+    Door(
+        r"dearli suggest |cp -r output/round1/|dearli (plan|train) .* DATASETS\.CUSTOM\.ROOT shots ",
+        why="tests/suggest/test_label_loop.py runs them one after another",
+    ),
     # ------------------------------------------------------------------ own data
     Door(r"dearli data example ", "own", after=few_images, makes=("mine/classes.txt",)),
     Door(r"cat mine/classes\.txt$", "own"),

@@ -21,6 +21,7 @@ from .predict import predict
 from .prepare import prepare
 from .pseudo_label import pseudo_label
 from .reproduce import reproduce
+from .suggest import suggest
 from .train import evaluate, train
 from .weights import weights
 
@@ -47,6 +48,7 @@ for _command in (
     evaluate,
     predict,
     pseudo_label,
+    suggest,
     plan,
     reproduce,
     masks,

@@ -182,6 +182,17 @@ class Segmenter(nn.Module, ABC):
         """The learning rate of the parameter `name`, for methods whose layers learn at different speeds."""
         return LearningRate()
 
+    def opinions(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Class scores of the model's parts that each classify on their own, by the part's name, to see where they disagree.
+
+        Args:
+            images: normalised (B, 3, H, W).
+
+        Returns:
+            (B, K, h, w) at any resolution, all alike; {} for a model with one classifier.
+        """
+        return {}
+
     def own_names(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors of a checkpoint that was published for this model, under the names that they have here.
 

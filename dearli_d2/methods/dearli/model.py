@@ -148,5 +148,10 @@ class DEARLi(MaskFormerSegmenter):
             class_logits = geometric_ensemble(class_logits, self.zero_shot_logits(features, mask_logits), alpha)
         return class_logits, mask_logits
 
+    def opinions(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The semantic scores of the learned and of the zero-shot classifier."""
+        alphas = {"learned": 1.0, "zero-shot": 0.0}
+        return {name: self.semantic_scores(*self.predict(images, alpha)) for name, alpha in alphas.items()}
+
     def predict_labels(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.predict(images, self.pseudo_labeling.alpha)

@@ -1,0 +1,1 @@
+"""`dearli suggest`: which images to label next, and which labels to look at again."""
