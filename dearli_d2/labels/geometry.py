@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from scipy import ndimage
 from .structures import RLE
 
 _NEIGHBOURS = np.ones((3, 3), bool)  # parts that touch at a corner are one
+_LARGEST = 1e8  # pixels
 _SLACK = 1.0  # pixels by which a polygon may leave the image; tools round so
 
 
@@ -45,6 +45,11 @@ def connected_parts(mask: np.ndarray, min_area: int = 1) -> list[np.ndarray]:
     return [parts == part for part in np.nonzero(large)[0]]
 
 
+def is_number(value: Any) -> bool:
+    """True for a number of a JSON file that can be a length or a place in pixels, so not for NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
 def polygon_problem(points: Any, size: tuple[int, int]) -> str:
     """The reason why a polygon cannot be used, or "".
 
@@ -53,8 +58,7 @@ def polygon_problem(points: Any, size: tuple[int, int]) -> str:
         size: (height, width) of the image.
     """
     height, width = size
-    numbers = [p for p in points if isinstance(p, (int, float)) and not isinstance(p, bool) and math.isfinite(p)]
-    if len(numbers) != len(points) or len(points) % 2:
+    if not all(is_number(p) for p in points) or len(points) % 2:
         return "polygons that are no list of pairs of numbers"
     if len(points) < 6:
         return "polygons with fewer than three points"
@@ -67,11 +71,7 @@ def polygon_problem(points: Any, size: tuple[int, int]) -> str:
 def from_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> RLE:
     """The pixels inside of any of several polygons, by the rule of pycocotools. See `polygon_problem` for the points."""
     height, width = size
-    clipped = [
-        [min(max(float(v), 0.0), limit) for v, limit in zip(points, [width, height] * (len(points) // 2), strict=True)]
-        for points in polygons
-    ]
-    return union(coco.frPyObjects(clipped, height, width))
+    return union(coco.frPyObjects([[float(v) for v in points] for points in polygons], height, width))
 
 
 def from_counts(counts: Any, size: tuple[int, int]) -> RLE | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -31,6 +32,7 @@ class ImageFinder:
         self.without = frozenset(without)
         places = [beside, root] if beside is not None else [root]
         self.places = [place / part for part in ("", "images") for place in places]
+        self._owners: dict[Path, str] = {}
 
     @cached_property
     def by_name(self) -> dict[str, list[Path]]:
@@ -55,9 +57,29 @@ class ImageFinder:
         path = _portable(name)
         if path.parts and not path.is_absolute() and ".." not in path.parts:
             for place in self.places:
-                if (place / path).is_file():
+                if os.path.isfile(place / path):
                     return place / path
         return self._only(self.by_name.get(same_writing(path.name), []), name, problems)
+
+    def first(self, names: Sequence[str], problems: Problems) -> Path | None:
+        """The image of the first of several names that has one; the note in `problems` is that of the first name."""
+        for name in names[1:] if self.find(names[0], Problems(self.root)) is None else ():
+            if (path := self.find(name, Problems(self.root))) is not None:
+                return path
+        return self.find(names[0], problems)
+
+    def claim(self, file: Path, entry: str, problems: Problems) -> bool:
+        """Takes an image for one entry of the labels; False, with a note in `problems`, if another entry has it.
+
+        Args:
+            file: the image.
+            entry: names the label file, or the place in it.
+            problems: where the second entry is noted.
+        """
+        owner = self._owners.setdefault(file, entry)
+        if owner != entry:
+            problems.add("labels are of an image that others label too; keep one of them", f"{entry}, as {owner}")
+        return owner == entry
 
     def of_stem(self, key: str, problems: Problems, folders: Sequence[Path] = ()) -> Path | None:
         """The image of a label file that has its name but another suffix.
@@ -69,7 +91,7 @@ class ImageFinder:
         for folder in folders:
             for suffix in sorted(SUFFIXES):
                 for path in (folder / f"{key}{suffix}", folder / f"{key}{suffix.upper()}"):
-                    if path not in self.without and path.is_file():
+                    if path not in self.without and os.path.isfile(path):
                         return path
         return self._only(self.by_stem.get(same_writing(PurePosixPath(key).name), []), key, problems)
 
