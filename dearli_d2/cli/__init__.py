@@ -20,6 +20,7 @@ from .plan import plan
 from .predict import predict
 from .prepare import prepare
 from .pseudo_label import pseudo_label
+from .report import report
 from .reproduce import reproduce
 from .suggest import suggest
 from .train import evaluate, train
@@ -49,6 +50,7 @@ for _command in (
     predict,
     pseudo_label,
     suggest,
+    report,
     plan,
     reproduce,
     masks,
