@@ -136,6 +136,8 @@ DOORS = (
     Door(r"dearli eval --config-file configs/miniworld/m2f_lang\.yaml --weights output/miniworld/m2f_lang/model_final\.pth$", "start"),
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml SOLVER\.BASE_LR", "start", makes=("output/slower/log.txt",)),
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml SOLVER\.MAX_ITER", why=SAME),
+    Door(r"dearli report output/miniworld/m2f_lang --out report\.html$", "start", makes=("report.html",)),
+    Door(r"dearli report ", why=SAME),
     Door(r"dearli (train )?--help$|python train_net\.py --help$", "start"),
     Door(r"python train_net\.py --config-file configs/miniworld/", "start", append="OUTPUT_DIR output/as_detectron2"),
     Door(r"dearli checkpoint verify --config-file configs/miniworld/", "start"),

@@ -21,7 +21,7 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
 
     Examples:
 
-        dearli report output/miniworld/dear --out report.html
+        dearli report output/miniworld/m2f_lang --out report.html
         dearli report output/a/seed_* output/b/seed_* --out comparison.html
     """
     from ..report import write_report

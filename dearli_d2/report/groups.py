@@ -45,7 +45,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of the values that exist."""
+        """Mean and spread of the values that exist."""
         real = [v for v in values if not math.isnan(v)]
         if not real:
             return cls(math.nan)

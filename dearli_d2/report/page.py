@@ -91,7 +91,7 @@ def write_report(folders: Sequence[Path], out: Path) -> list[str]:
 
 
 def _head(run: Run, group: Group) -> dict[str, Any]:
-    """What was trained, in facts: name and value."""
+    """Facts about a run: what was trained, how far, on which machine, by which command."""
     config, log = run.config, run.log
     total = f" of {run.total}" if run.total else ""
     state = "finished" if run.finished else f"not finished, last line of the log: {log.last or 'unknown'}"
