@@ -78,7 +78,7 @@ def from_counts(counts: Any, size: tuple[int, int]) -> RLE | None:
     """Run lengths of a COCO file, compressed text or a list of numbers; None unless they fill an image of that size."""
     height, width = size
     if isinstance(counts, (str, bytes)):
-        lengths = _decompressed(counts.encode() if isinstance(counts, str) else counts)
+        lengths = _decompressed(counts.encode("ascii", "ignore") if isinstance(counts, str) else counts)
     elif isinstance(counts, list) and all(isinstance(c, int) and not isinstance(c, bool) for c in counts):
         lengths = counts
     else:

@@ -47,12 +47,12 @@ def check_size(given: tuple[Any, Any], size: tuple[int, int], entry: str, proble
     """Notes an image that has another size than its labels say.
 
     Args:
-        given: (height, width) of the label file; anything but whole numbers above 0 is no size.
+        given: (height, width) of the label file; anything but numbers above 0 is no size.
         size: (height, width) of the image as it is seen.
         entry: names the image.
         problems: where it is noted.
     """
-    if not all(isinstance(v, int) and v > 0 for v in given) or given == size:
+    if not all(isinstance(v, (int, float)) and v > 0 for v in given) or given == size:
         return
     problem = "images have another size than the labels say"
     if given == size[::-1]:

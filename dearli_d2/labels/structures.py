@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ..errors import DatasetError, first_few
 
+_LONGEST = 300  # characters of an entry in an error
 RLE = dict[str, Any]  # {"size": [height, width], "counts": bytes}, compressed as pycocotools has it
 
 
@@ -166,7 +167,8 @@ class Problems:
 
     def add(self, problem: str, entry: object) -> None:
         """Notes an entry with a fault. `problem` says what is wrong with the entries, and perhaps what to do."""
-        self.found.setdefault(problem, []).append(str(entry))
+        text = str(entry)[:_LONGEST].encode("utf-8", "backslashreplace").decode()  # JSON may hold what no text can
+        self.found.setdefault(problem, []).append(" ".join(text.split()))
 
     def check(self) -> None:
         """Raises `DatasetError` if there is a fault."""

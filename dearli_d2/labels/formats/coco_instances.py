@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -11,13 +12,15 @@ from typing import Any
 
 from ...data.images import image_sizes
 from ...errors import DatasetError
-from ...files import file_digest, parse_json, read_text, write_json
+from ...files import file_digest, write_json
 from .. import geometry
 from ..images import ImageFinder
+from ..reading import check_size, head, read_json, split_of
 from ..structures import RLE, Format, LabelClass, LabeledImage, LabelSet, Problems, Request, Shape
 
-_SPLITS = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
-_HEAD = 2**20  # characters that decide whether a file is one of these
+_ROBOFLOW = "_annotations.coco.json"
+_DIGITS = re.compile(r"\d{1,15}", re.ASCII)
+_YEAR = re.compile(r"\d+$")
 
 
 def recognizes(path: Path) -> str:
@@ -27,29 +30,46 @@ def recognizes(path: Path) -> str:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The JSON files: `path` itself, or those of the folders train, valid and test as Roboflow names them."""
+    """The JSON files.
+
+    They are `path` itself, those of the folders train, valid and test as Roboflow names them, or those in the folder or in its folder
+    `annotations`: the only one, or one for each split, such as instances_train.json.
+    """
     if path.is_file():
         return [path] if path.suffix.lower() == ".json" else []
-    found = [p for split in _SPLITS for p in sorted((path / split).glob("_annotations.coco.json"))]
-    return found or sorted(path.glob("*.json"))[:1] if len(list(path.glob("*.json"))) == 1 else found
+    if not path.is_dir():
+        return []
+    places = [p for p in path.iterdir() if p.is_dir() and split_of(p.name)]
+    if found := sorted(p / _ROBOFLOW for p in places if (p / _ROBOFLOW).is_file()):
+        return found
+    for folder in (path, path / "annotations"):
+        files = sorted(folder.glob("*.json"))
+        files = [p for p in files if p.name.startswith("instances")] or files
+        splits = [_split(p) for p in files]
+        if len(files) == 1 or (files and all(splits) and len(set(splits)) == len(splits)):
+            return files
+    return []
+
+
+def _split(path: Path) -> str:
+    """The split of a file, from its folder or from a name such as instances_train2017.json."""
+    return split_of(path.parent.name) or split_of(_YEAR.sub("", path.stem.rpartition("_")[2]))
 
 
 def _is_instances(path: Path) -> bool:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            head = file.read(_HEAD)
-    except (OSError, ValueError):
+    text = head(path)
+    if '"segments_info"' in text:
         return False
-    return ('"category_id"' in head and '"segments_info"' not in head and '"images"' in head) or _small(path, head)
+    return ('"category_id"' in text and '"images"' in text) or _is_by_whole_file(path, text)
 
 
-def _small(path: Path, head: str) -> bool:
-    """Decides by the whole file, for one in which the images stand first and are many."""
-    if '"images"' not in head:
+def _is_by_whole_file(path: Path, text: str) -> bool:
+    """Decides about a file in which the images stand first and are many."""
+    if not text.lstrip().startswith("{") or '"images"' not in text:
         return False
     try:
-        content = parse_json(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+        content = read_json(path)
+    except DatasetError:
         return False
     entries = content.get("annotations") if isinstance(content, dict) else None
     return isinstance(entries, list) and all(isinstance(a, dict) and "segments_info" not in a for a in entries[:1])
@@ -59,8 +79,9 @@ def read(request: Request) -> LabelSet:
     """Reads all its files; see `Format.read`."""
     files = files_of(request.path)
     if not files:
-        raise DatasetError(f"{request.path} holds no COCO JSON file, such as train/_annotations.coco.json")
-    sets = [_read_file(path, request, _SPLITS.get(path.parent.name.lower(), "")) for path in files]
+        raise DatasetError(f"{request.path} holds no COCO JSON file, such as train/{_ROBOFLOW}, or several of no split")
+    claims = ImageFinder(request.root)
+    sets = [_read_file(path, request, _split(path), claims) for path in files]
     classes = {c.name: c for labels in sets for c in labels.classes}
     return LabelSet(
         request.path,
@@ -73,18 +94,19 @@ def read(request: Request) -> LabelSet:
     )
 
 
-def _read_file(path: Path, request: Request, split: str) -> LabelSet:
+def _read_file(path: Path, request: Request, split: str, claims: ImageFinder) -> LabelSet:
     content = _content(path)
     problems = Problems(path)
-    names = _categories(content, problems)
+    remarks: Counter[str] = Counter()
+    names = _categories(content, problems, remarks)
     images = _images(content, problems)
     problems.check()
     by_image: dict[str, list[dict[str, Any]]] = {key: [] for key in images}
     for annotation in content["annotations"]:
-        key, entry = str(annotation.get("image_id")), f"annotation {annotation.get('id')}"
+        key, entry = _key(annotation.get("image_id")), f"annotation {annotation.get('id')}"
         if key not in images:
             problems.add("annotations of an image that 'images' does not list", entry)
-        elif str(annotation.get("category_id")) not in names:
+        elif _key(annotation.get("category_id")) not in names:
             problems.add("annotations of a category that 'categories' does not list", entry)
         else:
             by_image[key].append(annotation)
@@ -92,36 +114,29 @@ def _read_file(path: Path, request: Request, split: str) -> LabelSet:
     found = {key: finder.find(image["file_name"], problems) for key, image in images.items()}
     problems.check()
     sizes = dict(zip(found, image_sizes([p for p in found.values() if p is not None]), strict=True))
-    labeled, boxes = [], 0
+    labeled = []
     for key, image in images.items():
-        _check_size(image, sizes[key], problems)
+        size, file = sizes[key], found[key]
+        assert file is not None
+        claims.claim(file, f"{path.name}, image {key}", problems)
+        check_size((image.get("height"), image.get("width")), size, image["file_name"], problems)
         shapes = []
         for annotation in by_image[key]:
-            if not annotation.get("segmentation"):
-                boxes += 1
-                continue
             entry = f"annotation {annotation.get('id')} of {image['file_name']}"
-            rle = _rle(annotation["segmentation"], sizes[key], entry, problems)
+            rle = _rle(annotation.get("segmentation"), size, entry, problems, remarks)
             if rle is not None:
                 crowd = annotation.get("iscrowd") in (1, "1", True)
                 score = annotation.get("score")
                 score = float(score) if isinstance(score, (int, float)) and 0 <= score <= 1 else None
-                shapes.append(Shape(names[str(annotation["category_id"])].name, rle, crowd, score=score))
-        file = found[key]
-        assert file is not None
-        labeled.append(LabeledImage(file, sizes[key], partial(list, shapes), split))
+                shapes.append(Shape(names[_key(annotation["category_id"])].name, rle, crowd, score=score))
+        labeled.append(LabeledImage(file, size, partial(list, shapes), split))
     problems.check()
-    notes = [f"{path}: {boxes} annotations have a box and no segmentation; they are left out"] if boxes else []
+    notes = [f"{path}: {count} {what}" for what, count in remarks.items()]
     return LabelSet(path, FORMAT.name, list(names.values()), labeled, True, "", notes)
 
 
 def _content(path: Path) -> dict[str, Any]:
-    try:
-        content = parse_json(read_text(path, DatasetError))
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DatasetError(f"{path} is no JSON file: {error}; export it again") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise DatasetError(f"{path} holds a {type(content).__name__}, not an object with 'images' and 'annotations'")
     for key in ("images", "annotations", "categories"):
@@ -131,19 +146,31 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _categories(content: dict[str, Any], problems: Problems) -> dict[str, LabelClass]:
+def _key(identifier: Any) -> str:
+    """An id as text: 1, 1.0 and "1" are the same, since tools mix them."""
+    whole = isinstance(identifier, float) and identifier.is_integer()
+    return str(int(identifier) if whole else identifier)
+
+
+def _categories(content: dict[str, Any], problems: Problems, remarks: Counter[str]) -> dict[str, LabelClass]:
     """Classes by their id as text."""
+    used = {_key(annotation.get("category_id")) for annotation in content["annotations"]}
+    above = {category.get("supercategory") for category in content["categories"] if _key(category.get("id")) in used
+             and isinstance(category.get("supercategory"), str)}  # fmt: skip
     found: dict[str, LabelClass] = {}
     for category in content["categories"]:
-        name, identifier = category.get("name"), category.get("id")
+        name, key = category.get("name"), _key(category.get("id"))
         if not isinstance(name, str) or not name.strip():
             problems.add("categories without a name", category)
-        elif not str(identifier).isdigit():
+        elif not _DIGITS.fullmatch(key):
             problems.add("categories whose id is no whole number", category)
-        elif str(identifier) in found:
-            problems.add("category ids stand twice", identifier)
+        elif key in found:
+            problems.add("category ids stand twice", key)
+        elif name in above and key not in used and category.get("supercategory") == "none":
+            # Roboflow writes the project's name as a category of which all others are parts
+            remarks[f"category without annotations, above the others, is left out: {name}"] += 1
         else:
-            found[str(identifier)] = LabelClass(name.strip(), int(identifier))
+            found[key] = LabelClass(name.strip(), int(key))
     for name, count in Counter(c.name for c in found.values()).items():
         if count > 1:
             problems.add("category names stand twice", name)
@@ -154,49 +181,48 @@ def _images(content: dict[str, Any], problems: Problems) -> dict[str, dict[str, 
     """Images by their id as text."""
     found: dict[str, dict[str, Any]] = {}
     for image in content["images"]:
+        key = _key(image.get("id"))
         if not isinstance(image.get("file_name"), str) or not image["file_name"]:
             problems.add("images without a file name", image.get("id"))
-        elif str(image.get("id")) in found:
-            problems.add("image ids stand twice", image.get("id"))
+        elif key in found:
+            problems.add("image ids stand twice", key)
         else:
-            found[str(image.get("id"))] = image
+            found[key] = image
     for name, count in Counter(image["file_name"] for image in found.values()).items():
         if count > 1:
             problems.add("image files stand twice, with an id each", name)
     return found
 
 
-def _check_size(image: dict[str, Any], size: tuple[int, int], problems: Problems) -> None:
-    given = (image.get("height"), image.get("width"))
-    if all(isinstance(v, int) and v > 0 for v in given) and given != size:
-        turned = given == size[::-1]
-        problem = "images have another size than the labels say" + (
-            "; an EXIF tag turns them, which the labelling tool did not: remove the tag (exiftool -Orientation= FILE)"
-            if turned
-            else ""
-        )
-        problems.add(problem, f"{image['file_name']} is {size[1]} x {size[0]}, labelled as {given[1]} x {given[0]}")
-
-
-def _rle(segmentation: Any, size: tuple[int, int], entry: str, problems: Problems) -> RLE | None:
-    if isinstance(segmentation, dict):
-        rle = geometry.from_counts(segmentation.get("counts"), size) if _has_size(segmentation, size) else None
-        if rle is None:
-            problems.add("run lengths that do not fill their image", entry)
-        return rle
-    polygons: list[Any] = segmentation if isinstance(segmentation, list) else [None]
-    for points in polygons:
-        if not isinstance(points, list):
+def _rle(segmentation: Any, size: tuple[int, int], entry: str, problems: Problems, remarks: Counter[str]) -> RLE | None:
+    """The pixels of an annotation. None, with a note in `problems` or in `remarks`, where it has none."""
+    if not segmentation:
+        remarks["annotations have a box and no segmentation; they are left out"] += 1
+        return None
+    parts: list[Any] = segmentation if isinstance(segmentation, list) else [segmentation]
+    if all(geometry.is_number(v) for v in parts):  # one polygon, not in a list of its own
+        parts = [parts]
+    polygons, masks = [], []
+    for part in parts:
+        if isinstance(part, dict):
+            rle = geometry.from_counts(part.get("counts"), size) if part.get("size") == list(size) else None
+            if rle is None:
+                problems.add("run lengths that do not fill their image", entry)
+                return None
+            masks.append(rle)
+        elif not isinstance(part, list):
             problems.add("segmentations that are neither polygons nor run lengths", entry)
             return None
-        if problem := geometry.polygon_problem(points, size):
+        elif len(part) < 6 and all(geometry.is_number(v) for v in part):
+            remarks["polygons have fewer than three points; they are left out"] += 1
+        elif problem := geometry.polygon_problem(part, size):
             problems.add(problem, entry)
             return None
-    return geometry.from_polygons(polygons, size)
-
-
-def _has_size(segmentation: dict[str, Any], size: tuple[int, int]) -> bool:
-    return list(segmentation.get("size", ())) == list(size)
+        else:
+            polygons.append(part)
+    if polygons:
+        masks.append(geometry.from_polygons(polygons, size))
+    return geometry.union(masks) if masks else None
 
 
 class Writer:

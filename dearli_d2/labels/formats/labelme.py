@@ -18,13 +18,13 @@ from PIL import Image
 from ...data.images import files_below, image_size
 from ...errors import DatasetError, UnreadableImageError
 from ...files import parse_json, write_json
-from .. import geometry
+from .. import geometry, outlines
 from ..images import ImageFinder
+from ..reading import check_size
 from ..structures import RLE, Format, LabelClass, LabeledImage, LabelSet, Problems, Request, Shape
 
 _LOOKED_AT = 20  # files, to recognise the format
 _IGNORED = {"line", "linestrip", "point", "points"}  # kinds of shapes without an area
-_CIRCLE = 64  # corners
 
 
 def recognizes(path: Path) -> str:
@@ -56,7 +56,6 @@ def read(request: Request) -> LabelSet:
     folder = request.path if request.path.is_dir() else request.path.parent
     finder = ImageFinder(request.root, folder)
     classes: dict[str, LabelClass] = {}
-    owners: dict[Path, str] = {}
     images, left_out = [], 0
     for path in files:
         shown = path.relative_to(folder).as_posix()
@@ -64,18 +63,14 @@ def read(request: Request) -> LabelSet:
         if content is None:
             continue
         file = _image_of(path, folder, str(content["imagePath"]), finder, problems)
-        if file is None:
+        if file is None or not finder.claim(file, shown, problems):
             continue
-        if file in owners:
-            problems.add(f"label files are of an image that {owners[file]} labels too", shown)
-            continue
-        owners[file] = shown
         try:
             size = image_size(file)
         except UnreadableImageError as error:
             problems.add("images cannot be read", error)
             continue
-        _check_size(content, size, shown, problems)
+        check_size((content.get("imageHeight"), content.get("imageWidth")), size, shown, problems)
         parts = []
         for number, shape in enumerate(content["shapes"], start=1):
             kind = shape.get("shape_type") or "polygon"
@@ -117,36 +112,41 @@ def _image_of(path: Path, folder: Path, name: str, finder: ImageFinder, problems
     return finder.find(f"{below}/{base}", quiet) or finder.find(name, problems)
 
 
-def _check_size(content: dict[str, Any], size: tuple[int, int], shown: str, problems: Problems) -> None:
-    given = (content.get("imageHeight"), content.get("imageWidth"))
-    if all(isinstance(v, int) for v in given) and given != size:
-        problems.add(
-            "images have another size than their labels say; if an EXIF tag turns them, remove it (exiftool -Orientation= FILE)",
-            f"{shown}: image {size[1]} x {size[0]}, labels {given[1]} x {given[0]}",
-        )
-
-
 def _problem(shape: dict[str, Any], kind: str, size: tuple[int, int]) -> str:
     label, points = shape.get("label"), shape.get("points")
     if not isinstance(label, str) or not label.strip():
         return "shapes without a label"
     if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
         return "shapes whose points are no pairs of numbers"
-    flat = [v for p in points for v in p]
-    if kind in ("rectangle", "circle", "mask"):
-        if len(points) != 2 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in flat):
-            return f"shapes of kind {kind} that have not two points"
-        return "" if kind != "mask" or _mask_of(shape) is not None else "masks that are no PNG picture"
-    if kind != "polygon":
+    if not all(geometry.is_number(v) for p in points for v in p):
+        return "shapes whose points are no pairs of numbers"
+    if kind in ("rectangle", "circle", "mask") and len(points) != 2:
+        return f"shapes of kind {kind} that have not two points"
+    if kind == "mask":
+        return _mask_problem(shape, size)
+    if kind in ("rectangle", "circle"):
+        return outlines.problem(_outline(kind, points), size)
+    # Labelme writes a rotated rectangle as its four corners
+    if kind not in ("polygon", "oriented_rectangle"):
         return f"shapes of the kind {kind!r}, which is unknown"
-    return geometry.polygon_problem(flat, size)
+    return geometry.polygon_problem([v for p in points for v in p], size)
+
+
+def _mask_problem(shape: dict[str, Any], size: tuple[int, int]) -> str:
+    mask = _mask_of(shape)
+    if mask is None:
+        return "masks that are no PNG picture"
+    left, top = (round(v) for v in shape["points"][0])
+    if min(left, top) < 0 or left + mask.shape[1] > size[1] + 1 or top + mask.shape[0] > size[0] + 1:
+        return "masks that leave the image"
+    return ""
 
 
 def _mask_of(shape: dict[str, Any]) -> np.ndarray | None:
     try:
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"], validate=True))) as image:
             return np.asarray(image.convert("L")) > 0
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError, binascii.Error):
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError, binascii.Error, Image.DecompressionBombError):
         return None
 
 
@@ -172,15 +172,18 @@ def _rle(shape: dict[str, Any], size: tuple[int, int]) -> RLE:
         part = mask[: max(size[0] - top, 0), : max(size[1] - left, 0)]
         full[top : top + part.shape[0], left : left + part.shape[1]] = part
         return geometry.encode(full)
+    return geometry.from_polygons([_outline(kind, points)], size)
+
+
+def _outline(kind: str, points: list[list[float]]) -> list[float]:
+    """x0, y0, x1, y1, … of a polygon, a rectangle or a circle."""
     if kind == "rectangle":
         (x0, y0), (x1, y1) = points
-        return geometry.from_polygons([[x0, y0, x1, y0, x1, y1, x0, y1]], size)
+        return outlines.rectangle(min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0))
     if kind == "circle":
-        (x, y), edge = points[0], points[1]
-        radius = math.dist((x, y), edge)
-        angles = np.linspace(0, 2 * np.pi, _CIRCLE, endpoint=False)
-        return geometry.from_polygons([np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], 1).ravel().tolist()], size)  # fmt: skip
-    return geometry.from_polygons([[v for p in points for v in p]], size)
+        radius = math.dist(points[0], points[1])
+        return outlines.ellipse(*points[0], radius, radius)
+    return [v for p in points for v in p]
 
 
 class Writer:

@@ -8,6 +8,7 @@ labels/train/a.txt   1 0.1 0.2 0.4 0.2 0.3 0.5
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -19,9 +20,10 @@ import yaml
 from ...config.files import read_mapping
 from ...data.images import SUFFIXES, files_below, image_size
 from ...errors import ConfigError, DatasetError, UnreadableImageError
-from ...files import write_atomically
+from ...files import read_text, write_atomically
 from .. import geometry
 from ..images import ImageFinder
+from ..reading import split_of
 from ..structures import Format, LabelClass, LabeledImage, LabelSet, Problems, Request, Shape
 
 _LINE = re.compile(r"\d+(\s+-?\d*\.?\d+(e-?\d+)?){4,}\s*", re.IGNORECASE)
@@ -112,7 +114,7 @@ def _listed(folder: Path) -> dict[int, str]:
     path = next((folder / name for name in _CLASS_FILES if (folder / name).is_file()), None)
     if path is None:
         raise DatasetError(f"{folder} has no data.yaml with 'names', and no {_CLASS_FILES[0]}")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(path, DatasetError).splitlines() if line.strip()]
     return dict(enumerate(lines))
 
 
@@ -127,21 +129,23 @@ def _images(source: Path, folder: Path, problems: Problems) -> dict[Path, tuple[
         for entry in entries if isinstance(entries, list) else [entries]:
             # Roboflow writes ../train/images for the folder train/images beside the file
             names = [str(entry), re.sub(r"^(\.\./)+", "", str(entry))]
-            there = next((p / n for n in names for p in places if (p / n).exists()), None)
+            there = next((p / n for n in names for p in places if os.path.exists(p / n)), None)
             if there is None:
                 problems.add("entries of train, val or test do not exist", f"{split}: {entry}")
                 continue
             files = _listed_images(there, folder) if there.is_file() else files_below(there)
             for file in files:
                 label = _label_of(file)
-                if file.suffix.lower() in SUFFIXES and label.is_file():
-                    found[file] = (label, split)
+                if file.suffix.lower() not in SUFFIXES or not label.is_file():
+                    continue
+                if found.setdefault(file, (label, split)) != (label, split):
+                    problems.add("images are in two of train, val and test", file)
     return found
 
 
 def _listed_images(path: Path, folder: Path) -> list[Path]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    return [found for line in lines for found in [path.parent / line, folder / line] if found.is_file()]
+    lines = [line.strip() for line in read_text(path, DatasetError).splitlines() if line.strip()]
+    return [found for line in lines for found in [path.parent / line, folder / line] if os.path.isfile(found)]
 
 
 def _label_of(image: Path) -> Path:
@@ -163,9 +167,8 @@ def _of_labels(folder: Path, root: Path, problems: Problems) -> dict[Path, tuple
             continue
         key = label.relative_to(above).with_suffix("").as_posix()
         image = finder.of_stem(key, problems, [above, *finder.places])
-        if image is not None:
-            split = next((part for part in Path(key).parts[:-1] if part in _SPLITS), "")
-            found[image] = (label, split)
+        if image is not None and finder.claim(image, key, problems):
+            found[image] = (label, next(filter(None, map(split_of, Path(key).parts[:-1])), ""))
     return found
 
 
