@@ -115,6 +115,14 @@ def test_a_wrong_word_is_one_line_that_names_the_right_one(words, line, capsys):
     assert output.err.startswith("error: ")
 
 
+def test_an_option_is_not_empty_but_a_value_of_the_config_may_be(monkeypatch, capsys):
+    """As in `--weights "$(dearli weights path NAME)"` where there is no such file."""
+    words = ["eval", "--config-file", CONFIG, "MODEL.WEIGHTS", ""]
+    assert parsed(words, monkeypatch)["overrides"] == ("MODEL.WEIGHTS", "")
+    assert main([*words[:3], "--weights", ""]) == 2
+    assert capsys.readouterr().err == "error: --weights is empty (dearli eval --help explains it)\n"
+
+
 def test_without_a_command_the_help_is_shown(capsys):
     assert main([]) == 2
     assert "Commands:" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dearli_d2.cli import dearli
 from dearli_d2.config.schema import sections
 from dearli_d2.data.builtin import BUILT_IN
 from dearli_d2.reproduction import find, papers
@@ -125,6 +126,11 @@ def test_nothing_of_the_site_comes_from_elsewhere():
     assert SITE["strict"] is True
     assert SITE["theme"]["font"] is False
     assert not [path for path in SITE.get("extra_css", []) + SITE.get("extra_javascript", []) if "//" in str(path)]
+
+
+def test_the_page_of_commands_lists_every_command_once():
+    table = (REPO / "docs/usage.md").read_text().partition("| command | does |")[2].partition("\n\n")[0]
+    assert sorted(re.findall(r"^\| `dearli (\S+)` \| .+ \|$", table, re.MULTILINE)) == sorted(dearli.commands)
 
 
 # ---------------------------------------------------------------------------------------------- the headline rows

@@ -10,6 +10,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,11 @@ class Command(_Documented):
         self.ignore_unknown_options = self.takes_overrides
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Adds the condition `one_of`."""
+        """Adds the condition `one_of`, and refuses an option with an empty value, as a failed `$(...)` of a shell leaves it."""
+        options = {name for p in self.params if isinstance(p, click.Option) and not p.is_flag for name in p.opts}
+        empty = [name for name, value in pairwise(args) if name in options and not value]
+        if empty and not ctx.resilient_parsing:
+            raise click.UsageError(f"{empty[0]} is empty", ctx)
         rest = super().parse_args(ctx, args)
         given = [name for name in self.one_of if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
         if self.one_of and len(given) != 1 and not ctx.resilient_parsing:
