@@ -14,6 +14,7 @@ from scipy.io import savemat
 
 from dearli_d2.data.class_names import class_table
 from dearli_d2.data.preparation import ids_to_rgb, save_png, segment_info
+from dearli_d2.masks.storage import encode
 
 
 def ade20k(data: Path) -> Path:
@@ -123,6 +124,22 @@ def synthia(data: Path) -> Path:
     label[0, :, 2], label[1, :, 2], label[2, :, 2] = 10, 18, 22  # person, truck (left out), lane mark
     cv2.imwrite(str(root / "GT" / "LABELS" / "0000000.png"), label)
     return root
+
+
+def sa1b(data: Path) -> Path:
+    """An unpacked archive with one image and its two masks."""
+    folder = data / "sa1b" / "sa_000000"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (16, 12)).save(folder / "sa_1.jpg")
+    masks = np.zeros((2, 12, 16), bool)
+    masks[0, :6], masks[1, :, 5:] = True, True
+    annotations = [
+        {"id": i, "segmentation": encode(m), "area": int(m.sum()), "bbox": [0, 0, 1, 1], "predicted_iou": 0.9, "stability_score": 0.97}
+        for i, m in enumerate(masks)
+    ]  # fmt: skip
+    info = {"image_id": 1, "file_name": "sa_1.jpg", "height": 12, "width": 16}
+    (folder / "sa_1.json").write_text(json.dumps({"image": info, "annotations": annotations}))
+    return folder.parent
 
 
 def camvid(data: Path) -> Path:
