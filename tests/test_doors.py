@@ -227,6 +227,13 @@ DOORS = (
     ),
     Door(TRAIN + r"configs/custom/small\.yaml", "own", makes=("output/small/model_final.pth",)),
     Door(
+        TRAIN + r"configs/custom/labels\.yaml ", "own", makes=("output/tool/model_final.pth",),
+        first=(
+            "dearli data convert my_data/masks --images my_data/images --to coco-instances --out tool && cp tool/*.json my_data/",
+            "sed -i s/template.yaml/small.yaml/ configs/custom/labels.yaml",  # the base that needs no download
+        ),
+    ),
+    Door(
         r"dearli masks generate --images mine/", "own",
         why="SAM's weights are a download; the text beside the command names this way",
         replace=("--weights sam_vit_h_4b8939.pth", "--generator classical"), makes=("mine/sam/manifest.json",),
@@ -244,7 +251,8 @@ DOORS = (
         r"dearli prepare partitions$", "data", why="the lists there are made up, and shorter",
         refused=r"3 of 3 partitions are not as published",
     ),
-    Door(r"dearli prepare partitions \S+$", "data", once=True),
+    Door(r"dearli prepare partitions \.\./DEARLi$", "data"),
+    Door(r"dearli prepare partitions ", why=SAME),
     Door(r"dearli prepare captions (NAME --from-labels|.*--shard)", why=SAME),
     Door(r"dearli prepare captions \S+ --from-labels", "data"),
     Door(
@@ -265,10 +273,6 @@ DOORS = (
         refused=r"ade20k_panoptic_train@1_64: no list file .*/1_64/labeled\.txt; .* the partitions of ade20k_panoptic_train are 1_128 \(",
     ),
     Door(TRAIN + r"configs/ade20k/\S+ --num-gpus [24] DATASETS\.PARTITION", "data", why="it needs the GPUs", refused="--num-gpus [24] but there is no GPU"),
-    Door(
-        TRAIN + r"configs/ade20k/dearli_convnext_b\.yaml DATASETS\.PARTITION 1_128$", "data", why="it starts from a warm-up that needs " + NO_CLIP,
-        refused="no weight file output/.*model_final.pth|cannot be reached",
-    ),
     Door(r"git clone ", why="another repository"),
     Door(
         r"dearli checkpoint verify --config-file configs/ade20k/|dearli eval --config-file configs/ade20k/",
@@ -466,7 +470,7 @@ def _make_data(tour: Tour) -> None:
     ):
         (tour.data / "partitions" / part).mkdir(parents=True)
         (tour.data / "partitions" / part / "labeled.txt").write_text(f"{first}\n")
-    lists = tour.checkout / "DEARLi" / "datasets" / "coco_splits" / "1_512"
+    lists = tour.checkout.parent / "DEARLi" / "datasets" / "coco_splits" / "1_512"
     lists.mkdir(parents=True)
     (lists / "labeled.txt").write_text("".join(f"train2017/{i}.jpg masks/{i}.png\n" for i in range(232)))
     file = tour.data.parent / "home" / "Downloads" / "DEAR_ade20k_1_128.pth"
