@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from dearli_d2.config import get_config
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
-from dearli_d2.data.custom import TRAIN
+from dearli_d2.data.custom import TRAIN, register_custom
 from dearli_d2.reporting import report_errors
 from dearli_d2.run_model import RunModel
 from dearli_d2.suggest.choose import WAYS
@@ -44,7 +45,7 @@ _PIXELS = (
 _DATA = {
     "miniworld": ("miniworld/semidavil.yaml", "miniworld_train@n20~{seed}", 20, "miniworld_val", _PIXELS),
     "camvid": (
-        "camvid/labels.yaml", "camvid_train@1_8", 46, "camvid_val", ("SOLVER.MAX_ITER", "200", "SOLVER.IMS_PER_BATCH", "4"),
+        "camvid/labels.yaml", "camvid_train@1_8", 46, "camvid_val", ("SOLVER.MAX_ITER", "250", "DATALOADER.NUM_WORKERS", "0"),
     ),
 }  # fmt: skip
 _NAMES = {"both": "suggested", "uncertainty": "uncertainty alone", "random": "chance"}
@@ -151,6 +152,7 @@ def errors(seeds: int, out: Path) -> str:
             "DATASETS.CUSTOM.ROOT", str(folder.absolute()), "DATASETS.CUSTOM.PANOPTIC_JSON", "labels.json",
             "DATASETS.CUSTOM.VAL_FRACTION", "0", "DATASETS.TRAIN", f"('{TRAIN}',)",
         )  # fmt: skip
+        register_custom(get_config(study.CONFIGS / config, own).DATASETS.CUSTOM)
         study.train(study.Row("", "wrong", config, (*options, *_QUIET, *own)), seed, out, [], dataset)
         wrong = RunModel(out / "wrong" / f"seed_{seed}")
         dicts = {key: d for key, (d, _) in labeled_and_held_back(wrong.config).items()}

@@ -24,6 +24,7 @@ from ..errors import DatasetError, first_few
 from ..modeling.per_pixel.semantic import normalized
 from ..modeling.segmenter import Segmenter
 from ..run_model import RunModel
+from ..visualization import short_name
 from .page import Entry, marked, write_csv, write_page
 from .signals import class_scores_only
 from .unlabeled import journal_of, key_of, unless_unreadable
@@ -193,4 +194,6 @@ def _entries(ranked: Iterable[dict[str, Any]], taxonomy: Taxonomy) -> Iterable[E
             reasons.append(f"suspected: as sure as where the label says {other}")
         reasons.append("the model was trained on this label" if r["trained"] else "held back from training")
         picture = marked(read_image(r["image"]), [mask])
-        yield Entry(f"{r['image']}: labelled {label}, the model says {other}", [("segment", picture)], reasons)
+        yield Entry(
+            f"{short_name(r['image'])}: labelled {label}, the model says {other}", [("segment", picture)], reasons
+        )

@@ -16,12 +16,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..data.mappers import resize_labels
 from ..files import write_atomically
 
 _SIDE = 480  # pixels of a picture's long side
 _MOST = 200  # entries of a page
-_MARK = (255, 0, 200)
+_MARK = ((5, "black"), (2, "yellow"))  # width and colour of the lines of an outline, the lower one first
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 figure { display: inline-block; margin: 0 .6rem .4rem 0; }
@@ -60,11 +59,12 @@ def marked(image: np.ndarray, masks: Sequence[np.ndarray]) -> Image.Image:
     picture = small_picture(image)
     draw = ImageDraw.Draw(picture)
     for number, mask in enumerate(masks, start=1):
-        full = resize_labels(mask, picture.size[::-1]).astype(np.uint8)
+        full = (cv2.resize(mask.astype(np.float32), picture.size) >= 0.5).astype(np.uint8)
         outlines, _ = cv2.findContours(full, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         for outline in outlines:
             points = [(int(x), int(y)) for x, y in outline[:, 0]]
-            draw.line([*points, points[0]], fill=_MARK, width=2)
+            for width, color in _MARK:
+                draw.line([*points, points[0]], fill=color, width=width)
         if len(masks) > 1 and outlines:
             x, y = (int(v) for v in max(outlines, key=len)[0, 0])
             place = min(x + 3, picture.width - 10), min(y + 2, picture.height - 12)

@@ -21,7 +21,7 @@ from ..data.build import labeled_dicts
 from ..data.images import read_image
 from ..data.preparation import convert_all
 from ..data.taxonomy import Taxonomy
-from ..errors import DatasetError, UnreadableImageError, first_few
+from ..errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from ..predict import Predictor, predict_files
 from ..prediction_folder import Inputs, PredictionFolder, find_inputs
 from ..reporting import is_out_of_memory
@@ -69,12 +69,18 @@ def journal_of(out: Path, name: str, identity: dict[str, str]) -> Path:
 
 
 def unless_unreadable(compute: Callable[[str], dict[str, Any]], key: str) -> dict[str, Any]:
-    """`compute(key)`, or {"skipped": reason} for an image that cannot be read, or for which memory is too small."""
+    """`compute(key)`, or {"skipped": reason} for an image that cannot be read, or for which memory is too small.
+
+    Raises:
+        ConfigError: the model needs something beside the image.
+    """
     try:
         return compute(key)
     except Exception as error:
         if isinstance(error, UnreadableImageError):
             return {"skipped": str(error)}
+        if isinstance(error, DatasetError):  # what holds for all images, such as missing captions, is said once
+            raise ConfigError(str(error)) from error
         if is_out_of_memory(error):
             return {"skipped": f"{json.loads(key)[0]} needs more memory than there is"}
         raise
