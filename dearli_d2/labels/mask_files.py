@@ -113,53 +113,70 @@ def some_masks(path: Path, template: str = "") -> list[Path]:
 
 
 def masked_images(
-    request: Request, problems: Problems, classes: Sequence[str] = (), several: bool = False
+    request: Request,
+    problems: Problems,
+    classes: Sequence[str] = (),
+    several: bool = False,
+    folder: Path | None = None,
+    others: Collection[Path] = (),
 ) -> list[MaskedImage]:
     """Pairs the masks of a folder with images.
 
     Args:
         classes: names that `{class}` can have; () for any.
         several: an image may have several masks.
+        folder: of the masks; None finds it below `request.path`.
+        others: pictures elsewhere that are no photographs.
 
     Raises:
         ConfigError: a template that means nothing.
         DatasetError: a folder without masks.
     """
-    folder = folder_of_masks(request.path)
+    folder = folder or folder_of_masks(request.path)
     files = {p.relative_to(folder).as_posix(): p for p in masks_below(folder)}
     if not files:
-        others = [p for p in files_below(folder) if p.suffix.lower() in SUFFIXES] if folder.is_dir() else []
+        pictures = [p for p in files_below(folder) if p.suffix.lower() in SUFFIXES] if folder.is_dir() else []
         raise DatasetError(
             f"{folder} holds no mask (PNG or TIFF files)"
             + (
-                f", but {len(others)} pictures of other kinds, such as {others[0].name}; JPEG and WebP change values"
-                if others
+                f", but {len(pictures)} pictures of other kinds, such as {pictures[0].name}; JPEG and WebP change values"
+                if pictures
                 else ""
             )
         )
-    found, finder = _named(request, folder, files, classes)
-    places = [
-        *finder.places,
-        *(place / name for place in (request.root, request.path.parent) for name in ("JPEGImages", "leftImg8bit")),
-    ]
+    found, finder = _named(request, folder, files, classes, others)
+    places = [*finder.places, request.root / "JPEGImages"]
     by_image: dict[Path, list[Mask]] = {}
     splits: dict[Path, str] = {}
     for path, fields in found.items():
         below = f"{fields['folder']}{fields.get('name') or fields.get('stem')}"
-        image = finder.find(below, problems) if "name" in fields else finder.of_stem(below, problems, places)
+        if "name" in fields:
+            image = finder.find(below, problems)
+        else:  # those that lie among the labels, as in an archive, come last
+            image = finder.of_stem(below, Problems(folder), places) or finder.of_stem(
+                below, problems, [request.path / "JPEGImages"]
+            )
         if image is None:
             continue
         if image in by_image and not several:
             problems.add(f"masks are of an image that {by_image[image][0].path.relative_to(folder)} labels too", path)
             continue
         by_image.setdefault(image, []).append(Mask(files[path], fields.get("class", "")))
-        splits[image] = next((_SPLITS[part] for part in PurePosixPath(below).parts[:-1] if part in _SPLITS), "")
+        splits[image] = split_of(below)
     problems.check()
     sizes = image_sizes(list(by_image))
     for (image, masks), size in zip(by_image.items(), sizes, strict=True):
         for mask in masks:
             check_size(mask.path, image, size, problems)
     return [MaskedImage(i, size, tuple(m), splits[i]) for (i, m), size in zip(by_image.items(), sizes, strict=True)]
+
+
+def split_of(path: str) -> str:
+    """The split that a folder in a path is called after, or ""."""
+    parts = (
+        part.lower().removesuffix("annot") for part in PurePosixPath(path).parts[:-1]
+    )  # datumaro's CamVid: trainannot
+    return next((_SPLITS[part] for part in parts if part in _SPLITS), "")
 
 
 def check_size(mask: Path, image: Path, size: tuple[int, int], problems: Problems) -> None:
@@ -172,20 +189,20 @@ def check_size(mask: Path, image: Path, size: tuple[int, int], problems: Problem
 
 
 def _named(
-    request: Request, folder: Path, files: dict[str, Path], classes: Sequence[str]
+    request: Request, folder: Path, files: dict[str, Path], classes: Sequence[str], others: Collection[Path]
 ) -> tuple[dict[str, dict[str, str]], ImageFinder]:
     """The fields of each mask by the template given, or by the usual one that finds most images; and the finder of these."""
     texts = (request.mask_name,) if request.mask_name else USUAL
     best: tuple[dict[str, dict[str, str]], ImageFinder] | None = None
     most = -1
-    everything = ImageFinder(request.root, request.path)
+    everything = ImageFinder(request.root, request.path, others)
     for text in texts:
         template = Template(text, tuple(classes))
         found = {path: fields for path in files if (fields := template.match(path)) is not None}
         masks = {files[path] for path in found}
         named = sum(_is_there(fields, everything, masks) for fields in found.values())
         if named > most and (found or not best):
-            finder = ImageFinder(request.root, request.path, masks)
+            finder = ImageFinder(request.root, request.path, masks.union(others))
             best, most = (found, finder), named
         if named == len(files):
             break

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, first_few
+from .archives import unpacked
 from .formats import formats
 from .structures import Format, LabelSet, Request
 
@@ -13,7 +15,8 @@ _KEYS = "DATASETS.CUSTOM.FORMAT, or --format"
 
 def recognize(path: Path) -> dict[str, str]:
     """Names of the formats that a file or folder may have, each with what it was recognised by."""
-    return {name: reason for name, format in formats().items() if (reason := format.recognizes(path))}
+    inside = unpacked(path)
+    return {name: reason for name, format in formats().items() if (reason := format.recognizes(inside))}
 
 
 def format_of(path: Path, name: str = "") -> Format:
@@ -44,4 +47,16 @@ def format_of(path: Path, name: str = "") -> Format:
 
 def read_labels(request: Request, name: str = "") -> LabelSet:
     """Reads labels of the format `name`, or of the one that is recognised. Raises `DatasetError`."""
-    return format_of(request.path, name).read(request)
+    format, inside = format_of(request.path, name), unpacked(request.path)
+    if inside == request.path:
+        return format.read(request)
+    try:
+        labels = format.read(replace(request, path=inside))
+    except DatasetError as error:
+        raise DatasetError(str(error).replace(str(inside), str(request.path))) from error
+    packed = [image.file.name for image in labels.images if image.file.is_relative_to(inside)]
+    if packed:
+        raise DatasetError(
+            f"{request.path}: {len(packed)} images are in the archive alone: {first_few(packed)}; unpack it, and name the folder"
+        )
+    return replace(labels, path=request.path)

@@ -24,17 +24,18 @@ from ...files import read_text, write_atomically
 from ..geometry import decode, encode
 from ..mask_files import distinct_values, folder_of_masks, masked_images, some_masks, stamps_of, unlabeled_note
 from ..structures import RLE, Format, LabelClass, LabeledImage, LabelSet, Problems, Request, Shape
+from ..voc_tree import tree_of
+from . import cityscapes, color_png
 
 _CLASS_FILES = ("classes.txt", "class_names.txt", "_classes.csv")
 _IGNORE = 255
 _MANY = 100  # values; a greyscale photograph has more
-_FOREIGN = ("SegmentationClass", "gtFine")
 
 
 def recognizes(path: Path) -> str:
     """Recognises pictures with few values that are not only 0 and 255."""
     masks = some_masks(path)
-    if not masks or any((path / name).exists() for name in _FOREIGN):
+    if not masks or tree_of(path) is not None or cityscapes.recognizes(path) or color_png.recognizes(path):
         return ""
     values = [distinct_values(mask) for mask in masks]
     if any(v is None or len(v) > _MANY for v in values) or not any(values) or is_binary(values):
