@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
 import zipfile
 from email import message_from_string
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,8 @@ from dearli_d2.files import beside_package
 from tests.conftest import REPO, copy_of_checkout
 
 CONFIG = Path("miniworld") / "m2f.yaml"
+# detectron2 has an installation of its own, triton comes with torch, and whatever needs the others says how to install them
+OWN_OR_OPTIONAL = {"dearli_d2", "detectron2", "triton", "transformers", "panopticapi", "pillow_heif"}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,25 @@ def test_wheel_brings_the_dependencies_of_the_one_list(wheel):
     expected = requirements((REPO / "requirements.txt").read_text().splitlines())
     assert len(expected) > 20
     assert requirements(metadata.get_all("Requires-Dist")) == expected
+
+
+def test_every_imported_package_is_in_the_list():
+    """Those that one command alone needs say so where they are missing."""
+    listed = {
+        canonicalize_name(Requirement(line).name)
+        for line in (REPO / "requirements.txt").read_text().splitlines()
+        if line.strip() and not line.startswith("#")
+    }
+    distributions = packages_distributions()
+    missing = {}
+    for path in [*(REPO / "dearli_d2").rglob("*.py"), *(REPO / "datasets").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - OWN_OR_OPTIONAL:
+                if not {canonicalize_name(d) for d in distributions.get(top, [top])} & listed:
+                    missing[top] = path.name
+    assert not missing
 
 
 def test_wheel_holds_every_module_config_and_script(wheel):
