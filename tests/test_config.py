@@ -49,6 +49,14 @@ def test_headers_have_the_published_sizes():
             assert count in (published.labeled.get(part, drawn), published.elsewhere.get(part)), (path, part)
 
 
+def test_headers_count_the_labelled_images_that_their_paper_counts():
+    """The papers of DEARLi and HVL have 632 of ADE20K's images in 1/32, UniMatch V2's list has 631."""
+    counts = {path.stem: partitions_of(path).get("1_32") for path in (CONFIGS / "ade20k").glob("*.yaml")}
+    counts = {name: count for name, count in counts.items() if count}
+    assert len(counts) > 8
+    assert counts == {name: 631 if name.startswith("unimatch_v2") else 632 for name in counts}
+
+
 def test_the_folder_stays_small():
     """One file an experiment: partition, length and output folder are no files of their own."""
     assert len(list(CONFIGS.rglob("*.yaml"))) < 160
