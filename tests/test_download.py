@@ -31,6 +31,7 @@ from dearli_d2.methods.eomt.vit import build_vit
 from dearli_d2.modeling.backbone.clip_model import build_clip
 from dearli_d2.modeling.backbone.open_clip import build_frozen_clip
 from dearli_d2.modeling.backbone.timm import TimmBackbone
+from dearli_d2.modeling.clip.tokenizer import tokenizer_of
 from dearli_d2.weight_list import PublishedWeights
 from tests.conftest import REPO
 
@@ -251,6 +252,16 @@ def test_a_model_of_the_hub_is_read_from_the_cache_where_the_hub_is_silent(no_hu
     with quick(), only_cache_if_offline("owner/model"):
         assert constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "roberta-ViT-B-32"])
+def test_a_tokenizer_of_the_hub_is_not_waited_for_either(no_hub, tmp_path, name):
+    repository = open_clip.get_model_config(name)["text_cfg"]["hf_tokenizer_name"]
+    with quick(), pytest.raises(WeightsError, match=f"{repository} is not in the cache"):
+        tokenizer_of(name)
+    (tmp_path / "hub" / f"models--{repository.replace('/', '--')}").mkdir(parents=True)  # begun, and never finished
+    with pytest.raises(WeightsError, match=f"{repository}, the tokenizer of {name}, cannot be read"):
+        tokenizer_of(name)
 
 
 def in_hub_cache(tmp_path, repository, file):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ...errors import ConfigError
 from ...modeling.clip.text_tower import ClipModel, text_embedding
+from ...modeling.clip.tokenizer import tokenizer_of
 from ...modeling.mask2former.transformer_decoder import MLP
 
 
@@ -47,7 +47,7 @@ class PromptLearner(nn.Module):
         Raises:
             ConfigError: a name without a token, equal names, or a prompt that does not fit the context.
         """
-        tokenizer = open_clip.get_tokenizer(model_name)
+        tokenizer = tokenizer_of(model_name)
         encoded = _encode(tokenizer, names, self.prompt.shape[1], self.context)
         length, device = max(len(row) for row in encoded), self.prompt.device
         table = torch.tensor([row + [0] * (length - len(row)) for row in encoded], device=device)

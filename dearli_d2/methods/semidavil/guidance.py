@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import open_clip
 import torch
 from torch import nn
 
 from ...errors import DatasetError
 from ...modeling.clip.text_tower import ClipModel, text_tower_of, token_features
+from ...modeling.clip.tokenizer import tokenizer_of
 
 _CACHED = 4096  # captions
 
@@ -80,7 +80,7 @@ class CaptionEncoder:
 
     def __init__(self, model_name: str, context: int) -> None:
         self.context = context
-        self.tokenizer = open_clip.get_tokenizer(model_name)
+        self.tokenizer = tokenizer_of(model_name)
         self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     def __deepcopy__(self, memo: dict) -> CaptionEncoder:

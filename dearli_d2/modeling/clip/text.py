@@ -21,6 +21,7 @@ from ...errors import ConfigError
 from ...files import cache_dir, read_text, write_atomically
 from ...progress import progress
 from .text_tower import ClipModel, text_embedding, text_tower_of
+from .tokenizer import tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def build_vocabulary(clip_model: ClipModel, model_name: str, names: Names, templ
     synonyms = [s for class_names in names for s in class_names]
     counts = [len(class_names) for class_names in names]
     device = clip_model.logit_scale.device
-    tokenizer = open_clip.get_tokenizer(model_name)
+    tokenizer = tokenizer_of(model_name)
     _check_tokens(tokenizer, synonyms, templates)
     tokens = [tokenizer([t.format(synonym) for t in templates]) for synonym in synonyms]
     if isinstance(clip_model.logit_scale, FakeTensor):  # weights without content, see `dearli_d2.rehearsal`
