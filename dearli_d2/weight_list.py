@@ -240,6 +240,14 @@ def path_of(name: str) -> Path:
     return path
 
 
+def in_place_of_file(path: str | Path) -> str:
+    """Advice for a file that does not exist, where its path is a name of the list; "" for other paths."""
+    name = str(path)
+    if name not in published():
+        return ""
+    return f"; {name} is a name of the list of weights, whose file is $(dearli weights path {name})"
+
+
 def cached(weights: PublishedWeights) -> Path | None:
     """The file on this machine; None where there is none. Raises `WeightsError` for one of another size."""
     for path in _places(weights):

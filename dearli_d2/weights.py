@@ -53,7 +53,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"no weight file {path}")
+        from .weight_list import in_place_of_file
+
+        raise WeightsError(f"no weight file {path}{in_place_of_file(path)}")
     if path.suffix not in _SUFFIXES:
         raise WeightsError(f"{path}: unknown kind of weight file; known are {', '.join(_SUFFIXES)}")
     try:

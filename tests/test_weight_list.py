@@ -9,11 +9,16 @@ import open_clip
 import pytest
 from timm.models import get_pretrained_cfg
 
+from dearli_d2.cli import main
 from dearli_d2.config import get_config
 from dearli_d2.errors import ConfigError, WeightsError
 from dearli_d2.files import beside_package
+from dearli_d2.masks.sam import load_sam
+from dearli_d2.modeling.backbone.clip_model import build_clip
+from dearli_d2.modeling.backbone.timm import TimmBackbone
 from dearli_d2.reproduction import experiments
 from dearli_d2.weight_list import UNKNOWN, _of_open_clip, _of_timm, find, needed_by, path_of, published
+from dearli_d2.weights import read_file
 
 CONFIGS = [p for p in sorted(beside_package("configs").rglob("*.yaml")) if not p.name.startswith("Base")]
 
@@ -52,6 +57,32 @@ def test_every_checkpoint_and_file_that_a_row_or_stage_names_is_in_the_list():
         text = f"{commands} {experiment.row}"
         for name in (experiment.checkpoint, *re.findall(r"\{weights:([^}]+)\}", text)):
             assert not name or name in published(), experiment.name
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_file,
+        lambda name: load_sam("vit_b", name, "cpu"),
+        lambda name: build_clip("miniworld-convnext", name, "own"),
+        lambda name: TimmBackbone("resnet10t", name),
+    ],
+    ids=["checkpoint", "sam", "open_clip", "timm"],
+)
+def test_a_name_of_the_list_in_place_of_a_file_is_told_how_to_become_one(read):
+    with pytest.raises(
+        WeightsError, match=r"sam/vit_h is a name of the list of weights.*\$\(dearli weights path sam/vit_h\)"
+    ):
+        read("sam/vit_h")
+    with pytest.raises(WeightsError) as found:
+        read("none.pth")
+    assert "list of weights" not in str(found.value)
+
+
+def test_masks_of_sam_without_its_weights_name_the_command_that_gets_them(capsys):
+    words = ["masks", "generate", "--dataset", "miniworld_train@n1", "--out", "none", "--model", "vit_b"]
+    assert main(words) == 2
+    assert "`dearli weights get sam/vit_b`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [n for n in published() if n.startswith(("open_clip/", "timm/"))])

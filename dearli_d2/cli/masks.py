@@ -48,7 +48,9 @@ def _image_source(function: Callable) -> Callable:
 @click.option(
     "--model", type=click.Choice(("vit_b", "vit_l", "vit_h")), default="vit_h", show_default=True, help="Size of SAM."
 )
-@click.option("--weights", metavar="FILE", help="SAM's checkpoint, such as sam_vit_h_4b8939.pth.")
+@click.option(
+    "--weights", metavar="FILE", help="SAM's checkpoint: a file; `dearli weights get sam/vit_h` downloads it."
+)
 @click.option("--points-per-side", type=POSITIVE, default=32, metavar="N", show_default=True, help="Of SAM's grid.")
 @click.option(
     "--predicted-iou",
@@ -161,8 +163,8 @@ def _generator(
         return ClassicalGenerator()
     if not weights:
         raise ConfigError(
-            "--generator sam needs --weights, the checkpoint file of --model (published as sam_vit_h_4b8939.pth, "
-            "sam_vit_l_0b3195.pth, sam_vit_b_01ec64.pth); --generator classical needs none"
+            f"--generator sam needs --weights, the checkpoint file of --model: `dearli weights get sam/{model}` downloads it and "
+            "prints where it is. --generator classical needs none"
         )
     sam = load_sam(model, weights, device or default_device())
     digest = file_digest(weights)

@@ -13,6 +13,7 @@ from ..data.overlap import check_overlap, check_roles
 from ..data.validation import validate_dataset
 from ..errors import ConfigError, DatasetError
 from ..masks.storage import MaskFolder
+from ..weight_list import in_place_of_file
 from .checkpoints import RunCheckpoints
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
         raise DatasetError("DATASETS.TRAIN names no data set, nor does DATASETS.SOURCE")
     check_fresh(cfg, resume)
     if cfg.SSL.TEACHER_WEIGHTS and not Path(cfg.SSL.TEACHER_WEIGHTS).is_file():
-        raise ConfigError(f"SSL.TEACHER_WEIGHTS: no file {cfg.SSL.TEACHER_WEIGHTS}")
+        advice = in_place_of_file(cfg.SSL.TEACHER_WEIGHTS)
+        raise ConfigError(f"SSL.TEACHER_WEIGHTS: no file {cfg.SSL.TEACHER_WEIGHTS}{advice}")
     if cfg.DATASETS.UNLABELED and cfg.SSL.START >= cfg.SOLVER.MAX_ITER:
         logger.warning(
             "SSL.START %d is not below SOLVER.MAX_ITER %d: unlabelled images take no part",

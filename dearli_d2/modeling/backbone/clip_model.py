@@ -10,7 +10,7 @@ from torch import nn
 
 from ...errors import ConfigError, WeightsError
 from ...pretrained import SHIPPED, clip_facts, no_such_tag
-from ...weight_list import fetch
+from ...weight_list import fetch, in_place_of_file
 from ...weights import read_state_dict
 from ..clip.text_tower import ClipModel
 from . import tiny_clip  # makes the shipped model known to open_clip
@@ -50,7 +50,9 @@ def build_clip(arch: str, weights: str, tag: str = "") -> ClipModel:
         except Exception as error:  # damaged files give errors of many types
             raise WeightsError(f"{path} cannot be read as {arch}: {error}") from error
     if weights and not Path(weights).is_file():
-        raise WeightsError(f"MODEL.BACKBONE.WEIGHTS: {no_such_tag(arch, weights)}; nor is it a file")
+        raise WeightsError(
+            f"MODEL.BACKBONE.WEIGHTS: {no_such_tag(arch, weights)}; nor is it a file{in_place_of_file(weights)}"
+        )
     model = _create_random(arch, quick_gelu)
     if weights:
         _load(model, weights, arch)

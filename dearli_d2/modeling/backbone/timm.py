@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import nn
 
 from ...errors import ConfigError, WeightsError
-from ...weight_list import fetch, find
+from ...weight_list import fetch, find, in_place_of_file
 from ...weights import read_state_dict
 from .package_weights import PACKAGES, read_package_weights
 from .pyramid import Reassemble, SimpleFeaturePyramid
@@ -76,6 +76,7 @@ class TimmBackbone(Backbone):
                 raise WeightsError(
                     f"MODEL.BACKBONE.WEIGHTS: {weights!r} is no file; use 'pretrained' (timm downloads them), "
                     f"'package:NAME' with NAME one of {', '.join(PACKAGES)}, the path of a local file, or '' for a random start"
+                    f"{in_place_of_file(weights)}"
                 )
             _load(self.model, read_state_dict(weights), weights)
         reductions, widths = self.model.feature_info.reduction(), self.model.feature_info.channels()
