@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -210,12 +210,13 @@ class Segmenter(nn.Module, ABC):
                 alone, so that a resumed run goes on as if it had not stopped.
         """
 
-    def rehearsing(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
         """Inside of it the model runs on tensors without content, see `dearli_d2.rehearsal`.
 
         A method that decides by values replaces these decisions.
         """
-        return nullcontext()
+        yield
 
     def labeler(self, cfg: CfgNode) -> Labeler | None:
         """Says who labels the unlabelled images in training. None: an EMA teacher, which the engine makes of this model."""

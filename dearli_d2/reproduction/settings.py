@@ -88,7 +88,7 @@ def list_of(source: PanopticSource, part: str, name: str) -> Path | None:
 def weights_of(settings: Mapping[str, Any]) -> list[str]:
     """Names in the list of weights of a config's backbones and text encoder; those that the list does not have are left out."""
     found = []
-    for section in ("MODEL.BACKBONE", "MODEL.SENIOR.BACKBONE"):
+    for section in dict.fromkeys(key.rpartition(".")[0] for key in settings if ".BACKBONE." in key):
         name, arch, weights = (settings.get(f"{section}.{key}", "") for key in ("NAME", "ARCH", "WEIGHTS"))
         if name == "TimmBackbone" and weights:  # without a tag it is timm's first
             found += [known for known in published() if f"{known}.".startswith(f"timm/{arch}.")][:1]

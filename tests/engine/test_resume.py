@@ -203,7 +203,7 @@ def test_keys_of_other_methods_are_not_compared(config):
 
 def test_every_free_key_is_documented(repo):
     text = (repo / "docs/resume.md").read_text()
-    assert [key for key in (*resume._FREE, resume._LENGTH) if key not in text] == []
+    assert [key for key in (*resume.FREE, resume._LENGTH) if key not in text] == []
 
 
 def test_what_scores_depend_on_may_change_until_the_first_evaluation(config):
