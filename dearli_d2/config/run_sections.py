@@ -167,6 +167,21 @@ class MixedPrecision(Options):
 
 
 @dataclass(frozen=True)
+class Log(Options):
+    """Services that follow a run, beside its log, `metrics.json` and TensorBoard."""
+
+    SECTION: ClassVar[str] = "LOG"
+
+    wandb: bool = option(
+        False, SWITCH, "Sends scalars and config to Weights & Biases. With WANDB_MODE=offline they stay in OUTPUT_DIR."
+    )
+    mlflow: bool = option(
+        False, SWITCH, "Sends scalars and config to MLflow, whose MLFLOW_TRACKING_URI says where it writes."
+    )
+    project: str = option("dearli_d2", Text(filled=True), "Project of W&B and experiment of MLflow.")
+
+
+@dataclass(frozen=True)
 class Test(Options):
     """Evaluation and read-out."""
 

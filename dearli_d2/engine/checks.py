@@ -15,6 +15,7 @@ from ..errors import ConfigError, DatasetError
 from ..masks.storage import MaskFolder
 from ..weight_list import in_place_of_file
 from .checkpoints import RunCheckpoints
+from .trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ def check_run(cfg: CfgNode, resume: bool) -> None:
     if not (cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE):
         raise DatasetError("DATASETS.TRAIN names no data set, nor does DATASETS.SOURCE")
     check_fresh(cfg, resume)
+    check_trackers(cfg)
     if cfg.SSL.TEACHER_WEIGHTS and not Path(cfg.SSL.TEACHER_WEIGHTS).is_file():
         advice = in_place_of_file(cfg.SSL.TEACHER_WEIGHTS)
         raise ConfigError(f"SSL.TEACHER_WEIGHTS: no file {cfg.SSL.TEACHER_WEIGHTS}{advice}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.engine.hooks import HookBase
-from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter, JSONWriter, TensorboardXWriter
 
 from ..files import write_atomically
 
@@ -69,18 +70,31 @@ class RecentScalars:
 
 
 class MetricsHook(HookBase):
-    """Writes every `PERIOD` iterations and at the end; to the console also the first step, and when it was silent for long."""
+    """Writes every `PERIOD` iterations and at the end; to the console also the first step, and when it was silent for long.
 
-    def __init__(self, folder: str | Path, start: int, max_iter: int) -> None:
+    Args:
+        folder: with `metrics.json`.
+        start: steps that are done.
+        max_iter: steps of the run.
+        trackers: makes further writers when training begins.
+    """
+
+    def __init__(
+        self, folder: str | Path, start: int, max_iter: int, trackers: Callable[[], Sequence[Any]] = list
+    ) -> None:
         self.printer = CommonMetricPrinter(max_iter, WINDOW)
-        lines = MetricsFile(Path(folder) / "metrics.json", start)
+        self.lines = MetricsFile(Path(folder) / "metrics.json", start)
         board = TensorboardXWriter(str(folder), WINDOW, purge_step=start)
-        board._last_write = lines._last_write  # what was written before the interruption
-        self.files = [lines, board]
+        board._last_write = self.lines._last_write  # what was written before the interruption
+        self.files: list[EventWriter] = [self.lines, board]
+        self.trackers = trackers
         self.printed = time.monotonic()
 
     def before_train(self) -> None:
         """Writes a line that a kill after the checkpoint prevented."""
+        for tracker in self.trackers():
+            tracker._last_write = self.lines._last_write
+            self.files.append(tracker)
         start = self.trainer.start_iter
         if start and (start % PERIOD == 0 or start == self.trainer.max_iter):
             for writer in self.files:

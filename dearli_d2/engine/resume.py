@@ -39,6 +39,9 @@ FREE = {
     "SSL.MONITOR_IMAGES",
     "TEST.EVAL_PERIOD",
     "TEST.PICTURES",
+    "LOG.WANDB",
+    "LOG.MLFLOW",
+    "LOG.PROJECT",
 }
 _LENGTH = "SOLVER.MAX_ITER"  # may change too: the learning rate then follows the new length
 _UNLABELED = ("DATASETS.UNLABELED", "SSL.", "MODEL.ENSEMBLE.")  # of no effect before unlabelled images take part
@@ -49,7 +52,7 @@ _STREAMS = ("TRAIN", "SOURCE", "UNLABELED")
 
 def scoring_settings(cfg: CfgNode) -> dict[str, Any]:
     """The keys that the scores of an evaluation depend on beside the weights."""
-    return {key: value for key, value in _leaves(cfg).items() if key.startswith(_SCORING) and key not in FREE}
+    return {key: value for key, value in leaves(cfg).items() if key.startswith(_SCORING) and key not in FREE}
 
 
 def check_resumed(state: dict[str, Any], cfg: CfgNode, taxonomy: Taxonomy | None, checkpoints: RunCheckpoints) -> None:
@@ -106,7 +109,7 @@ def check_settings(state: dict[str, Any], cfg: CfgNode, scored_with: dict[str, A
         ConfigError: settings differ that the result depends on, with each key and both values.
     """
     saved_cfg = CfgNode.load_cfg(state["config"])
-    saved, here = _leaves(saved_cfg), _leaves(cfg)
+    saved, here = leaves(saved_cfg), leaves(cfg)
     free = FREE | {_LENGTH, *method_of(cfg).memory_keys} | _of_other_methods(cfg)
     if not saved_cfg.DATASETS.UNLABELED and cfg.DATASETS.UNLABELED and state["iteration"] <= cfg.SSL.START:
         free |= {key for key in here if key.startswith(_UNLABELED)}
@@ -162,7 +165,8 @@ def _digest(name: str) -> list[Any]:
     return [len(dicts), digest.hexdigest()[:16]]
 
 
-def _leaves(cfg: CfgNode) -> dict[str, Any]:
+def leaves(cfg: CfgNode) -> dict[str, Any]:
+    """{key: value} of every key of a config, with lists in place of tuples."""
     result = {}
     for key in all_keys(cfg):
         value: Any = cfg

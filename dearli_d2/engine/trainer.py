@@ -23,7 +23,7 @@ from .checks import check_run
 from .evaluation import RunEvaluation, check_test_classes
 from .guard import BadStepGuard
 from .hooks import EvaluationHook, PictureHook, PseudoLabelMonitor, SaveHook
-from .metrics import MetricsHook, RecentScalars
+from .metrics import WINDOW, MetricsHook, RecentScalars
 from .optimizer import autocast, build_clipping, build_optimizer, build_scaler, build_scheduler
 from .resume import check_resumed, describe_data
 from .run_folder import FolderLock
@@ -33,6 +33,7 @@ from .state import RunState, Stateful
 from .step import Batch, StepRecord
 from .strong_views import build_strong_views
 from .teacher import EMATeacher, build_labeler
+from .trackers import Tracker, build_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +167,13 @@ class DualStreamTrainer(TrainerBase):
         if cfg.DATASETS.TEST:
             result.append(EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluation))
         if comm.is_main_process():
-            result.append(MetricsHook(cfg.OUTPUT_DIR, self.start_iter, self.max_iter))
+            result.append(MetricsHook(cfg.OUTPUT_DIR, self.start_iter, self.max_iter, self._trackers))
         return result
+
+    def _trackers(self) -> list[Tracker]:
+        if self.start_iter >= self.max_iter:
+            return []
+        return build_trackers(self.cfg, self.start_iter > 0, WINDOW)
 
     def train(self) -> None:
         """Runs from the start iteration to SOLVER.MAX_ITER.
