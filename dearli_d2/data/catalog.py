@@ -124,9 +124,11 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
         dicts = choose(name, dicts, part, unlabeled, source)
     if unlabeled:
         dicts = [{k: d[k] for k in ("file_name", "image_id", "height", "width")} for d in dicts]
+    if not dicts and isinstance(source, ImageFolder):
+        labelled = f" but {len(source.without)} that have labels" if source.without else ""
+        raise DatasetError(f"{name}: no image in {source.image_root}{labelled}; {source.hint}")
     if not dicts:
-        where = source.image_root if isinstance(source, ImageFolder) else source.panoptic_json
-        raise DatasetError(f"{name}: no image in {where}")
+        raise DatasetError(f"{name}: no image in {source.panoptic_json}")
     return dicts
 
 

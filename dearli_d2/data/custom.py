@@ -35,6 +35,9 @@ from .taxonomy import Taxonomy
 logger = logging.getLogger(__name__)
 
 TRAIN, VAL, UNLABELED = "custom_train", "custom_val", "custom_unlabeled"
+_UNLABELED_HINT = (
+    "put unlabelled images there, set DATASETS.CUSTOM.UNLABELED, or train with labels alone by DATASETS.UNLABELED '()'"
+)
 
 
 # ---------------------------------------------------------------------------------------------- classes and keys
@@ -142,8 +145,7 @@ def register_custom(custom: CfgNode) -> None:
         register(VAL, PanopticSource(images, folder / "val.json", panoptic, semantic, hint=hint))
     else:
         register(VAL, _no_validation)
-    unlabeled = root / custom.UNLABELED
-    register(UNLABELED, ImageFolder(unlabeled, "put unlabelled images there, or set DATASETS.CUSTOM.UNLABELED"))
+    register(UNLABELED, ImageFolder(root / custom.UNLABELED, _UNLABELED_HINT))
 
 
 def _register_labels(custom: CfgNode, root: Path) -> None:
@@ -156,10 +158,7 @@ def _register_labels(custom: CfgNode, root: Path) -> None:
         register(VAL, _no_validation)
     # often the folder that holds the labelled images too
     labelled = frozenset(os.path.realpath(image.file) for image in labels_of(custom).images)
-    unlabeled = root / custom.UNLABELED
-    register(
-        UNLABELED, ImageFolder(unlabeled, "put unlabelled images there, or set DATASETS.CUSTOM.UNLABELED", labelled)
-    )
+    register(UNLABELED, ImageFolder(root / custom.UNLABELED, _UNLABELED_HINT, labelled))
 
 
 def _no_validation() -> PanopticSource:

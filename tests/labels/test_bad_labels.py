@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dearli_d2.data.catalog import dataset_dicts
-from dearli_d2.data.custom import TRAIN, VAL, register_custom
+from dearli_d2.data.custom import TRAIN, UNLABELED, VAL, register_custom
 from dearli_d2.errors import DatasetError
 from dearli_d2.labels.geometry import decode
 from dearli_d2.labels.recognition import read_labels, recognize
@@ -173,6 +173,13 @@ def test_the_splits_of_an_export_are_used(kind, tmp_path):
     register_custom(cfg.DATASETS.CUSTOM)
     assert [Path(d["file_name"]).name for d in dataset_dicts(TRAIN)] == ["t.jpg"]
     assert [Path(d["file_name"]).name for d in dataset_dicts(VAL)] == ["v.jpg"]
+
+
+def test_a_folder_without_an_unlabelled_image_says_how_to_train_without(tmp_path):
+    split_folders(tmp_path, "coco")
+    register_custom(config(tmp_path, "DATASETS.CUSTOM.LABELS", ".", "DATASETS.CUSTOM.UNLABELED", ".").DATASETS.CUSTOM)
+    with pytest.raises(DatasetError, match=r"no image in \S+ but 3 that have labels; .* by DATASETS.UNLABELED '\(\)'"):
+        dataset_dicts(UNLABELED)
 
 
 def test_files_of_coco_s_splits_are_read_together(tmp_path):
