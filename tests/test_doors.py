@@ -181,7 +181,7 @@ DOORS = (
     Door(r"python -m benchmarks\.sure_pixels --config-file configs/miniworld/", "runs"),
     Door(r"dearli regions --config-file configs/miniworld/", "runs", makes=("regions/pictures",)),
     # ------------------------------------------------------------------ rows of the papers
-    Door(r"dearli reproduce ((run |show )?ROW|table PAPER TABLE)$", why="names a program"),
+    Door(r"dearli reproduce ((run |show )?ROW|show|table PAPER TABLE)$", why="names a program"),
     Door(r"dearli reproduce list\b", "runs", once=True),
     Door(r"dearli reproduce table\b", "runs", once=True),
     Door(
@@ -199,7 +199,7 @@ DOORS = (
     ),
     Door(r"dearli reproduce ", why=SAME),
     # ------------------------------------------------------------------ published weights
-    Door(r"dearli weights (list \[PATTERN\]|(show|get|path) NAME)$", why="names a program"),
+    Door(r"dearli weights (list \[PATTERN\]|show|(show|get|path) NAME)$", why="names a program"),
     Door(r"dearli weights (list|show)\b", "runs", once=True),
     Door(r"dearli weights get \S+$", "runs", why="a download", refused=r"not on this machine, and \S+ cannot be reached"),
     Door(r"dearli weights get ", why=SAME),
@@ -230,6 +230,7 @@ DOORS = (
         TRAIN + r"configs/custom/labels\.yaml ", "own", makes=("output/tool/model_final.pth",),
         first=(
             "dearli data convert my_data/masks --images my_data/images --to coco-instances --out tool && cp tool/*.json my_data/",
+            "cp my_data/unlabeled/* my_data/images/",
             "sed -i s/template.yaml/small.yaml/ configs/custom/labels.yaml",  # the base that needs no download
         ),
     ),
@@ -275,9 +276,10 @@ DOORS = (
     Door(TRAIN + r"configs/ade20k/\S+ --num-gpus [24] DATASETS\.PARTITION", "data", why="it needs the GPUs", refused="--num-gpus [24] but there is no GPU"),
     Door(r"git clone ", why="another repository"),
     Door(
-        r"dearli checkpoint verify --config-file configs/ade20k/|dearli eval --config-file configs/ade20k/",
-        "data", why="published weights are a download", refused=r"no weight file \.\./DEARLi/",
+        r"dearli eval --config-file configs/ade20k/fc_clip", "data",
+        why="published weights are a download", refused=r"no weight file fcclip_cocopan\.pth",
     ),
+    Door(r"dearli eval --config-file configs/ade20k/\S+ --weights FILE$", why=SAME),
     # ------------------------------------------------------------------ photographs
     Door(
         TRAIN + r"configs/camvid/|python -m benchmarks\.(ssl|segkc|semidavil)_camvid.*--seeds 1$", "data", why=CAMVID,
@@ -309,7 +311,7 @@ DOORS = (
     # ------------------------------------------------------------------ miniworld and its CLIP
     Door(r"dearli data preview --out", "demo", makes=("miniworld.png",)),
     Door(r"dearli data (preview|generate|formats)$", "demo"),
-    Door(r"dearli zero-shot --config-file configs/miniworld/", "demo", makes=("output/zero_shot/evaluation/results.json",)),
+    Door(r"dearli zero-shot --config-file configs/miniworld/", "demo", makes=("output/zero_shot/evaluation/miniworld_val/results.json",)),
     Door(
         r"dearli data tiny-clip --out", "demo", append="--steps 2 --scenes 20",
         makes=("clip.safetensors",),
