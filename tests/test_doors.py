@@ -401,8 +401,8 @@ def test_commands_are_found_where_documents_print_them():
 
 
 @pytest.fixture(scope="module")
-def tour(tmp_path_factory) -> Tour:
-    """All chains, two at a time."""
+def tour(tmp_path_factory, request) -> Tour:
+    """The chains of the tests that were chosen, two at a time."""
     folder = tmp_path_factory.mktemp("tour")
     tour = Tour(copy_of_checkout(folder / "checkout"), folder / "data", {}, {})
     _make_small(tour.checkout)
@@ -435,8 +435,15 @@ def tour(tmp_path_factory) -> Tour:
     where = tour.type("cd / && python -c 'import dearli_d2; print(dearli_d2.__file__)'")[2]
     assert str(tour.checkout) in where, where
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda chain: _walk(tour, chain), CHAINS))
+        list(pool.map(lambda chain: _walk(tour, chain), _chosen_chains(request.session.items)))
     return tour
+
+
+def _chosen_chains(tests: list[pytest.Function]) -> list[str]:
+    """Those of the commands that the chosen tests of this file ask about, as `-k` chooses them."""
+    asked = [t.callspec.params["command"] for t in tests if t.originalname == test_command_runs_as_typed.__name__]
+    chains = {door.chain for command in asked if (door := door_of(command))}
+    return [chain for chain in CHAINS if chain in chains]
 
 
 def _make_small(checkout: Path) -> None:
