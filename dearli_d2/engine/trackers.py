@@ -30,7 +30,7 @@ def check_trackers(cfg: CfgNode) -> None:
     """Raises `ConfigError`, with the command to install it, if a package is missing that the config asks for."""
     for key, package in _PACKAGES.items():
         if cfg.LOG[key] and importlib.util.find_spec(package) is None:
-            raise ConfigError(f"LOG.{key} needs the package {package}: pip install 'dearli_d2[{package}]'")
+            raise ConfigError(f"LOG.{key} needs the package {package}: pip install '.[{package}]' in the checkout")
 
 
 def build_trackers(cfg: CfgNode, resumed: bool, window: int) -> list[Tracker]:
