@@ -124,11 +124,11 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
         dicts = choose(name, dicts, part, unlabeled, source)
     if unlabeled:
         dicts = [{k: d[k] for k in ("file_name", "image_id", "height", "width")} for d in dicts]
-    if not dicts and isinstance(source, ImageFolder):
+    if not dicts:
+        if isinstance(source, PanopticSource):
+            raise DatasetError(f"{name}: no image in {source.panoptic_json}")
         labelled = f" but {len(source.without)} that have labels" if source.without else ""
         raise DatasetError(f"{name}: no image in {source.image_root}{labelled}; {source.hint}")
-    if not dicts:
-        raise DatasetError(f"{name}: no image in {source.panoptic_json}")
     return dicts
 
 
