@@ -1,7 +1,7 @@
 """What chosen labels are worth: a model of a few labels chooses as many more, and a new training has both.
 
     python -m benchmarks.suggest --data miniworld --seeds 3     # 20 + 20 images
-    python -m benchmarks.suggest --data camvid --seeds 1        # 46 + 46 images, needs dearli prepare camvid
+    python -m benchmarks.suggest --data camvid --seeds 1 --ways both random     # 46 + 46 images, needs dearli prepare camvid
     python -m benchmarks.suggest --errors --seeds 3             # finding labels whose class was changed
 
 The chosen images get their true labels, in place of a person's. All trainings of a data set have the same number of steps. The
@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def chosen_lists(run: Path, start: str, count: int, out: Path, seed: int) -> dic
     return lists
 
 
-def choices(data: str, seeds: int, out: Path) -> str:
+def choices(data: str, seeds: int, out: Path, ways: Sequence[str] = WAYS) -> str:
     """Trains all rows of all seeds; the table."""
     config, start, count, dataset, options = _DATA[data]
     results: dict[str, list[dict]] = {}
@@ -78,7 +79,7 @@ def choices(data: str, seeds: int, out: Path) -> str:
         first = study.Row("", "start", config, (*options, *_QUIET, "DATASETS.TRAIN", f"('{view}',)"))
         results.setdefault(f"{count} labelled images", []).append(study.train(first, seed, out, [], dataset))
         lists = chosen_lists(out / "start" / f"seed_{seed}", view, count, out, seed)
-        for way in WAYS:
+        for way in ways:
             name = f"('{view.partition('@')[0]}@{lists[way].absolute()}',)"
             row = study.Row("", way, config, (*options, *_QUIET, "DATASETS.TRAIN", name))
             results.setdefault(f"+ {count}: {_NAMES[way]}", []).append(study.train(row, seed, out, [], dataset))
@@ -129,13 +130,13 @@ def write_with_errors(folder: Path, part: str, share: float, seed: int) -> set[t
             {
                 "image_id": n, "file_name": Path(d["pan_seg_file_name"]).name,
                 "segments_info": [
-                    {"id": s["id"], "category_id": classes[Path(d["file_name"]).name, s["id"]], "area": s["area"], "iscrowd": 0, "bbox": [0, 0, 1, 1]}
+                    {"id": s["id"], "category_id": taxonomy.dataset_ids[classes[Path(d["file_name"]).name, s["id"]]], "area": s["area"], "iscrowd": 0, "bbox": [0, 0, 1, 1]}
                     for s in d["segments_info"] if not s["iscrowd"]
                 ],
             }
             for n, d in enumerate(dicts)
         ],
-        "categories": [{"id": c, "name": taxonomy.main_names[c], "isthing": int(c in taxonomy.thing_ids)} for c in range(len(taxonomy))],
+        "categories": [{"id": taxonomy.dataset_ids[c], "name": taxonomy.main_names[c], "isthing": int(c in taxonomy.thing_ids)} for c in range(len(taxonomy))],
     }  # fmt: skip
     (folder / "labels.json").write_text(json.dumps(content))
     return changed
@@ -182,11 +183,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=_DATA, default="miniworld")
     parser.add_argument("--errors", action="store_true", help="finding of wrong labels instead")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="some of the ways to choose")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="default: output/suggest/DATA, or output/suggest/errors")
     args = parser.parse_args()
     out = args.out or Path("output/suggest") / ("errors" if args.errors else args.data)
-    text = errors(args.seeds, out) if args.errors else choices(args.data, args.seeds, out)
+    text = errors(args.seeds, out) if args.errors else choices(args.data, args.seeds, out, args.ways)
     logging.disable(logging.INFO)
     print(text)
     return 0
