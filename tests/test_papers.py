@@ -19,6 +19,7 @@ from dearli_d2.errors import ConfigError
 from dearli_d2.files import beside_package
 from dearli_d2.reproduction import experiments, find, papers
 from dearli_d2.reproduction.papers import read_paper
+from dearli_d2.reproduction.settings import settings_of
 from tests.experiments import header_of
 
 ALL = experiments()
@@ -30,6 +31,7 @@ COMMANDS |= {
     for name, e in ALL.items()
     if e.row.command
 }
+EPOCHS = "SOLVER.EPOCHS"  # the resolved config has steps in its place
 WITHOUT_OVERRIDES = [row for paper in papers().values() for row in paper.rows.values() if row.config and not row.set]
 
 
@@ -43,8 +45,9 @@ def value_of(cfg, key):
 def test_a_row_has_the_values_that_its_paper_prints(name):
     experiment = RUNS[name]
     cfg = experiment.config(["MODEL.DEVICE", "cpu"])
+    files = settings_of(experiment.training.row.config, experiment.overrides())
     for entry in (*experiment.printed(), *experiment.deviations()):
-        found = {key: value_of(cfg, key) for key in entry.values}
+        found = {key: files[key] if key == EPOCHS else value_of(cfg, key) for key in entry.values}
         wanted = {key: list(value) if isinstance(value, tuple) else value for key, value in entry.values.items()}
         assert found == wanted, entry.source
     assert cfg.DATASETS.TEST

@@ -7,7 +7,7 @@ its table, such as a partition. Row and column together are one experiment: `dea
     seeds: 1                     training runs behind a printed figure
     spread: 0.5                  by how many points a run may differ, and
     spread_source: ...           why so many
-    printed:                     hyper-parameters that the paper prints
+    printed:                     hyper-parameters that the paper prints; SOLVER.EPOCHS is compared with the files of the config
       - source: "Sec. 4"
         rows: ["ade20k*"]        patterns of row ids; all rows where it is missing
         values: {SOLVER.MAX_ITER: 80000}
