@@ -22,9 +22,10 @@ from dearli_d2.engine.run_folder import FolderLock
 from dearli_d2.errors import ConfigError
 from dearli_d2.reproduction import run, show
 from dearli_d2.reproduction.requirements import needs_of
-from dearli_d2.reproduction.result import Comparison, figure_of
+from dearli_d2.reproduction.result import RESULT, Comparison, figure_of, finished
 from dearli_d2.reproduction.settings import missing_data
 from dearli_d2.reproduction.stages import Choice, steps_of
+from dearli_d2.reproduction.state import Progress, progress_of, settings_of
 from tests.conftest import REPO
 
 papers = importlib.import_module("dearli_d2.reproduction.papers")  # the package has a function of that name
@@ -199,10 +200,81 @@ def test_tables_show_ours_behind_the_papers_figure(done, capsys):
     assert float(re.search(r"99.5 \((\S+)\)", line)[1]) == pytest.approx(ours, abs=0.01)
     assert main(["reproduce", "table", "small", "2", "--format", "csv", "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "small/other/0.05,CPS [1],0.05,panoptic/PQ,41.0,,," in lines
+    assert "small/other/0.05,CPS [1],0.05,panoptic/PQ,41.0,,,,," in lines
     assert main(["reproduce", "table", "small", "2", "--format", "markdown", "--out", str(out)]) == 0
     assert "| CPS [1]" in capsys.readouterr().out
     assert main(["reproduce", "table", "small", "9"]) == 2
+
+
+def made_up_result(folder: Path, seed: int, ours: float | None, *overrides: str, official: bool = False) -> None:
+    folder.mkdir(parents=True)
+    figure = {"metric": "panoptic/PQ", "ours": ours}
+    content = {
+        "figures": [figure],
+        "seed": seed,
+        "overrides": overrides,
+        "official": official,
+        "papers_settings": not overrides,
+    }
+    (folder / RESULT).write_text(json.dumps(content))
+
+
+def test_tables_show_the_mean_and_the_standard_error_of_seeds(tmp_path, capsys):
+    row = tmp_path / ROW
+    made_up_result(row / "official", 0, 90.0, official=True)
+    assert finished(papers.find(ROW), tmp_path).figures == {"panoptic/PQ": 90.0}
+    made_up_result(row / "seed_5", 5, 1.0, "SOLVER.BASE_LR", "1")
+    assert finished(papers.find(ROW), tmp_path).own_settings
+    made_up_result(row / "seed_1", 1, 50.0)
+    assert finished(papers.find(ROW), tmp_path).errors == {}  # the overridden run is left out
+    made_up_result(row / "seed_2", 2, 53.0)
+    made_up_result(row / "seed_3", 3, 56.0)
+    made_up_result(row / "again", 3, 0.0)
+    (row / RESULT).write_text((row / "seed_3" / RESULT).read_text())  # the same seed once more is no new run
+    found = finished(papers.find(ROW), tmp_path)
+    assert (found.figures["panoptic/PQ"], found.seeds) == (53.0, 3)
+    assert found.errors["panoptic/PQ"] == pytest.approx(3 / 3**0.5)
+    assert run._over_seeds(papers.find(ROW), tmp_path) == [
+        "mean of 3 seeds: panoptic/PQ 53.00, the paper 99.5: 46.50 lower, NOT within the spread of 1"
+    ]
+    assert main(["reproduce", "table", "small", "1", "--out", str(tmp_path)]) == 0
+    assert "99.5 (53±1.73, 3 seeds)" in capsys.readouterr().out
+    assert main(["reproduce", "table", "small", "1", "--format", "csv", "--out", str(tmp_path)]) == 0
+    assert re.search(r"panoptic/PQ,99.5,53.0,False,False,1.73\d*,3$", capsys.readouterr().out, re.MULTILINE)
+
+
+def damage(out: Path, what: str) -> None:
+    if what == "masks":
+        folder = out / "stages/small/masks"
+        own = {"manifest.json", "stage.json", ".lock"}
+        next(p for p in folder.rglob("*") if p.is_file() and p.name not in own and p.suffix != ".png").unlink()
+    elif what == "weights":
+        os.truncate(out / "stages/small/warmup/model_final.pth", 1000)
+    else:
+        shutil.rmtree(out / ROW / "training/evaluation")
+
+
+@pytest.mark.parametrize(("what", "index"), [("masks", 0), ("weights", 1), ("scores", 2)])
+def test_a_finished_stage_that_lost_files_is_not_finished_any_more(what, index, done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "out", dirs_exist_ok=True)
+    steps = steps_of(papers.find(ROW), Choice(tmp_path / "out"))
+    assert [progress_of(step) for step in steps] == [Progress.FINISHED] * 3
+    damage(tmp_path / "out", what)
+    expected = [Progress.FINISHED] * 3
+    expected[index] = Progress.DAMAGED
+    assert [progress_of(step) for step in steps] == expected
+
+
+@pytest.mark.parametrize("what", ["masks"])
+def test_lost_masks_and_scores_are_made_again(what, done, monkeypatch):
+    out, before = done[0], result(done[0])["figures"][0]["ours"]
+    damage(out, what)
+    calls: list[list[str]] = []
+    monkeypatch.setattr(run, "run_dearli", in_process(calls))
+    assert main(["reproduce", ROW, "--out", str(out)]) == 0
+    assert [words[0] for words in calls] == [{"masks": "masks", "scores": "train"}[what]]
+    assert result(out)["figures"][0]["ours"] == pytest.approx(before)
+    assert all(progress_of(step) is Progress.FINISHED for step in steps_of(papers.find(ROW), Choice(out)))
 
 
 # ---------------------------------------------------------------------------------------------- what is refused
@@ -225,6 +297,13 @@ def test_files_of_others_are_not_overwritten(tmp_path, capsys):
     assert "holds files that no `dearli reproduce` has made" in capsys.readouterr().err
 
 
+def test_a_process_that_was_killed_in_its_first_note_leaves_nothing_foreign(tmp_path):
+    step = steps_of(papers.find(ROW), Choice(tmp_path))[0]
+    (step.folder / ".reproduce").mkdir(parents=True)
+    (step.folder / ".stage-0123abcd.json").write_text("{")
+    assert progress_of(step) is Progress.TO_DO
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -235,6 +314,8 @@ def test_files_of_others_are_not_overwritten(tmp_path, capsys):
         ([ROW, "--stage", "warm-up"], "there is no stage 'warm-up'; the stages are masks, warmup, training"),
         ([ROW, "--stage", "training"], "the stage training comes after masks, warmup"),
         ([ROW, "OUTPUT_DIR", "a"], "--out"),
+        ([ROW, "SEED", "3"], "SEED is chosen by --seed 3"),
+        ([ROW, "--seed", "3", "--official"], "there is no seed to choose"),
         ([ROW, "MODEL.WEIGHTS", "a.pth"], "MODEL.WEIGHTS cannot be overridden: an earlier stage gives it to training"),
         ([ROW, "SOLVER.MAX_ITR", "3"], "SOLVER.MAX_ITR"),
         ([ROW, "SOLVER.MAX_ITER"], "has no value"),
@@ -280,7 +361,7 @@ def test_a_published_checkpoint_needs_no_weights_beside_it(name, monkeypatch, tm
 
 def test_a_dry_run_prints_commands_and_cost_and_writes_nothing(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(run, "run_dearli", lambda words: pytest.fail("nothing may start"))
-    assert main(["reproduce", ROW, "--dry-run", "--out", str(tmp_path / "out"), "SEED", "3"]) == 0
+    assert main(["reproduce", ROW, "--dry-run", "--out", str(tmp_path / "out"), "--seed", "3"]) == 0
     text = capsys.readouterr().out
     assert text.count("to do") == 3
     assert "cost of training: 1.5 GiB; 2 h on one A100" in text
@@ -289,10 +370,43 @@ def test_a_dry_run_prints_commands_and_cost_and_writes_nothing(monkeypatch, caps
 
 
 def test_keys_of_the_evaluation_go_to_the_last_training_alone(tmp_path):
-    choice = Choice(tmp_path, overrides=("TEST.PICTURES", "3", "SEED", "3"))
+    choice = Choice(tmp_path, overrides=("TEST.PICTURES", "3", "SOLVER.BASE_LR", "3"))
     warmup, training = steps_of(papers.find(ROW), choice)[1:]
-    assert (warmup.pairs.get("TEST.PICTURES"), warmup.pairs["SEED"]) == (None, "3")
-    assert (training.pairs["TEST.PICTURES"], training.pairs["SEED"]) == ("3", "3")
+    assert (warmup.pairs.get("TEST.PICTURES"), warmup.pairs["SOLVER.BASE_LR"]) == (None, "3")
+    assert (training.pairs["TEST.PICTURES"], training.pairs["SOLVER.BASE_LR"]) == ("3", "3")
+
+
+def test_a_command_that_reads_a_config_takes_the_overrides_too(monkeypatch, tmp_path):
+    """Regions of other settings than the training's would be refused by it."""
+    monkeypatch.setattr(papers, "FOLDER", Path(papers.__file__).parents[1] / "assets" / "papers")
+    key = "MODEL.SPLIT.REGIONS.MIN_AREA"
+    choice = Choice(tmp_path, overrides=(key, "0.2", "TEST.PICTURES", "3", "MODEL.DEVICE", "cpu"))
+    regions, training = steps_of(papers.find("miniworld/split_matching"), choice)
+    assert regions.command[-4:] == (key, "0.2", "MODEL.DEVICE", "cpu")
+    assert training.pairs[key] == "0.2"
+    assert settings_of(regions)["overrides"] == {key: "0.2"}
+    masks, *_ = steps_of(papers.find("miniworld/dearli"), choice)
+    assert key not in masks.command
+
+
+def test_a_seed_has_a_folder_of_its_own_and_shares_the_stages_before(tmp_path):
+    plain, third = (steps_of(papers.find("small/ladder/large/0.01"), Choice(tmp_path, seed=s)) for s in (None, 3))
+    assert plain[:2] == third[:2]
+    training, evaluation = third[2:]
+    assert training.folder == tmp_path / ROW / "seed_3/training"
+    assert evaluation.folder == tmp_path / "small/ladder/large/0.01/seed_3/evaluation"
+    assert training.pairs["SEED"] == evaluation.pairs["SEED"] == "3"
+    assert str(training.product) in evaluation.command
+
+
+@pytest.mark.parametrize(("place", "text"), [("file", "is a file"), ("file/deeper", "is a file")])
+def test_a_folder_that_cannot_be_is_told_with_all_that_is_missing(place, text, monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(run, "run_dearli", lambda words: pytest.fail("nothing may start"))
+    assert main(["reproduce", ROW, "--out", str(tmp_path / place), "SOLVER.BASE_LR", "-1"]) == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'file'} {text}; choose another --out" in told
+    assert "SOLVER.BASE_LR" in told
 
 
 # ---------------------------------------------------------------------------------------------- one stage, failures, locks
@@ -306,7 +420,10 @@ def test_a_stage_alone_and_one_that_fails(monkeypatch, capsys, tmp_path):
     assert [words[0] for words in calls] == ["masks"]
     monkeypatch.setattr(run, "run_dearli", lambda words: 3)
     assert main(command) == 3
-    assert "the stage warmup ended with status 3; the same command continues it" in capsys.readouterr().out
+    assert (
+        "the stage warmup ended with status 3; when that is mended, the same command continues it"
+        in capsys.readouterr().out
+    )
     assert note(tmp_path / "stages/small/masks")["finished"]
     assert not note(tmp_path / "stages/small/warmup")["finished"]
     assert not (tmp_path / ROW / "training").exists()

@@ -51,7 +51,7 @@ def list_(pattern: str, paper: str, out: Path) -> None:
     """Lists the rows of all tables: what each needs, and our figure where it is finished.
 
     PATTERN is a part of a row's name, or a pattern with *. "ready" means that the data are there. `dearli reproduce show` names
-    all that a row needs. Behind our figure, ° marks a published checkpoint and * overridden settings.
+    all that a row needs. Behind our figure, ± is the standard error over several seeds, ° marks a published checkpoint and * overridden settings.
 
     Examples:
 
@@ -85,29 +85,38 @@ def show(row: str, out: Path) -> None:
 @click.option("--stage", metavar="NAME", default="", help="Make this stage alone; `dearli reproduce show` names them.")
 @click.option("--official", is_flag=True, help="Evaluate the published checkpoint of the row, and train nothing.")
 @click.option("--dry-run", is_flag=True, help="Check what is there and print the commands, and start nothing.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Train the row once more with this seed, in a folder of its own.",
+)
 @click.option("--num-gpus", type=POSITIVE, default=1, metavar="N", show_default=True, help="GPUs of this machine.")
 @_out
 @overrides
 def run(
-    row_to_run: str, stage: str, official: bool, dry_run: bool, num_gpus: int, out: Path, overrides: tuple[str, ...]
-) -> int:
+    row_to_run: str, stage: str, official: bool, dry_run: bool, seed: int | None, num_gpus: int, out: Path,
+    overrides: tuple[str, ...],
+) -> int:  # fmt: skip
     """Makes a row: checks data, weights and settings of all its stages, then runs those that are not finished.
 
     The same command continues after an interruption of any kind. At the end it compares our figures with the paper's, and
-    writes reproduction.json and reproduction.html to the folder of the row. KEY VALUE pairs go to every training of the row;
-    those of the evaluation, DATASETS.TEST and TEST, to the last one alone.
+    writes reproduction.json and reproduction.html to the folder of the row. KEY VALUE pairs go to every stage that reads a
+    config. Those of the evaluation, DATASETS.TEST and TEST, go to the last training alone. Seeds share the stages before the
+    training, and tables show the mean of all seeds.
 
     Examples:
 
         dearli reproduce run miniworld/hvl
         dearli reproduce run dearli/ade20k/1_128 --dry-run
         dearli reproduce run dearli/ade20k/1_128 --official
+        dearli reproduce run miniworld/hvl --seed 1
     """
     from ..reproduction.papers import find
     from ..reproduction.run import run
     from ..reproduction.stages import Choice
 
-    return run(find(row_to_run), Choice(out, num_gpus, overrides, official), stage, dry_run)
+    return run(find(row_to_run), Choice(out, num_gpus, overrides, official, seed), stage, dry_run)
 
 
 @reproduce.command()

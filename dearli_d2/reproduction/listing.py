@@ -14,8 +14,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from ..errors import ConfigError
-from .papers import NO_COLUMN, Experiment, Figure, Paper, Row, papers
-from .result import finished
+from .papers import NO_COLUMN, Experiment, Paper, Row, papers
+from .result import finished, number
 from .settings import data_of, missing_data, missing_weights, settings_of, weights_of
 
 _WIDTH = 80  # characters of what a row needs
@@ -96,7 +96,7 @@ def _ours(experiment: Experiment, out: Path) -> str:
     found = finished(experiment, out)
     if found is None:
         return ""
-    figures = "/".join(_number(found.figures.get(metric)) for metric in experiment.row.metric)
+    figures = "/".join(map(found.text, experiment.row.metric))
     return " ".join(filter(None, (experiment.column.strip(NO_COLUMN), figures + found.mark)))
 
 
@@ -149,32 +149,30 @@ def _cells(paper: Paper, rows: list[Row], table: str, out: Path) -> tuple[list[s
     return head, lines
 
 
-_LEGEND = "figure of the paper (ours); ° the published checkpoint, * overridden settings"
+_LEGEND = "figure of the paper (ours); ± standard error over seeds, ° the published checkpoint, * overridden settings"
 
 
 def _cell(experiment: Experiment, metrics: Sequence[str], out: Path) -> str:
-    figures = " / ".join(_number(experiment.figures[metric]) for metric in metrics)
+    figures = " / ".join(number(experiment.figures[metric]) for metric in metrics)
     found = finished(experiment, out)
     if found is None:
         return figures
-    ours = " / ".join(_number(found.figures.get(metric)) for metric in metrics)
+    ours = " / ".join(map(found.text, metrics))
     return f"{figures} ({ours}{found.mark})"
 
 
 def _csv(paper: Paper, rows: list[Row], table: str, out: Path) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "row", "column", "metric", "paper", "ours", "official", "overridden"])
+    writer.writerow(
+        ["id", "row", "column", "metric", "paper", "ours", "official", "overridden", "standard_error", "seeds"]
+    )
     for row in rows:
         for column in row.figures:
             experiment = Experiment(paper, row, column)
             found = finished(experiment, out)
             for metric, figure in experiment.figures.items():
                 ours = found.figures.get(metric) if found else None
-                own = [found.official, found.own_settings] if found else ["", ""]
+                own = [found.official, found.own_settings, found.errors.get(metric), found.seeds] if found else [""] * 4
                 writer.writerow([experiment.name, row.table[table], column, metric, figure, ours, *own])
     return text.getvalue().rstrip()
-
-
-def _number(value: Figure) -> str:
-    return "–" if value is None else f"{value:g}" if value == round(value, 1) else f"{value:.2f}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import get_config
@@ -13,7 +15,7 @@ from ..plan import data_rows
 from ..runs import Processes
 from ..weight_list import PublishedWeights, cached, find, how_to_get, needed_by
 from .settings import missing_data
-from .stages import Step
+from .stages import Choice, Step
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -58,16 +60,26 @@ def needs_of(steps: Sequence[Step], num_gpus: int = 1) -> list[Need]:
     return list(found.values())
 
 
-def check(steps: Sequence[Step], num_gpus: int = 1) -> None:
-    """Checks that stages can start.
+def check(steps: Sequence[Step], choice: Choice) -> None:
+    """Checks that stages can start, and that the folder of all rows can be written to.
 
     Raises:
         RequirementsError: with all that is missing, and the command that makes each.
     """
-    missing = [need for need in needs_of(steps, num_gpus) if not need.there]
+    missing = [need for need in needs_of(steps, choice.num_gpus) if not need.there]
+    if steps and (fault := _unwritable(choice.out)):
+        missing.insert(0, Need("folder", str(choice.out), fault, there=False))
     if missing:
         lines = "".join(f"\n  {need.role} {need.name}: {need.state}" for need in missing)
         raise RequirementsError(f"{len(missing)} things are missing:{lines}" if len(missing) > 1 else lines.strip())
+
+
+def _unwritable(folder: Path) -> str:
+    """Reason why nothing can be written to a folder, which need not exist; "" for none."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        return f"{nearest} is a file; choose another --out"
+    return "" if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} may not be written to; choose another --out"
 
 
 def _of_step(step: Step, num_gpus: int) -> list[Need]:

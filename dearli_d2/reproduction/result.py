@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from ..errors import ConfigError, DatasetError
 from ..files import parse_json
 from .papers import Experiment, Figure
+from .stages import SEED_FOLDER
 
 RESULT = "reproduction.json"
 
@@ -103,31 +105,79 @@ class Finished:
     """A row that is finished here.
 
     Attributes:
-        figures: ours, by metric.
+        figures: ours, by metric; of several seeds their mean.
+        errors: standard error of the mean, by metric; of a single seed there is none.
+        seeds: how many runs the figures are of.
         official: of the published checkpoint.
         own_settings: the user has overridden keys that results depend on.
     """
 
     figures: dict[str, Figure]
+    errors: dict[str, float]
+    seeds: int
     official: bool
     own_settings: bool
 
     @property
     def mark(self) -> str:
-        """Sign that a table adds to the figure."""
-        return ("°" if self.official else "") + ("*" if self.own_settings else "")
+        """Signs that a table adds to the figure."""
+        signs = ("°" if self.official else "") + ("*" if self.own_settings else "")
+        return signs + (f", {self.seeds} seeds" if self.seeds > 1 else "")
+
+    def text(self, metric: str) -> str:
+        """A figure for readers, without the mark."""
+        error = f"±{self.errors[metric]:.2f}" if metric in self.errors else ""
+        return number(self.figures.get(metric)) + error
+
+
+def number(value: Figure) -> str:
+    """A figure with the digits that it has, two at most."""
+    return "–" if value is None else f"{value:g}" if value == round(value, 1) else f"{value:.2f}"
 
 
 def finished(experiment: Experiment, out: Path) -> Finished | None:
-    """The result of a row's own training, else of its published checkpoint; None where there is neither."""
+    """The result of a row's own trainings, else of its published checkpoint; None where there is neither.
+
+    Several seeds are one result. Runs with overridden settings are left out where there are others, and those of different
+    settings are never mixed.
+    """
     folder = out / experiment.name
-    return _read_finished(folder / RESULT) or _read_finished(folder / "official" / RESULT)
+    paths = (folder / RESULT, *sorted(folder.glob(f"{SEED_FOLDER}*/{RESULT}")))
+    runs = [run for path in paths if (run := _Run.read(path))]
+    runs = [run for run in runs if not run.own_settings] or [run for run in runs if run.overrides == runs[0].overrides]
+    if not runs:
+        official = _Run.read(folder / "official" / RESULT)
+        return _mean([official]) if official else None
+    return _mean(list({run.seed: run for run in runs}.values()))
 
 
-def _read_finished(path: Path) -> Finished | None:
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-        figures = {entry["metric"]: entry["ours"] for entry in content["figures"]}
-        return Finished(figures, content["official"], not content["papers_settings"])
-    except (OSError, ValueError, KeyError, TypeError):  # absent, or of another version
-        return None
+@dataclass(frozen=True)
+class _Run:
+    """The part of `reproduction.json` that tables need."""
+
+    figures: dict[str, Figure]
+    seed: int
+    overrides: list[str]
+    official: bool
+    own_settings: bool
+
+    @classmethod
+    def read(cls, path: Path) -> _Run | None:
+        try:
+            content = parse_json(path.read_text(encoding="utf-8"))
+            figures = {entry["metric"]: entry["ours"] for entry in content["figures"]}
+            own = not content["papers_settings"]
+            return cls(figures, content["seed"], content["overrides"], content["official"], own)
+        except (OSError, ValueError, KeyError, TypeError):  # absent, or of another version
+            return None
+
+
+def _mean(runs: Sequence[_Run]) -> Finished:
+    figures: dict[str, Figure] = {}
+    errors = {}
+    for metric in runs[0].figures:
+        values = [value for run in runs if (value := run.figures.get(metric)) is not None]
+        figures[metric] = mean(values) if values else None
+        if len(values) > 1:
+            errors[metric] = stdev(values) / len(values) ** 0.5
+    return Finished(figures, errors, len(runs), runs[0].official, runs[0].own_settings)

@@ -17,10 +17,10 @@ from .page import PAGE, write_page
 from .papers import Experiment
 from .process import run_dearli
 from .requirements import config_of
-from .result import RESULT, Comparison, as_json, compare, read_results
+from .result import RESULT, Comparison, as_json, compare, finished, read_results
 from .show import costs, described
 from .stages import Choice, Step, folder_of, steps_of
-from .state import Note, Progress, locked, progress_of, read_note, settings_of, write_note
+from .state import Note, Progress, content_of, locked, progress_of, read_note, settings_of, write_note
 
 
 def run(experiment: Experiment, choice: Choice, stage: str = "", dry: bool = False) -> int:
@@ -43,7 +43,7 @@ def run(experiment: Experiment, choice: Choice, stage: str = "", dry: bool = Fal
     print(f"{experiment.name}, to {folder_of(experiment, choice)}\n{described(steps)}", flush=True)
     if stage and not dry:
         _check_earlier(steps, stage)
-    requirements.check(to_make, choice.num_gpus)
+    requirements.check(to_make, choice)
     for line in costs(to_make):
         print(line, flush=True)
     if dry:
@@ -51,13 +51,27 @@ def run(experiment: Experiment, choice: Choice, stage: str = "", dry: bool = Fal
     for step in to_make:
         status = _make(step)
         if status:
-            print(f"the stage {step.name} ended with status {status}; the same command continues it", flush=True)
+            print(
+                f"the stage {step.name} ended with status {status}; when that is mended, the same command continues it",
+                flush=True,
+            )
             return status
     if all(progress_of(step) is Progress.FINISHED for step in steps):
         for comparison in finish(experiment, choice, steps):
             print(comparison.verdict)
+        for verdict in _over_seeds(experiment, choice.out):
+            print(verdict)
         print(f"page: {folder_of(experiment, choice) / PAGE}", flush=True)
     return 0
+
+
+def _over_seeds(experiment: Experiment, out: Path) -> list[str]:
+    """The verdict on the mean of several seeds, for each figure; none for a single one."""
+    found = finished(experiment, out)
+    if found is None or found.seeds == 1:
+        return []
+    comparisons = (Comparison(m, f, found.figures.get(m), experiment.spread) for m, f in experiment.figures.items())
+    return [f"mean of {found.seeds} seeds: {comparison.verdict}" for comparison in comparisons]
 
 
 def _chosen(steps: Sequence[Step], stage: str) -> list[Step]:
@@ -87,6 +101,7 @@ def _make(step: Step) -> int:
         try:
             status = run_dearli(step.command)
             note.finished = status == 0 and step.product.exists()
+            note.files, note.size = content_of(step) if note.finished else (0, 0)
         finally:
             note.seconds += time.monotonic() - begin
             write_note(step, note)

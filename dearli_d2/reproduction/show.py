@@ -38,7 +38,7 @@ def _lines(experiment: Experiment, choice: Choice) -> Iterator[str]:
     yield f"  hardware   {paper.hardware}"
     ours = finished(experiment, choice.out)
     if ours is not None:
-        yield f"  ours       {', '.join(f'{m} {v}{ours.mark}' for m, v in ours.figures.items())}"
+        yield f"  ours       {', '.join(f'{metric} {ours.text(metric)}{ours.mark}' for metric in ours.figures)}"
     if row.note:
         yield f"  note       {row.note}"
     if not experiment.training.row.config:

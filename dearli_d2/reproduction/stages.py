@@ -4,6 +4,7 @@ OUT/stages/PAPER/STAGE      what rows share, such as masks and warm-ups
 OUT/ROW/training            the training of the row; a row with `run_of` has none of its own
 OUT/ROW/evaluation          an evaluation with settings of its own, where the training's last one is not enough
 OUT/ROW/official            the same for the published checkpoint
+OUT/ROW/seed_3              training and evaluation of another seed; the stages before them are shared
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .settings import settings_of
 
 OUT = Path("output/reproduce")
 TRAINING, EVALUATION = "training", "evaluation"
+SEED_FOLDER = "seed_"
 # keys of the evaluation alone; a stage that rows share is not evaluated
 _SCORING = ("DATASETS.TEST", "TEST.")
 
@@ -73,31 +75,37 @@ class Choice:
     Attributes:
         out: folder of all runs.
         num_gpus: of trainings and evaluations.
-        overrides: KEY VALUE pairs for every training and for the evaluation.
+        overrides: KEY VALUE pairs for every stage that reads a config.
         official: evaluate the published checkpoint, train nothing.
+        seed: of the row's training, in a folder of its own; None = that of the config.
     """
 
     out: Path = OUT
     num_gpus: int = 1
     overrides: tuple[str, ...] = ()
     official: bool = False
+    seed: int | None = None
 
 
 def folder_of(experiment: Experiment, choice: Choice) -> Path:
     """The folder of a row, with its result."""
     folder = choice.out / experiment.name
-    return folder / "official" if choice.official else folder
+    if choice.official:
+        return folder / "official"
+    return folder if choice.seed is None else folder / f"{SEED_FOLDER}{choice.seed}"
 
 
 def steps_of(experiment: Experiment, choice: Choice) -> list[Step]:
     """The stages of a row in order.
 
     Raises:
-        ConfigError: the row cannot be run, or a key is overridden that a stage gives.
+        ConfigError: the row cannot be run, a key is overridden that a stage gives, or a seed is chosen for a row without a training.
         WeightsError: the row has no published checkpoint to evaluate.
     """
     if not experiment.training.row.config:
         raise ConfigError(f"{experiment.name} cannot be run: {experiment.row.missing}")
+    if choice.seed is not None and (choice.official or experiment.row.command or not trains(experiment)):
+        raise ConfigError(f"--seed {choice.seed}: nothing is trained here, so there is no seed to choose")
     steps = _Steps(experiment, choice)
     if experiment.row.command and not choice.official:
         return [*map(steps.before, experiment.stages), steps.command()]
@@ -124,22 +132,26 @@ class _Steps:
         self.own = pairs_of(choice.overrides)
         if "OUTPUT_DIR" in self.own:
             raise ConfigError("OUTPUT_DIR follows from the row; --out chooses the folder of all rows")
+        if "SEED" in self.own:
+            raise ConfigError(f"SEED is chosen by --seed {self.own['SEED']}, which gives each seed a folder of its own")
+        self.seed = {} if choice.seed is None else {"SEED": str(choice.seed)}
 
     def before(self, stage: Stage) -> Step:
         """A stage that comes before the training."""
         folder = self._folder(stage)
+        own = {key: value for key, value in self.own.items() if not key.startswith(_SCORING)}
         if stage.config:
-            own = {key: value for key, value in self.own.items() if not key.startswith(_SCORING)}
             return self._training(stage.name, folder, stage.config, {**_texts(stage.set), **own}, stage.after)
         files = _Files()
-        command = tuple(word.format(out=folder, weights=files) for word in shlex.split(stage.command))
-        return Step(stage.name, folder, command, folder, files=files.found, shared=True)
+        words = [word.format(out=folder, weights=files) for word in shlex.split(stage.command)]
+        pairs = own if "--config-file" in words else {}
+        return Step(stage.name, folder, (*words, *_flat(pairs)), folder, pairs=pairs, files=files.found, shared=True)
 
     def training(self) -> Step:
         """The row's own training, or that of the row whose training it evaluates."""
         experiment = self.experiment.training
-        folder = self.choice.out / experiment.name / TRAINING
-        pairs = {**pairs_of(experiment.overrides()), **self.own}
+        folder = folder_of(experiment, self.choice) / TRAINING
+        pairs = {**pairs_of(experiment.overrides()), **self.own, **self.seed}
         return self._training(TRAINING, folder, self.config, pairs, experiment.row.after)
 
     def evaluation(self, training: Step) -> Step:
@@ -176,7 +188,7 @@ class _Steps:
 
     def _evaluation(self, weights: str, overrides: Sequence[str], files: _Files) -> Step:
         folder = folder_of(self.experiment, self.choice) / EVALUATION
-        pairs = {**pairs_of(overrides), **self.own}
+        pairs = {**pairs_of(overrides), **self.own, **self.seed}
         command = ("eval", *self._common(self.config), "--weights", weights, *_flat(pairs), "OUTPUT_DIR", str(folder))
         return Step(EVALUATION, folder, command, folder / "evaluation", self.config, pairs, files=files.found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ class Progress(Enum):
     TO_DO = "to do"
     BEGUN = "begun"
     FINISHED = "finished"
+    DAMAGED = "damaged: files that it had made are missing or shorter"
 
 
 @dataclass
@@ -37,20 +39,24 @@ class Note:
         commands: that were run, the first one and its repetitions after interruptions, each text once.
         seconds: that they took, without those of commands that were killed.
         finished: the product is complete.
+        files, size: see `content_of`, at that time.
     """
 
     settings: dict[str, Any]
     commands: list[str] = field(default_factory=list)
     seconds: float = 0.0
     finished: bool = False
+    files: int = 0
+    size: int = 0
 
 
 def settings_of(step: Step) -> dict[str, Any]:
     """Settings that the product of a stage depends on: its command, or its config with the overrides; no folder is among them."""
-    if not step.config:
-        command = [word for word in step.command if word not in (str(step.folder), *step.files.values())]
-        return {"command": command}
     pairs = {key: value for key, value in step.pairs.items() if key not in FREE and key not in step.given}
+    if not step.config:
+        words = step.command[: len(step.command) - len(step.overrides)]
+        command = [word for word in words if word not in (str(step.folder), *step.files.values())]
+        return {"command": command, "overrides": pairs}
     return {"command": step.command[0], "config": step.config, "overrides": pairs}
 
 
@@ -78,7 +84,8 @@ def progress_of(step: Step) -> Progress:
     """
     note = read_note(step)
     if note is None:
-        if step.folder.is_dir() and any(path.name != _LOCK for path in step.folder.iterdir()):
+        # hidden are the lock, and what a process left that was killed while it wrote its first note
+        if step.folder.is_dir() and any(not path.name.startswith(".") for path in step.folder.iterdir()):
             raise ConfigError(f"{step.folder} holds files that no `dearli reproduce` has made; choose another --out")
         return Progress.TO_DO
     if differences := _differences(note.settings, settings_of(step)):
@@ -86,7 +93,20 @@ def progress_of(step: Step) -> Progress:
             f"{step.folder} holds the stage {step.name} made in another way: {'; '.join(differences)}. Use the same overrides, "
             "or choose another --out"
         )
-    return Progress.FINISHED if note.finished and step.product.exists() else Progress.BEGUN
+    if not note.finished:
+        return Progress.BEGUN
+    files, size = content_of(step)
+    return (
+        Progress.FINISHED if step.product.exists() and files >= note.files and size >= note.size else Progress.DAMAGED
+    )
+
+
+def content_of(step: Step) -> tuple[int, int]:
+    """Number of the files that a stage has made, scores of a training among them, and bytes of its product if it is one file."""
+    if step.product.is_file():
+        scores = (step.folder / "evaluation").rglob("results.json") if step.trains else ()
+        return 1 + len(list(scores)), step.product.stat().st_size
+    return sum(len(names) for _, _, names in os.walk(step.product)), 0
 
 
 def _differences(had: dict[str, Any], has: dict[str, Any]) -> list[str]:
