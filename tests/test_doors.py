@@ -266,7 +266,10 @@ DOORS = (
         why="SAM's weights are a download", refused=r"sam/vit_h is not on this machine",
     ),
     Door(r"dearli masks generate --dataset sa1b_train ", "data", makes=("masks_sa1b/manifest.json",)),
-    Door(r"dearli masks generate --dataset miniworld_train --generator classical", "demo"),
+    Door(
+        r"dearli masks generate --dataset miniworld_train --generator classical", "demo",
+        replace=("miniworld_train", "miniworld_val"), makes=("output/masks/miniworld/manifest.json",),  # fewer images
+    ),
     Door(r"dearli masks generate --dataset miniworld_train .*--weights", why=SAME),
     Door(r"for part in 1_128 1_64 ", why="repeats the next door"),
     Door(
