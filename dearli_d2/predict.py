@@ -98,15 +98,27 @@ class Predictor:
         self.model = build_model(config, taxonomy, load_backbone=False)
         which = "teacher" if config.TEST.WEIGHTS == "teacher" else "student"
         load_content(self.model, content, weights, which=which)
-        if class_names is not None:
-            self.model.set_taxonomy(Taxonomy.from_text(class_names))
-        elif self.model.taxonomy is None:
-            raise ConfigError(
-                f"{weights} does not say its classes; register the data set of DATASETS.TRAIN or give class names"
-            )
+        self.config, self.weights, self._own_classes = config, Path(weights), self.model.taxonomy
+        self.name_classes(class_names)
         self.model.eval()
-        self.config, self.weights = config, Path(weights)
         self.mapper = TestMapper(config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST)
+
+    def name_classes(self, class_names: str | None) -> None:
+        """Changes the classes of the predictions from now on.
+
+        Args:
+            class_names: as for the constructor; None = the classes of the checkpoint.
+
+        Raises:
+            ConfigError: the model cannot take these classes. Then those from before stay.
+        """
+        taxonomy = self._own_classes if class_names is None else Taxonomy.from_text(class_names)
+        if taxonomy is None:
+            raise ConfigError(
+                f"{self.weights} does not say its classes; register the data set of DATASETS.TRAIN or give class names"
+            )
+        if taxonomy != self.model.taxonomy:
+            self.model.set_taxonomy(taxonomy)
 
     @overload
     def __call__(self, images: Picture, captions: str | None = None) -> Prediction: ...
@@ -304,10 +316,11 @@ def _segments_info(prediction: Prediction) -> list[dict[str, Any]]:
 def save_prediction(folder: PredictionFolder, name: str, image: np.ndarray, prediction: Prediction) -> None:
     """Writes the PNG files of one image that `folder.kinds` names."""
     for kind in folder.kinds:
-        write_atomically(folder.path(name, kind), _picture(kind, image, prediction).save)
+        write_atomically(folder.path(name, kind), output_picture(kind, image, prediction).save)
 
 
-def _picture(kind: str, image: np.ndarray, prediction: Prediction) -> Image.Image:
+def output_picture(kind: str, image: np.ndarray, prediction: Prediction) -> Image.Image:
+    """The PNG file of a kind of `prediction_folder.KINDS`; `image` is (H, W, 3) uint8 RGB."""
     if kind == "panoptic":
         return Image.fromarray(ids_to_rgb(prediction.panoptic))
     if kind == "semantic":

@@ -22,6 +22,7 @@ from .prepare import prepare
 from .pseudo_label import pseudo_label
 from .report import report
 from .reproduce import reproduce
+from .serve import serve
 from .suggest import suggest
 from .train import evaluate, train
 from .weights import weights
@@ -51,6 +52,7 @@ for _command in (
     pseudo_label,
     suggest,
     report,
+    serve,
     plan,
     reproduce,
     masks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import DatasetError, DearliError, UnreadableImageError, first_few
 from ..files import is_text
@@ -50,12 +51,13 @@ _TURNS = {  # by the EXIF tag's value
 
 
 @contextmanager
-def opened(path: str | Path, what: str = "an image") -> Iterator[Image.Image]:
+def opened(path: str | Path, what: str = "an image", content: bytes | None = None) -> Iterator[Image.Image]:
     """Opens the image of a file, and turns every error inside the `with` into one type, since decoders raise many.
 
     Args:
         path: the file.
         what: describes in the error what the file should be.
+        content: of a file that is not on this machine; nothing is read from `path` then.
 
     Raises:
         UnreadableImageError: with the path, the reason and what to do.
@@ -64,9 +66,9 @@ def opened(path: str | Path, what: str = "an image") -> Iterator[Image.Image]:
     if path.suffix.lower() in RAW_SUFFIXES:
         raise UnreadableImageError(f"{path} is a raw photograph; convert it to JPEG or PNG")
     try:
-        if stat.S_ISFIFO(os.stat(path).st_mode):  # opening it would wait for ever
+        if content is None and stat.S_ISFIFO(os.stat(path).st_mode):  # opening it would wait for ever
             raise UnreadableImageError(f"{path} is a pipe, no file")
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             yield image
     except DearliError:
         raise
@@ -76,17 +78,23 @@ def opened(path: str | Path, what: str = "an image") -> Iterator[Image.Image]:
             f"{path} has more than {limit} megapixels, which is the limit; cut it into tiles or make it smaller"
         ) from error
     except Exception as error:
-        if _is_heif(path):
+        if _is_heif(path, content):
             raise UnreadableImageError(
                 f"{path} is a HEIC image; install the package pillow-heif, or convert it to JPEG"
             ) from error
-        raise UnreadableImageError(f"{path} cannot be read as {what}: {str(error) or type(error).__name__}") from error
+        reason = str(error) or type(error).__name__
+        if content is not None and isinstance(error, UnidentifiedImageError):  # it names an object of Python
+            reason = "it is of no kind that is known"
+        raise UnreadableImageError(f"{path} cannot be read as {what}: {reason}") from error
 
 
-def _is_heif(path: Path) -> bool:
+def _is_heif(path: Path, content: bytes | None) -> bool:
     try:
-        with path.open("rb") as file:
-            start = file.read(12)
+        if content is None:
+            with path.open("rb") as file:
+                start = file.read(12)
+        else:
+            start = content[:12]
     except OSError:
         return False
     return (start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS) or path.suffix.lower() in (".heic", ".heif")
@@ -141,13 +149,17 @@ def reading_problem(image: Image.Image) -> str:
     return ""
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, content: bytes | None = None) -> np.ndarray:
     """(H, W, 3) uint8 RGB, turned as its EXIF tag says.
+
+    Args:
+        path: the file.
+        content: see `opened`.
 
     Raises:
         UnreadableImageError: a missing or damaged file, one that is too large, or more than 8 bits a channel.
     """
-    with opened(path) as image:
+    with opened(path, content=content) as image:
         if problem := reading_problem(image):
             raise UnreadableImageError(f"{path} {problem}")
         return np.asarray(upright(image).convert("RGB"))

@@ -192,7 +192,7 @@ class Taxonomy:
         names = tuple(tuple(s.strip() for s in entry.split("|") if s.strip()) for entry in text.split(","))
         names = tuple(n for n in names if n)
         if not names:
-            raise ConfigError(f"no class name in {text!r}; write for example --text 'cat, dog, grass'")
+            raise ConfigError(f"no class name in {text!r}; write for example 'cat, dog, grass'")
         twice = [
             n for n, count in Counter(name.lower() for synonyms in names for name in set(synonyms)).items() if count > 1
         ]

@@ -119,6 +119,7 @@ class Segmenter(nn.Module, ABC):
     backbone: Backbone
     pixel_mean: torch.Tensor
     pixel_std: torch.Tensor
+    takes_words = False  # `set_taxonomy` takes any classes, in any number
 
     def __init__(
         self,
@@ -163,6 +164,11 @@ class Segmenter(nn.Module, ABC):
         Raises:
             ConfigError: this model cannot change its classes, or not to so many.
         """
+
+    @property
+    def reads_captions(self) -> bool:
+        """True if a sample needs a "caption" beside the image."""
+        return False
 
     def check_images(self, images: TrainingImages) -> None:
         """Fails early on images that this method cannot train with, and takes from them what its losses need.

@@ -33,6 +33,8 @@ class DEARLi(MaskFormerSegmenter):
             `clip_model`.
     """
 
+    takes_words = True
+
     @configurable
     def __init__(
         self,

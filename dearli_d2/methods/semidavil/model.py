@@ -157,6 +157,10 @@ class SemiDAViL(PixelSegmenter):
         """The CLIP model whose text tower reads the captions."""
         return self.backbone if self.beside is None else self.beside
 
+    @property
+    def reads_captions(self) -> bool:
+        return self.encoder is not None and self.captions == "file"
+
     def _class_caption(self) -> str:
         return ", ".join(self.known_taxonomy().main_text_names)
 

@@ -162,8 +162,8 @@ class SplitMatching(MaskFormerSegmenter):
             raise ConfigError(
                 f"{len(taxonomy)} class names, this model has {len(self.seen_index)} seen and unseen classes together"
             )
+        self.unseen = unseen_classes(self.unseen_names, taxonomy)  # fails before anything has changed
         self.taxonomy = taxonomy
-        self.unseen = unseen_classes(self.unseen_names, taxonomy)
         self.seen = tuple(c for c in range(len(taxonomy)) if c not in self.unseen)
         self.seen_index.fill_(-1)
         self.seen_index[list(self.seen)] = torch.arange(len(self.seen), device=self.seen_index.device)
