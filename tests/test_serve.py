@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import socket
+import sys
 import threading
 from pathlib import Path
 from urllib.parse import urlencode
@@ -303,3 +304,29 @@ def test_a_port_that_is_taken_is_an_error(servers):
         ConfigError, match=r"port \d+ cannot be used: Address already in use; choose another with --port"
     ):
         Server(servers["words"].server_port)
+
+
+def test_nothing_asks_another_machine(runs, photo):
+    """From the run's folder to the prediction: every name and every connection is that of the loopback."""
+    asked, watched = [], True
+
+    def watch(event: str, arguments: tuple) -> None:
+        if watched and event in (
+            "socket.connect",
+            "socket.getaddrinfo",
+            "socket.gethostbyaddr",
+            "socket.gethostbyname",
+        ):
+            asked.append(str(arguments))
+
+    sys.addaudithook(watch)  # it stays for the rest of the process
+    try:
+        with Server(0) as server:
+            desk = Desk(RunModel(runs["words"]).predictor(), "run")
+            threading.Thread(target=server.run, args=(desk,), daemon=True).start()
+            predict(server, photo, words="sky, grass")
+            server.shutdown()
+    finally:
+        watched = False
+    assert asked
+    assert all("127.0.0.1" in arguments for arguments in asked)

@@ -39,7 +39,7 @@ def serve(run: Path, port: int, weights: str | None, device: str | None, overrid
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     chosen = [*(("MODEL.DEVICE", device) if device else ()), *overrides]
     with Server(port) as server:
-        desk = Desk(RunModel(run, weights, overrides=chosen).predictor(), run.resolve().name)
+        desk = Desk(RunModel(run, weights, overrides=chosen).predictor(), str(run))
         print(f"{run}: open {server.url} in a browser of this machine; Ctrl-C ends it", flush=True)
         server.run(desk)
     return 0
