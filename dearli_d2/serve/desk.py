@@ -67,7 +67,7 @@ class Desk:
         }
 
     def facts(self) -> dict[str, Any]:
-        """What the page shows before there is a picture."""
+        """Names the run, its classes and what the page may offer, before there is a picture."""
         return self._facts
 
     def segment(self, name: str, content: bytes, words: str = "", caption: str = "") -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _read(name: str, content: bytes) -> np.ndarray:
 
 
 def _report(image: np.ndarray, prediction: Prediction) -> dict[str, Any]:
-    """What the page shows of a prediction.
+    """Describes a prediction as the page shows it.
 
     Returns:
         "width", "height": of the picture;

@@ -82,7 +82,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Of the page."""
+        """The address of the page."""
         return f"http://{ADDRESS}:{self.server_port}/"
 
     def run(self, desk: Desk) -> None:
@@ -209,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class refuses, in the form of the other errors."""
+        """Answers what the base class refuses, in the form of the other errors."""
         with suppress(OSError):
             self._send_json(HTTPStatus(code), {"error": message or HTTPStatus(code).phrase})
         self.close_connection = True
