@@ -142,7 +142,12 @@ DOORS = (
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml SOLVER\.MAX_ITER", why=SAME),
     Door(r"dearli report output/miniworld/m2f_lang --out report\.html$", "start", makes=("report.html",)),
     Door(r"dearli report ", why=SAME),
-    Door(r"dearli serve ", why="it ends by Ctrl-C; tests/test_serve_page.py starts and ends it"),
+    Door(
+        r"dearli serve output/miniworld/m2f_lang$", "start",
+        replace=("dearli serve", "python -m tests.ask_once dearli serve"), append="--port 0",  # it ends by Ctrl-C
+    ),
+    Door(r"dearli serve ", why=SAME),
+    Door(r"ssh ", why="another machine"),
     Door(r"python scripts/page_picture\.py ", why="it needs a browser and a server; tests/test_serve_page.py has both"),
     Door(r"dearli (train )?--help$|python train_net\.py --help$", "start"),
     Door(r"python train_net\.py --config-file configs/miniworld/", "start", append="OUTPUT_DIR output/as_detectron2"),
