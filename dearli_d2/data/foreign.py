@@ -1,4 +1,4 @@
-"""Recognises layouts and formats of other tools, so that an error can name them. None of them is read."""
+"""Recognises what a folder of own data holds instead of masks, so that an error can name the key that reads it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from ..errors import DatasetError
 from ..files import parse_json
-from .images import SUFFIXES, files_below, relative_name
+from ..labels.recognition import recognize
+from .images import SUFFIXES, files_below, is_hidden, relative_name
 from .panoptic_json import format_of
 
 _FILES = 2000  # looked at
-_LARGEST_JSON = 2**26  # bytes
+_LARGEST = 2**26  # bytes
+_LABEL_FILES = {".json", ".yaml", ".yml", ".xml", ".zip"}
 _YOLO = re.compile(r"\d+( -?\d*\.?\d+(e-?\d+)?){4,}\s*", re.IGNORECASE)
 
 
@@ -29,17 +32,34 @@ def layout_hint(root: Path, masks: Path | None = None, without: Sequence[str] = 
     """
     if masks is not None and (hint := _other_names(masks, without)):
         return f"; {hint}"
+    return _readable(root, masks) or _unreadable(root)
+
+
+def _readable(root: Path, masks: Path | None) -> str:
+    """A hint at the first file in `root` that DATASETS.CUSTOM.LABELS reads; without a folder of masks also at folders."""
+    if not root.is_dir():
+        return ""
+    inside = [p for p in sorted(root.iterdir()) if not is_hidden(p.name)]
+    files = [p for p in inside if p.is_file() and p.suffix.lower() in _LABEL_FILES and p.stat().st_size <= _LARGEST]
+    folders = [p for p in inside if p.is_dir()] if masks is None else []
+    for path in (*files, *folders):
+        try:
+            found = list(recognize(path))
+        except DatasetError:  # a damaged archive
+            continue
+        if found:
+            key = f"DATASETS.CUSTOM.LABELS {relative_name(path, root)}"
+            also = f" and DATASETS.CUSTOM.FORMAT {' or '.join(found)}" if len(found) > 1 else ""
+            return f"; {path} is of the format {found[0]}: set {key}{also}"
+    return ""
+
+
+def _unreadable(root: Path) -> str:
     for file in islice(files_below(root), _FILES):
-        kind = ""
-        if file.suffix == ".json" and file.stat().st_size <= _LARGEST_JSON:
-            kind = _json_kind(file)
-        elif file.suffix == ".txt" and _is_yolo(file):
-            kind = "a YOLO label file"
-        if kind:
-            return (
-                f"; {file} is {kind}, which is not read: convert your labels to index masks or COCO-panoptic "
-                "(docs/custom_data.md)"
-            )
+        if file.suffix == ".json" and file.stat().st_size <= _LARGEST and (kind := _json_kind(file)):
+            return f"; {file} is {kind}; `dearli data formats` lists what is read: export or convert it to one of these"
+        if file.suffix == ".txt" and _is_yolo(file):
+            return f"; {file} is a YOLO label file: add a data.yaml with the names of classes, and set DATASETS.CUSTOM.LABELS data.yaml"
     return ""
 
 
@@ -54,10 +74,14 @@ def _other_names(masks: Path, without: Sequence[str]) -> str:
         longer = [f for f in files if f.startswith(key) and f.lower().endswith(".png")]
         last = [f for f in files if Path(f).stem == Path(key).name and f.lower().endswith(".png")]
         if longer:
-            return f"{masks / longer[0]} seems to be the mask of {key}: give masks the names of their images"
+            return f"{masks / longer[0]} seems to be the mask of {key}: give masks the names of their images, or {_labels(masks)}"
         if last:
-            return f"{masks / last[0]} seems to be the mask of {key}: masks must lie in the same subfolders as their images"
+            return f"{masks / last[0]} seems to be the mask of {key}: masks must lie in the same subfolders as their images, or {_labels(masks)}"
     return ""
+
+
+def _labels(masks: Path) -> str:
+    return f"set DATASETS.CUSTOM.LABELS {masks.name}, which reads such names"
 
 
 def _json_kind(path: Path) -> str:

@@ -16,7 +16,7 @@ _LISTS = ("categories", "images", "annotations")
 _LARGEST_ID = 2**24 - 1  # three bytes of a PNG
 _LARGEST_CLASS = 2**16 - 1  # two bytes: semantic PNG files hold category ids
 _LARGEST_AREA = 2**48  # pixels
-_COCO_PANOPTIC = "convert it to index masks or to COCO-panoptic (docs/custom_data.md says how)"
+_INSTEAD = "DATASETS.CUSTOM.LABELS in place of PANOPTIC_JSON reads the formats that `dearli data formats` lists"
 
 
 def read_panoptic_json(path: Path) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def read_panoptic_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DatasetError(f"{path} is no COCO-panoptic JSON file: {error}") from error
     if kind := format_of(content):
-        raise DatasetError(f"{path} is {kind}, no COCO-panoptic JSON file; {_COCO_PANOPTIC}")
+        raise DatasetError(f"{path} is {kind}, no COCO-panoptic JSON file; {_INSTEAD}")
     checks = _Checks(path)
     if not isinstance(content, dict):
         checks.stop(f"it holds a {type(content).__name__}, not images, annotations and categories")
