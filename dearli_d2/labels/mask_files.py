@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ..data.images import SUFFIXES, files_below, image_sizes, opened
-from ..data.index_masks import size_problem
+from ..data.index_masks import read_index_mask, size_problem
 from ..errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from ..files import same_writing
 from .images import ImageFinder
@@ -242,13 +242,13 @@ def stamps_of(paths: Sequence[Path], *more: object) -> str:
     return json.dumps([*more, [[str(p), p.stat().st_mtime_ns, p.stat().st_size] for p in paths]])
 
 
-def distinct_values(path: Path) -> set[int] | None:
-    """The values of a grey or palette picture; none for a damaged file, None for another picture."""
+def distinct_values(path: Path, read: Callable[[Path], np.ndarray] = read_index_mask) -> set[int] | None:
+    """The values of a mask, of which those of one bit are 0 and 255; none for a damaged file, None for a picture of another kind."""
     try:
         with opened(path) as image:
-            if image.mode not in ("L", "P", "I", "I;16", "1") or image.format == "JPEG":
-                return None
-            values = np.asarray(image)
+            scale = 255 if image.mode == "1" else 1
+        return set((np.unique(read(path)) * scale).tolist())
     except UnreadableImageError:
         return set()
-    return set(np.unique(values * np.uint8(255) if values.dtype == bool else values).tolist())
+    except DatasetError:
+        return None

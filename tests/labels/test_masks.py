@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -164,6 +166,27 @@ def test_masks_of_four_bits_palettes_and_sixteen_bits_are_read_alike(root):
     for a, b in zip(one.images, two.images, strict=True):
         assert [s.name for s in a.shapes()] == [s.name for s in b.shapes()]
         assert all((decode(x.rle) == decode(y.rle)).all() for x, y in zip(a.shapes(), b.shapes(), strict=True))
+
+
+def test_two_values_of_four_bits_are_no_binary_mask(root):
+    """Pillow shows the value 15 of four bits as 255."""
+    path = write_masks(root, save=lambda v, p: p.write_bytes(png_of_four_bits(np.where(v == 2, 15, 0))))
+    assert set(recognize(path)) == {"index-png"}
+    labels = read(root, path, classes=("0 stuff road", "15 thing car"))
+    np.testing.assert_array_equal(decode(labels.images[-1].shapes()[1].rle), values_of(4) == 2)
+
+
+def png_of_four_bits(values):
+    """A greyscale PNG file of 4 bits, which Pillow does not write."""
+    height, width = values.shape
+    rows = (values[:, ::2] << 4 | values[:, 1::2]).astype(np.uint8)
+    content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 4, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
 def test_wrong_values_are_counted_with_advice_before_training(root):

@@ -16,10 +16,10 @@ import numpy as np
 
 from ...data.images import opened, upright
 from ...data.index_masks import read_index_mask
-from ...errors import ConfigError, DatasetError, DearliError, UnreadableImageError, first_few
+from ...errors import ConfigError, DatasetError, DearliError, first_few
 from ...progress import progress
 from ..geometry import encode, union
-from ..mask_files import Mask, Template, masked_images, some_masks, stamps_of, unlabeled_note
+from ..mask_files import Mask, Template, distinct_values, masked_images, some_masks, stamps_of, unlabeled_note
 from ..structures import Format, LabelClass, LabeledImage, LabelSet, Problems, Request, Shape
 from ..voc_tree import tree_of
 from .index_png import is_binary, listed_classes
@@ -30,20 +30,9 @@ _COLORS = ("RGB", "RGBA", "LA")
 def recognizes(path: Path) -> str:
     """Recognises pictures of 0 and 255, or of one bit."""
     masks = some_masks(path)
-    if not masks or tree_of(path) is not None or not is_binary([_values(mask) for mask in masks]):
+    if not masks or tree_of(path) is not None or not is_binary([distinct_values(mask, read_binary) for mask in masks]):
         return ""
     return f"{masks[0]} holds 0 and 255 only"
-
-
-def _values(path: Path) -> set[int] | None:
-    try:
-        with opened(path) as image:
-            scale = 255 if image.mode == "1" else 1
-        return set((np.unique(read_binary(path)) * scale).tolist())
-    except UnreadableImageError:
-        return set()
-    except DatasetError:
-        return None
 
 
 def read_binary(path: Path) -> np.ndarray:
