@@ -1,6 +1,8 @@
 """A picture of `dearli serve` in use, for the documentation. The server runs already; the browser is that of the tests.
 
-python scripts/page_picture.py http://127.0.0.1:7860/ photo.jpg serve.png --words "grass, sky"
+Example:
+
+    python scripts/page_picture.py http://127.0.0.1:7860/ photo.jpg serve.png --words "grass, sky"
 """
 
 from __future__ import annotations
@@ -11,10 +13,8 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.browser import installed_browser
 
 
 def main() -> None:
@@ -25,6 +25,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--words", default="")
     arguments = parser.parse_args()
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser import installed_browser
+
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=installed_browser())
         page = browser.new_page(viewport={"width": 1100, "height": 700})
