@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,25 +172,33 @@ def with_legend(picture: np.ndarray, categories: list[int], taxonomy: Taxonomy) 
 
 
 def annotation_sheet(dicts: Sequence[dict[str, Any]], taxonomy: Taxonomy, side: int = 320) -> Image.Image:
-    """Images beside their annotated segments, one a row below the file's name.
+    """`labels_sheet` of data-set dicts with "pan_seg_file_name" and "segments_info"."""
+    found = [(d["file_name"], segment_ids(read_panoptic(d["pan_seg_file_name"])), d["segments_info"]) for d in dicts]
+    return labels_sheet(found, taxonomy, side)
+
+
+def labels_sheet(
+    labels: Iterable[tuple[str, np.ndarray, list[dict[str, Any]]]], taxonomy: Taxonomy, side: int = 320
+) -> Image.Image:
+    """Images beside their labels, one a row below the file's name.
 
     They keep their proportions, and their long side has `side` pixels.
 
     Args:
-        dicts: data-set dicts with "pan_seg_file_name" and "segments_info".
+        labels: image file, (H, W) segment ids, and segments with "id" and "category_id".
         taxonomy: has names and colours.
         side: in pixels.
     """
     rows = []
     shown: set[int] = set()
-    for d in dicts:
-        image, ids = read_image(d["file_name"]), segment_ids(read_panoptic(d["pan_seg_file_name"]))
+    for file_name, ids, segments in labels:
+        image = read_image(file_name)
         scale = side / max(image.shape[:2])
         height, width = (max(1, round(length * scale)) for length in image.shape[:2])
         small = resized(image, (height, width))
-        truth = overlay(small, resize_labels(ids, (height, width)), d["segments_info"], taxonomy)
-        shown |= {s["category_id"] for s in d["segments_info"]}
-        rows.append((short_name(d["file_name"]), [small, truth]))
+        truth = overlay(small, resize_labels(ids, (height, width)), segments, taxonomy)
+        shown |= {s["category_id"] for s in segments}
+        rows.append((short_name(file_name), [small, truth]))
     return with_legend(sheet(rows, ["image", "labels"]), sorted(shown), taxonomy)
 
 

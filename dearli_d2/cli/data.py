@@ -119,6 +119,36 @@ def formats() -> None:
     print(tabulate(rows, ["name", "format", "read", "written"]))
 
 
+@data.command("look")
+@click.argument("labels", type=FILE_OR_FOLDER)
+@click.option(
+    "--images", type=FILE_OR_FOLDER, metavar="FOLDER", help="Folder of the images; default: the folder of the labels."
+)
+@click.option("--format", "source", metavar="NAME", default="", help="Format of the labels; default: it is recognised.")
+@click.option("--picture", type=PictureFile(), metavar="FILE", help="Picture to write: images beside their labels.")
+def look_at(labels: Path, images: Path | None, source: str, picture: Path | None) -> None:
+    """Shows what labels hold: format, classes, counts, sizes, splits, and what is suspicious.
+
+    LABELS is a file or a folder, such as the export of a labelling tool. Nothing is trained and nothing is changed. The last lines
+    are those of a config that reads the labels. Of a large folder regions are read for eight seconds, from images
+    that are spread evenly.
+
+    Example:
+
+        dearli data look export --images photos --picture sheet.jpg
+    """
+    from ..labels.look import labels_below, look, report, write_picture
+    from ..labels.structures import Request
+
+    path = labels if source else labels_below(labels)
+    folder = images or (labels if labels.is_dir() else labels.parent)
+    found = look(Request(path, folder), source)
+    print(report(found))
+    if picture is not None:
+        write_picture(found, picture)
+        print(f"\n{picture}: images beside their labels")
+
+
 @data.command()
 @click.argument("labels", type=FILE_OR_FOLDER)
 @click.option("--to", metavar="NAME", required=True, help="Format to write; `dearli data formats` lists them.")

@@ -74,7 +74,7 @@ def label_classes(custom: CfgNode) -> list[CustomClass]:
                 f"{first_few(strangers, 8)}; add a line, or the name as a synonym of another class"
             )
     else:
-        classes = _unlisted(labels)
+        classes = unlisted_classes(labels)
     if custom.BACKGROUND and not any(_plain(custom.BACKGROUND) in _writings(c) for c in classes):
         free = next(i for i in range(2**16) if i not in {c.id for c in classes})
         classes.append(CustomClass(free, False, (custom.BACKGROUND,)))
@@ -83,7 +83,8 @@ def label_classes(custom: CfgNode) -> list[CustomClass]:
     return classes
 
 
-def _unlisted(labels: LabelSet) -> list[CustomClass]:
+def unlisted_classes(labels: LabelSet) -> list[CustomClass]:
+    """The classes of labels for which the user gives no list: in the ids of the file if these can be pixel values."""
     ids = [c.id for c in labels.classes]
     numbers = [i for i in ids if i is not None]
     own = len(set(numbers)) == len(ids) and all(0 <= i < 2**16 for i in numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def inspect_custom(custom: CfgNode) -> str:
         only = [name for c, name in enumerate(taxonomy.main_names) if rows[c, 1] and not missed[c, 1]]
         if only:
             notes.append(f"only images that are held back for validation show {first_few(only)}: nothing teaches it")
-    notes += _mostly_ignored(custom, labelled) + _turned([d["file_name"] for d, _ in labelled])
+    notes += _mostly_ignored(custom, labelled) + turned_note([d["file_name"] for d, _ in labelled])
     for note in notes:
         logger.warning("own data: %s", note)
     pixels = sum(sum(label.areas.values()) for _, label in labelled)
@@ -123,13 +124,13 @@ def _mostly_ignored(custom: CfgNode, labelled: list[tuple[dict, Label]]) -> list
     return [problem]
 
 
-def _turned(files: list[str]) -> list[str]:
-    """Images whose EXIF tag turns them without a change of the size, which would show a mismatch with the label."""
+def turned_note(files: Sequence[str | Path]) -> list[str]:
+    """A note about labelled images whose EXIF tag turns them without a change of the size, which would show a mismatch."""
     turned = []
     for file in files:
         with opened(file) as image:
             if orientation(image) in (2, 3, 4) or (orientation(image) >= 5 and image.width == image.height):
-                turned.append(file)
+                turned.append(str(file))
     if not turned:
         return []
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,16 @@ def read(request: Request) -> LabelSet:
         for c in content["categories"]
     }
     names = {key: c.name for key, c in classes.items()}
-    folders = [path.with_suffix(""), path.parent, request.root / "masks"]
+    folders = [path.with_suffix(""), path.parent, request.root / "masks", *_beside(path, files.values())]
     labeled, stamps = [], []
     for annotation in content["annotations"]:
         png = next((f / annotation["file_name"] for f in folders if (f / annotation["file_name"]).is_file()), None)
         file = files[annotation["image_id"]]
         if png is None:
-            problems.add(f"panoptic PNG files are neither in {folders[0]} nor in {folders[1]}", annotation["file_name"])
+            problems.add(
+                f"panoptic PNG files are neither in {folders[0]} nor in a folder beside the file",
+                annotation["file_name"],
+            )
             continue
         assert file is not None
         size = sizes[annotation["image_id"]]
@@ -81,6 +84,12 @@ def read(request: Request) -> LabelSet:
     return LabelSet(
         request.path, FORMAT.name, list(classes.values()), labeled, True, json.dumps([file_digest(path), stamps]), notes
     )
+
+
+def _beside(path: Path, images: Iterable[Path | None]) -> list[Path]:
+    """The folders beside the JSON file, without those of images, which may be PNG files of the same names."""
+    taken = {image.parent for image in images if image is not None}
+    return [p for p in sorted(path.parent.iterdir()) if p.is_dir() and p not in taken and not p.name.startswith(".")]
 
 
 def _color(value: Any) -> tuple[int, int, int] | None:
