@@ -59,8 +59,8 @@ class Command(_Documented):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Adds the condition `one_of`, and refuses an option with an empty value, as a failed `$(...)` of a shell leaves it."""
-        options = {name for p in self.params if isinstance(p, click.Option) and not p.is_flag for name in p.opts}
-        empty = [name for name, value in pairwise(args) if name in options and not value]
+        taking = {name for p in self.params if isinstance(p, click.Option) and not p.is_flag for name in p.opts}
+        empty = [name for name, value in pairwise(args) if name in taking and not value]
         if empty and not ctx.resilient_parsing:
             raise click.UsageError(f"{empty[0]} is empty", ctx)
         rest = super().parse_args(ctx, args)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from pycocotools import mask as coco
@@ -45,7 +45,7 @@ def connected_parts(mask: np.ndarray, min_area: int = 1) -> list[np.ndarray]:
     return [parts == part for part in np.nonzero(large)[0]]
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """True for a number of a JSON file that can be a length or a place in pixels, so not for NaN."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST
 

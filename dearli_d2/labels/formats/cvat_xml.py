@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 from xml.etree import ElementTree
 
 from ...data.images import image_size
@@ -113,7 +114,8 @@ def read(request: Request) -> LabelSet:
 def _elements(path: Path) -> Iterator[ElementTree.Element]:
     """The elements <meta> and <image> of the file, one after another. Raises `DatasetError`."""
     parser = ElementTree.XMLPullParser(("start", "end"))
-    depth, root, before = 0, None, ""
+    depth, before = 0, ""
+    root: ElementTree.Element | None = None
     try:
         with path.open(encoding="utf-8-sig") as stream:
             for chunk in iter(partial(stream.read, _CHUNK), ""):
@@ -121,7 +123,7 @@ def _elements(path: Path) -> Iterator[ElementTree.Element]:
                     raise DatasetError(f"{path} defines XML entities, which CVAT does not; export it again")
                 before = chunk[-8:]
                 parser.feed(chunk)
-                for event, element in parser.read_events():
+                for event, element in cast("Iterator[tuple[str, ElementTree.Element]]", parser.read_events()):
                     depth += 1 if event == "start" else -1
                     if event == "start" and depth == 1:
                         root = _checked(path, element)
@@ -269,7 +271,7 @@ class Writer:
         place = {"left": x, "top": y, "width": width, "height": height, "occluded": 0, "z_order": 0}
         attributes = {key: str(value) for key, value in place.items()}
         rle = ", ".join(map(str, runs))
-        ElementTree.SubElement(image, "mask", label=shape.name, source="auto", rle=rle, **attributes)
+        ElementTree.SubElement(image, "mask", {"label": shape.name, "source": "auto", "rle": rle, **attributes})
 
     def finish(self) -> None:
         """Writes the file."""

@@ -179,7 +179,9 @@ def _regions(
     for number, result in enumerate(results, start=1):
         entry = f"region {number} of {place}"
         value = result.get("value") if isinstance(result, dict) else None
-        kind = _kind_of(value) if isinstance(value, dict) else ""
+        if not isinstance(value, dict):
+            continue
+        kind = _kind_of(value)
         if kind in _LEFT_OUT:
             remarks[f"regions of the kind {kind} are left out"] += 1
         if kind not in _READ:
@@ -228,16 +230,18 @@ def _read_region(
     height, width = size
     points = value.get("points") if kind == "polygon" else [[value.get(key) for key in _NUMBERS[kind]]]
     flat = [v for point in points for v in point] if isinstance(points, list) and all(map(_is_list, points)) else [None]
-    if not all(geometry.is_number(v) for v in flat):
+    numbers = [v for v in flat if geometry.is_number(v)]
+    if len(numbers) != len(flat):
         problems.add("regions have something that is no number", entry)
         return None
-    scaled = [v * scale / 100 for v, scale in zip(flat, [width, height] * len(flat), strict=False)]
+    scaled = [v * scale / 100 for v, scale in zip(numbers, [width, height] * len(numbers), strict=False)]
     if kind == "polygon":
         fault = geometry.polygon_problem(scaled, size)
     else:
         make = outlines.rectangle if kind == "rectangle" else outlines.ellipse
-        rotation = value.get("rotation") or 0
-        scaled = make(*scaled, rotation if geometry.is_number(rotation) else 0.0)
+        rotation = value.get("rotation")
+        first, second, third, fourth = scaled
+        scaled = make(first, second, third, fourth, rotation if geometry.is_number(rotation) else 0.0)
         fault = outlines.problem(scaled, size)
     if fault:
         problems.add(fault, entry)
@@ -305,7 +309,7 @@ class Writer:
         names = ElementTree.SubElement(view, "BrushLabels", name="label", toName="image")
         for c in self.classes:
             color = {} if c.color is None else {"background": "#{:02x}{:02x}{:02x}".format(*c.color)}
-            ElementTree.SubElement(names, "Label", value=c.name, **color)
+            ElementTree.SubElement(names, "Label", {"value": c.name, **color})
         ElementTree.indent(view)
         interface = ElementTree.tostring(view, encoding="unicode")
         text = "[" + ",\n".join(self.tasks) + "]"

@@ -182,7 +182,8 @@ def _outline(kind: str, points: list[list[float]]) -> list[float]:
         return outlines.rectangle(min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0))
     if kind == "circle":
         radius = math.dist(points[0], points[1])
-        return outlines.ellipse(*points[0], radius, radius)
+        x, y = points[0]
+        return outlines.ellipse(x, y, radius, radius)
     return [v for p in points for v in p]
 
 
