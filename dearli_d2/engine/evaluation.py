@@ -33,8 +33,6 @@ from .resume import scoring_settings
 
 logger = logging.getLogger(__name__)
 
-_RESULTS = "results.json"
-
 Model = Segmenter | DistributedDataParallel
 
 
@@ -43,10 +41,6 @@ def check_test_classes(cfg: CfgNode, taxonomy: Taxonomy, source: str | Path) -> 
     for name in cfg.DATASETS.TEST:
         found = named(cfg, taxonomy_of(name))
         same_classes(taxonomy, found, source, f"DATASETS.TEST: {name}", kinds=cfg.TEST.PANOPTIC_ON)
-
-
-def _folder(cfg: CfgNode, label: str, name: str) -> Path:
-    return Path(cfg.OUTPUT_DIR) / "evaluation" / label / name.replace("/", "_")
 
 
 def evaluate(cfg: CfgNode, model: Model, iteration: int | None = None, label: str = "") -> dict[str, float]:
@@ -70,8 +64,8 @@ def evaluate(cfg: CfgNode, model: Model, iteration: int | None = None, label: st
             results = inference_on_dataset(model, loader, build_evaluator(cfg, taxonomy))
         if not comm.is_main_process():
             continue
-        folder = _folder(cfg, label, name)
-        write_results(results, folder / _RESULTS, dataset=name, iteration=iteration)
+        folder = Path(cfg.OUTPUT_DIR) / "evaluation" / label / name.replace("/", "_")
+        write_results(results, folder / "results.json", dataset=name, iteration=iteration)
         logger.info(
             "%s%s, %s images%s\n%s",
             f"{label}: " if label else "",
@@ -144,10 +138,8 @@ class RunEvaluation:
         return scores
 
     def noted(self, done: int) -> dict[str, float] | None:
-        """The scores after `done` steps, if an earlier process has evaluated them, noted the result, and its files are still here."""
-        files = [_folder(self.cfg, label, name) / _RESULTS for label in self.models for name in self.cfg.DATASETS.TEST]
-        note = self.checkpoints.evaluated() if all(file.is_file() for file in files) else {}
-        note = comm.all_gather(note)[0]  # the main process's
+        """The scores after `done` steps, if an earlier process has evaluated them and noted the result."""
+        note = comm.all_gather(self.checkpoints.evaluated())[0]  # the main process's
         return note["scores"] if note.get("iteration") == done else None
 
     def state_dict(self) -> dict[str, Any]:
