@@ -232,6 +232,7 @@ DOORS = (
         r"dearli data convert export/instances\.json", "own", makes=("yolo/data.yaml",),
         first=("cp -r mine/unlabeled photos", "cp -r output/mine/pseudo_labels/coco-instances export"),
     ),
+    Door(r"dearli data look export --images photos ", "own", makes=("sheet.jpg",)),
     Door(TRAIN + r"configs/custom/small\.yaml", "own", makes=("output/small/model_final.pth",)),
     Door(
         TRAIN + r"configs/custom/labels\.yaml ", "own", makes=("output/tool/model_final.pth",),

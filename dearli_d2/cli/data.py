@@ -130,7 +130,7 @@ def look_at(labels: Path, images: Path | None, source: str, picture: Path | None
     """Shows what labels hold: format, classes, counts, sizes, splits, and what is suspicious.
 
     LABELS is a file or a folder, such as the export of a labelling tool. Nothing is trained and nothing is changed. The last lines
-    are those of a config that reads the labels. Of a large folder regions are read for eight seconds, from images
+    are those of a config that reads the labels. Of a large folder labels are read for eight seconds, from images
     that are spread evenly.
 
     Example:
