@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -184,7 +184,7 @@ def _regions(
         kind = _kind_of(value)
         if kind in _LEFT_OUT:
             remarks[f"regions of the kind {kind} are left out"] += 1
-        if kind not in _READ:
+        if kind not in _READ or not isinstance(value, dict):
             continue
         labels = next((v for key, v in value.items() if key.endswith("labels") and isinstance(v, list) and v), [])
         if not labels:
@@ -229,7 +229,9 @@ def _read_region(
         return None
     height, width = size
     points = value.get("points") if kind == "polygon" else [[value.get(key) for key in _NUMBERS[kind]]]
-    flat = [v for point in points for v in point] if isinstance(points, list) and all(map(_is_list, points)) else [None]
+    flat: list[Any] = (
+        [v for point in points for v in point] if isinstance(points, list) and all(map(_is_list, points)) else [None]
+    )
     numbers = [v for v in flat if geometry.is_number(v)]
     if len(numbers) != len(flat):
         problems.add("regions have something that is no number", entry)
@@ -238,7 +240,7 @@ def _read_region(
     if kind == "polygon":
         fault = geometry.polygon_problem(scaled, size)
     else:
-        make = outlines.rectangle if kind == "rectangle" else outlines.ellipse
+        make: Callable[..., list[float]] = outlines.rectangle if kind == "rectangle" else outlines.ellipse
         rotation = value.get("rotation")
         first, second, third, fourth = scaled
         scaled = make(first, second, third, fourth, rotation if geometry.is_number(rotation) else 0.0)
@@ -254,7 +256,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _score(result: dict[str, Any]) -> float | None:
-    score = result.get("score")
+    score: Any = result.get("score")
     return float(score) if geometry.is_number(score) and 0 <= score <= 1 else None
 
 
