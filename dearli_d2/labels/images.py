@@ -88,12 +88,15 @@ class ImageFinder:
             key: path of the label file without its suffix, below its folder.
             folders: where images of that path are first looked for.
         """
+        found = self.by_stem.get(same_writing(PurePosixPath(key).name), [])
+        if len(found) == 1 and found[0].with_suffix("") in [folder / key for folder in folders]:
+            return found[0]  # the usual case, without a look at the disk for each suffix
         for folder in folders:
             for suffix in sorted(SUFFIXES):
                 for path in (folder / f"{key}{suffix}", folder / f"{key}{suffix.upper()}"):
                     if path not in self.without and os.path.isfile(path):
                         return path
-        return self._only(self.by_stem.get(same_writing(PurePosixPath(key).name), []), key, problems)
+        return self._only(found, key, problems)
 
     def _only(self, found: Sequence[Path], name: str, problems: Problems) -> Path | None:
         if len(found) == 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -165,9 +166,11 @@ def masked_images(
         splits[image] = split_of(below)
     problems.check()
     sizes = image_sizes(list(by_image))
-    for (image, masks), size in zip(by_image.items(), sizes, strict=True):
-        for mask in masks:
-            check_size(mask.path, image, size, problems)
+    pairs = [(m.path, i, size) for (i, masks), size in zip(by_image.items(), sizes, strict=True) for m in masks]
+    with ThreadPoolExecutor(8) as pool:
+        for fault in pool.map(_size_fault, *zip(*pairs, strict=True)) if pairs else ():
+            if fault:
+                problems.add(*fault)
     return [MaskedImage(i, size, tuple(m), splits[i]) for (i, m), size in zip(by_image.items(), sizes, strict=True)]
 
 
@@ -181,11 +184,17 @@ def split_of(path: str) -> str:
 
 def check_size(mask: Path, image: Path, size: tuple[int, int], problems: Problems) -> None:
     """Notes a mask that cannot be read or has another size than its image."""
+    if fault := _size_fault(mask, image, size):
+        problems.add(*fault)
+
+
+def _size_fault(mask: Path, image: Path, size: tuple[int, int]) -> tuple[str, str] | None:
+    """The kind of a fault and the mask that has it."""
     try:
-        if problem := size_problem(mask, image, size):
-            problems.add("masks have another size than their image", problem)
+        problem = size_problem(mask, image, size)
     except UnreadableImageError as error:
-        problems.add("masks cannot be read", error)
+        return "masks cannot be read", str(error)
+    return ("masks have another size than their image", problem) if problem else None
 
 
 def _named(
