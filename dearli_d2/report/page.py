@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from .. import __version__
 from ..errors import first_few
@@ -64,7 +63,7 @@ def write_report(folders: Sequence[Path], out: Path) -> list[str]:
     page = environment.from_string((_ASSETS / "report.html.j2").read_text(encoding="utf-8")).render(
         version=__version__,
         title=first_few([group.name for group in groups], 4),
-        script=Markup(script),
+        script=script,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         runs=[_head(run, group) for group in groups for run in group.runs],
         groups=groups,
@@ -174,7 +173,7 @@ def _data(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def _curves(groups: Sequence[Group]) -> list[tuple[str, Markup, str]]:
+def _curves(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
     """Title, picture and a remark, for each kind of scalars."""
     names = list(dict.fromkeys(name for group in groups for run in group.runs for name in run.series))
     for group in groups:
@@ -209,7 +208,7 @@ def _curves(groups: Sequence[Group]) -> list[tuple[str, Markup, str]]:
         ("Memory of the GPU", ["memory"], "MB", ""),
         ("Other values", others, "", ""),
     ]
-    drawn = [(title, Markup(curves(groups, chosen[:_MOST_PANELS], unit)), note) for title, chosen, unit, note in found]
+    drawn = [(title, curves(groups, chosen[:_MOST_PANELS], unit), note) for title, chosen, unit, note in found]
     return [entry for entry in drawn if entry[1]]
 
 
@@ -268,7 +267,7 @@ def _confusions(groups: Sequence[Group]) -> list[dict[str, Any]]:
             labels, matrix = found[0][0], np.sum(matrices, axis=0)
             picture = heat_map(matrix, labels, f"{name} {task} {group.name}") if len(labels) <= _MOST_CLASSES else ""
             words = _strongest(matrix, labels)
-            result.append({"name": name, "group": group, "words": words, "picture": Markup(picture)})
+            result.append({"name": name, "group": group, "words": words, "picture": picture})
     return result
 
 
