@@ -137,5 +137,7 @@ def test_a_tracker_that_does_not_start_ends_the_run_before_its_first_step(mini_c
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
 def test_a_missing_package_is_an_error_with_the_command_that_installs_it(mini_config, package, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=rf"LOG\.{package.upper()} needs .* pip install 'dearli_d2\[{package}\]'"):
+    with pytest.raises(
+        ConfigError, match=rf"LOG\.{package.upper()} needs .* pip install '\.\[{package}\]' in the checkout"
+    ):
         DualStreamTrainer(mini_config(f"LOG.{package.upper()}", "True"))
