@@ -230,15 +230,14 @@ DOORS = (
     Door(r"dearli pseudo-label output/mine --format", "own", makes=("output/mine/pseudo_labels/predictions.json",)),
     Door(
         r"dearli data convert export/instances\.json", "own", makes=("yolo/data.yaml",),
-        first=("cp -r mine/unlabeled photos", "cp -r output/mine/pseudo_labels/coco-instances export"),
+        first=("cp -r mine/images photos", "dearli data convert mine/masks --images photos --to coco-instances --out export"),
     ),
     Door(r"dearli data look export --images photos ", "own", makes=("sheet.jpg",)),
     Door(TRAIN + r"configs/custom/small\.yaml", "own", makes=("output/small/model_final.pth",)),
     Door(
         TRAIN + r"configs/custom/labels\.yaml ", "own", makes=("output/tool/model_final.pth",),
         first=(
-            "dearli data convert my_data/masks --images my_data/images --to coco-instances --out tool && cp tool/*.json my_data/",
-            "cp my_data/unlabeled/* my_data/images/",
+            "cp export/instances.json my_data/ && cp my_data/unlabeled/* my_data/images/",
             "sed -i s/template.yaml/small.yaml/ configs/custom/labels.yaml",  # the base that needs no download
         ),
     ),
