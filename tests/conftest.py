@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # one cache for all runs of the suite on this machine, apart from the user's
     os.environ.setdefault("DEARLI_CACHE", str(REPO / ".cache" / "tests"))
     os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
+    # a shell starts what it runs in the background with Ctrl-C ignored, which the commands of tests would inherit
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = (
             "1"  # kernels run on the CPU, for tests/modeling/test_deformable_attention_triton.py
