@@ -20,7 +20,7 @@ from dearli_d2.labels.recognition import read_labels, recognize
 from dearli_d2.labels.structures import Request
 from tests.labels.conftest import CLASSES, SIZE, name_of, shapes_of
 from tests.labels.test_formats import config
-from tests.labels.test_masks import values_of, write_masks
+from tests.labels.test_mask_formats import values_of, write_masks
 
 SAMPLES = Path(__file__).parent / "samples"
 ROAD, CAR = (128, 64, 128), (0, 0, 142)
