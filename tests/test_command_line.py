@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import resource
@@ -126,6 +127,18 @@ def test_an_option_is_not_empty_but_a_value_of_the_config_may_be(monkeypatch, ca
 def test_without_a_command_the_help_is_shown(capsys):
     assert main([]) == 2
     assert "Commands:" in capsys.readouterr().err
+
+
+def test_wrong_words_that_a_command_finds_are_no_fault_of_the_program_though_a_log_is_open(tmp_path, capsys):
+    log = logging.FileHandler(tmp_path / "log.txt")
+    logging.getLogger("dearli_d2").addHandler(log)
+    try:
+        assert main(["suggest", str(tmp_path), "--labeled", "--by", "random"]) == 2
+    finally:
+        logging.getLogger("dearli_d2").removeHandler(log)
+        log.close()
+    assert "--labeled takes no --images" in capsys.readouterr().err
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()
 
 
 def test_ctrl_c_is_a_line_and_a_status(monkeypatch, capsys):

@@ -71,10 +71,22 @@ class Command(_Documented):
         return rest
 
     def invoke(self, ctx: click.Context) -> int:
-        """Runs the command; returns its exit status."""
-        from ..reporting import report_errors
+        """Runs the command; returns its exit status. Wrong words that the command itself finds are told as all others."""
+        from ..reporting import USER_ERROR, report_errors
 
-        return report_errors(lambda: super(Command, self).invoke(ctx) or 0)
+        wrong: list[click.ClickException] = []
+
+        def work() -> int:
+            try:
+                return super(Command, self).invoke(ctx) or 0
+            except click.ClickException as error:
+                wrong.append(error)
+                return USER_ERROR
+
+        status = report_errors(work)
+        if wrong:
+            raise wrong[0]
+        return status
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Explains KEY VALUE, where the command takes it."""
