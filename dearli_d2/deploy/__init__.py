@@ -1,0 +1,1 @@
+"""Prediction from an exported file, without torch and detectron2."""
