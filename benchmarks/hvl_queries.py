@@ -17,7 +17,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dearli_d2 import Predictor
-from dearli_d2.data.mappers import resize_labels
+from dearli_d2.data.sizes import resize_labels
 from dearli_d2.evaluation.semantic import confusion, mean_iou, read_semantic
 from dearli_d2.methods.hvl.textual_queries import presence_of_targets
 from dearli_d2.modeling.mask2former.inference import resize_logits, semantic_inference

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dearli_d2 import Predictor
-from dearli_d2.data.mappers import resize_labels
+from dearli_d2.data.sizes import resize_labels
 from dearli_d2.evaluation.semantic import read_semantic
 from dearli_d2.modeling.per_pixel.semantic import normalized
 from dearli_d2.reporting import report_errors

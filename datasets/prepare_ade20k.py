@@ -29,15 +29,8 @@ from dearli_d2.cli.base import command, run
 from dearli_d2.cli.prepare import incomplete, workers
 from dearli_d2.data.class_names import find_class
 from dearli_d2.data.images import read_image
-from dearli_d2.data.preparation import (
-    categories_of,
-    fit_to_image,
-    ids_to_rgb,
-    read_label_ids,
-    save_png,
-    segment_info,
-    write_semantic_dataset,
-)
+from dearli_d2.data.panoptic_png import ids_to_rgb, segment_info
+from dearli_d2.data.preparation import categories_of, fit_to_image, read_label_ids, save_png, write_semantic_dataset
 from dearli_d2.data.release import Download, Release
 from dearli_d2.data.sources import datasets_root
 from dearli_d2.errors import DatasetError

@@ -26,7 +26,8 @@ from dearli_d2.cli.base import command, run
 from dearli_d2.cli.prepare import incomplete, workers
 from dearli_d2.data.custom_classes import CustomClass
 from dearli_d2.data.custom_masks import segments_of
-from dearli_d2.data.preparation import fit_to_image, ids_to_rgb, read_label_ids, save_png, write_semantic_dataset
+from dearli_d2.data.panoptic_png import ids_to_rgb
+from dearli_d2.data.preparation import fit_to_image, read_label_ids, save_png, write_semantic_dataset
 from dearli_d2.data.release import Download, Release
 from dearli_d2.data.sources import datasets_root
 from dearli_d2.errors import DatasetError

@@ -33,16 +33,14 @@ import numpy as np
 from dearli_d2.cli.base import command, run
 from dearli_d2.cli.prepare import incomplete, splits, workers
 from dearli_d2.data.class_names import COCO_BACKGROUND, COCO_THINGS
-from dearli_d2.data.mappers import read_panoptic, segment_ids
+from dearli_d2.data.panoptic_png import ids_to_rgb, read_panoptic, segment_ids, segment_info
 from dearli_d2.data.preparation import (
     categories_of,
     convert_all,
-    ids_to_rgb,
     only_process,
     read_label_ids,
     read_official_json,
     save_png,
-    segment_info,
 )
 from dearli_d2.data.release import Download, Release
 from dearli_d2.data.sources import datasets_root

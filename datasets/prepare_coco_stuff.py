@@ -25,10 +25,10 @@ import numpy as np
 from dearli_d2.cli.base import command, run
 from dearli_d2.cli.prepare import incomplete, splits, workers
 from dearli_d2.data.class_names import COCO_THINGS
+from dearli_d2.data.panoptic_png import ids_to_rgb
 from dearli_d2.data.preparation import (
     categories_of,
     fit_to_image,
-    ids_to_rgb,
     read_label_ids,
     save_png,
     semantic_segments,

@@ -32,11 +32,11 @@ from scipy.io.matlab import MatReadError
 
 from dearli_d2.cli.base import command, run
 from dearli_d2.cli.prepare import incomplete, workers
+from dearli_d2.data.panoptic_png import ids_to_rgb
 from dearli_d2.data.preparation import (
     categories_of,
     check_names,
     fit_to_image,
-    ids_to_rgb,
     read_label_ids,
     save_png,
     semantic_segments,

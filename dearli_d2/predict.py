@@ -22,8 +22,9 @@ from .config import get_config
 from .data.captions import read_captions
 from .data.custom import listed_classes
 from .data.images import read_image, reading_problem, upright
-from .data.mappers import TestMapper, enlarge_read_out
-from .data.preparation import ids_to_rgb, segment_info
+from .data.mappers import TestMapper
+from .data.panoptic_png import ids_to_rgb, segment_info
+from .data.sizes import enlarge_read_out
 from .data.taxonomy import Taxonomy, named, same_classes
 from .errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from .files import file_digest, write_atomically

@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .data.images import read_image
-from .data.mappers import read_panoptic, resize_labels, segment_ids
+from .data.panoptic_png import read_panoptic, segment_ids
+from .data.sizes import resize_labels
 from .data.taxonomy import Taxonomy, spread_colors
 from .files import write_atomically
 from .structures import Targets

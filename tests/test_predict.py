@@ -15,7 +15,7 @@ from dearli_d2 import predict
 from dearli_d2.cli import main
 from dearli_d2.data import mappers
 from dearli_d2.data.catalog import dataset_dicts
-from dearli_d2.data.mappers import read_panoptic, segment_ids
+from dearli_d2.data.panoptic_png import read_panoptic, segment_ids
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, DatasetError, WeightsError
 from tests.conftest import REPO

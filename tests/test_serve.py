@@ -18,7 +18,8 @@ from PIL import Image
 
 from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.images import read_image
-from dearli_d2.data.mappers import resize_labels, segment_ids
+from dearli_d2.data.panoptic_png import segment_ids
+from dearli_d2.data.sizes import resize_labels
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError
 from dearli_d2.predict import output_picture

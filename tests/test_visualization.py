@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dearli_d2.data.preparation import ids_to_rgb
+from dearli_d2.data.panoptic_png import ids_to_rgb
 from dearli_d2.data.taxonomy import Taxonomy, spread_colors
 from dearli_d2.structures import Targets
 from dearli_d2.visualization import (

@@ -18,7 +18,8 @@ from ..labels.structures import LabeledImage, LabelSet, Request
 from .custom_classes import VOID, CustomClass, parse_classes
 from .custom_split import cache_folder, held_back_of, write_splits
 from .images import relative_name
-from .preparation import convert_all, ids_to_rgb, save_png
+from .panoptic_png import ids_to_rgb
+from .preparation import convert_all, save_png
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from .custom_split import cache_folder, digest, held_back_of, key_of, write_spli
 from .foreign import layout_hint
 from .images import files_below, find_images, image_sizes, relative_name
 from .index_masks import check_values, read_index_mask, size_problem
-from .preparation import convert_all, ids_to_rgb, save_png, segment_info
+from .panoptic_png import ids_to_rgb, segment_info
+from .preparation import convert_all, save_png
 
 
 def _pairs(custom: CfgNode, root: Path) -> dict[str, tuple[Path, Path]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,25 +11,10 @@ from detectron2.data import transforms as T
 from ..errors import DatasetError
 from ..masks.storage import MaskFolder
 from ..structures import Targets
-from .images import opened, read_image, upright
+from .images import read_image
+from .panoptic_png import read_panoptic, segment_ids
+from .sizes import read_out_size
 from .views import ResizeShortSide, View, WeakGeometry
-
-PANOPTIC_PNG = "a panoptic PNG has 8 bits in each of three channels: segment id = R + 256 G + 65536 B"
-READ_OUT_PIXELS = 2**22  # twice those of a Cityscapes image
-
-
-def read_panoptic(path: str) -> np.ndarray:
-    """(H, W, 3) uint8: segment id = R + 256 G + 65536 B. Raises `DatasetError`."""
-    with opened(path, "a label") as image:
-        if image.mode[0] in "IF":
-            raise DatasetError(f"{path} has the mode {image.mode}; {PANOPTIC_PNG}")
-        return np.asarray(upright(image).convert("RGB"))
-
-
-def segment_ids(rgb: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 to (H, W) int64 segment ids."""
-    rgb = rgb.astype(np.int64)
-    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 
 def panoptic_targets(ids: np.ndarray, segments_info: list[dict]) -> Targets:
@@ -235,34 +219,3 @@ class TestMapper:
         self.resize(inputs)
         pixels = torch.from_numpy(inputs.image.transpose(2, 0, 1).copy())
         return {"image": pixels, "height": height, "width": width}
-
-
-def read_out_size(height: int, width: int) -> tuple[int, int]:
-    """The size at which masks of all queries and scores of all classes are read out.
-
-    It is the size of the image, limited to `READ_OUT_PIXELS` pixels: at the size of a 12-megapixel photograph the masks of
-    200 queries alone take 9.6 GB.
-    """
-    scale = math.sqrt(READ_OUT_PIXELS / (height * width))
-    return (height, width) if scale >= 1 else (max(round(height * scale), 1), max(round(width * scale), 1))
-
-
-def resize_labels(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """The nearest pixel's label, (H, W) to `size`."""
-    height, width = size
-    if labels.shape == (height, width):
-        return labels
-    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
-    return labels[rows][:, columns]
-
-
-def enlarge_read_out(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Labels of each pixel that were read out for an image of `size`, at that size.
-
-    Raises:
-        ValueError: they have another size than `read_out_size` says.
-    """
-    if labels.shape != read_out_size(*size):
-        raise ValueError(f"an image of {tuple(size)} is read out at {read_out_size(*size)}, not at {labels.shape}")
-    return resize_labels(labels, size)

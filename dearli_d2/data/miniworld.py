@@ -29,7 +29,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import cache_dir, remove_leftovers, write_json
-from .preparation import ids_to_rgb, listed, segment_info
+from .panoptic_png import ids_to_rgb, segment_info
+from .preparation import listed
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from ..files import leads_out, remove_leftovers, write_atomically, write_json
 from .class_names import class_table
 from .images import opened, orientation, reading_problem, seen_size, turned
 from .panoptic_json import read_panoptic_json
+from .panoptic_png import segment_info
 from .release import Release
 from .taxonomy import spread_colors
 
@@ -46,18 +47,6 @@ def read_label_ids(path: Path) -> np.ndarray:
     if ids.ndim != 2 or ids.dtype != np.uint8:
         raise DatasetError(f"{path} is no image of label ids (grey or palette, 8 bits), but {ids.dtype} {ids.shape}")
     return ids
-
-
-def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """(H, W) segment ids to (H, W, 3) uint8 of the COCO-panoptic format."""
-    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
-
-
-def segment_info(identifier: int, category_id: int, mask: np.ndarray) -> dict:
-    """Entry of `segments_info` for a (H, W) bool mask that is not empty."""
-    rows, columns = np.nonzero(mask)
-    box = [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
-    return {"id": identifier, "category_id": category_id, "area": len(rows), "bbox": box, "iscrowd": 0}
 
 
 def semantic_segments(semantic: np.ndarray, categories: Sequence[dict], file: Path) -> tuple[np.ndarray, list[dict]]:

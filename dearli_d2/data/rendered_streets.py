@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from .images import opened
-from .preparation import ids_to_rgb, save_png, semantic_segments, write_semantic_dataset
+from .panoptic_png import ids_to_rgb
+from .preparation import save_png, semantic_segments, write_semantic_dataset
 from .release import Download, Release
 from .sources import datasets_root
 from .streets import CATEGORIES, to_classes

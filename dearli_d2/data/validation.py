@@ -14,7 +14,7 @@ from ..errors import DatasetError, UnreadableImageError, first_few
 from ..progress import progress
 from .catalog import ImageFolder, dataset_dicts, source_of, taxonomy_of
 from .images import opened, orientation, read_image, reading_problem, seen_size
-from .mappers import PANOPTIC_PNG, read_panoptic, segment_ids
+from .panoptic_png import PANOPTIC_PNG, read_panoptic, segment_ids
 from .partitions import published_size
 
 logger = logging.getLogger(__name__)

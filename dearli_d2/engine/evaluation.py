@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.captions import prepared_for
 from ..data.catalog import dataset_dicts, taxonomy_of
-from ..data.mappers import TestMapper, enlarge_read_out, read_image
+from ..data.mappers import TestMapper, read_image
+from ..data.sizes import enlarge_read_out
 from ..data.taxonomy import Taxonomy, named, same_classes
 from ..errors import ConfigError
 from ..evaluation import build_evaluator

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.mappers import read_panoptic, resize_labels, segment_ids
+from ..data.panoptic_png import read_panoptic, segment_ids
+from ..data.sizes import resize_labels
 from ..data.taxonomy import Taxonomy
 from ..structures import Targets
 from .panoptic import PanopticQuality

@@ -9,7 +9,8 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..data.mappers import enlarge_read_out, read_panoptic, segment_ids
+from ..data.panoptic_png import read_panoptic, segment_ids
+from ..data.sizes import enlarge_read_out
 from ..data.taxonomy import Taxonomy
 
 IGNORE = 255

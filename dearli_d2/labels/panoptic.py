@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.preparation import segment_info
+from ..data.panoptic_png import segment_info
 from .geometry import area, connected_parts, decode, encode, union
 from .structures import LabeledImage, Shape
 

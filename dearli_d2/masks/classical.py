@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from skimage.segmentation import felzenszwalb
 
-from ..data.mappers import resize_labels
+from ..data.sizes import resize_labels
 from .storage import encode
 
 LONG_SIDE = 1024

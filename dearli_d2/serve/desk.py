@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import opened, read_image, seen_size
-from ..data.mappers import resize_labels
+from ..data.sizes import resize_labels
 from ..errors import DatasetError, DearliError
 from ..predict import Prediction, Predictor, output_picture
 from ..prediction_folder import KINDS

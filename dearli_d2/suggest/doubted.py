@@ -17,8 +17,10 @@ from ..data.build import labeled_dicts
 from ..data.catalog import dataset_dicts
 from ..data.custom import VAL, holds_back
 from ..data.images import read_image
-from ..data.mappers import TestMapper, read_panoptic, resize_labels, segment_ids
+from ..data.mappers import TestMapper
+from ..data.panoptic_png import read_panoptic, segment_ids
 from ..data.preparation import convert_all
+from ..data.sizes import resize_labels
 from ..data.taxonomy import Taxonomy
 from ..errors import DatasetError, first_few
 from ..modeling.per_pixel.semantic import normalized

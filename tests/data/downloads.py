@@ -13,7 +13,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from dearli_d2.data.class_names import class_table
-from dearli_d2.data.preparation import ids_to_rgb, save_png, segment_info
+from dearli_d2.data.panoptic_png import ids_to_rgb, segment_info
+from dearli_d2.data.preparation import save_png
 from dearli_d2.masks.storage import encode
 
 

@@ -20,8 +20,8 @@ from dearli_d2.data.custom import TRAIN, UNLABELED, VAL, register_custom
 from dearli_d2.data.custom_classes import parse_classes
 from dearli_d2.data.custom_example import write_example
 from dearli_d2.data.inspection import inspect_custom, write_contact_sheet
-from dearli_d2.data.mappers import read_panoptic, segment_ids
-from dearli_d2.data.preparation import ids_to_rgb, save_png, segment_info
+from dearli_d2.data.panoptic_png import ids_to_rgb, read_panoptic, segment_ids, segment_info
+from dearli_d2.data.preparation import save_png
 from dearli_d2.errors import ConfigError, DatasetError
 from dearli_d2.visualization import annotation_sheet
 from tests.conftest import MINI_OVERRIDES, REPO

@@ -19,9 +19,9 @@ from scipy.io import savemat
 from dearli_d2.cli import main
 from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.images import read_image
-from dearli_d2.data.mappers import read_panoptic, segment_ids
+from dearli_d2.data.panoptic_png import ids_to_rgb, read_panoptic, segment_ids
 from dearli_d2.data.partitions import PUBLISHED
-from dearli_d2.data.preparation import fit_to_image, ids_to_rgb, only_process, save_png
+from dearli_d2.data.preparation import fit_to_image, only_process, save_png
 from dearli_d2.data.validation import validate_dataset
 from dearli_d2.errors import DatasetError
 from dearli_d2.evaluation.semantic import read_semantic

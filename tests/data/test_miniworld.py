@@ -11,8 +11,8 @@ from PIL import Image
 from dearli_d2.cli import main
 from dearli_d2.data import miniworld
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
-from dearli_d2.data.mappers import read_panoptic, segment_ids
 from dearli_d2.data.miniworld import CLASSES, make_scene
+from dearli_d2.data.panoptic_png import read_panoptic, segment_ids
 
 
 def test_scene_is_a_function_of_its_arguments():

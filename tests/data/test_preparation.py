@@ -19,7 +19,7 @@ from dearli_d2.cli.base import run
 from dearli_d2.config import get_config
 from dearli_d2.data import streets
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
-from dearli_d2.data.mappers import read_panoptic, segment_ids
+from dearli_d2.data.panoptic_png import read_panoptic, segment_ids
 from dearli_d2.data.preparation import convert_all, read_label_ids
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.data.validation import validate_dataset
@@ -161,7 +161,8 @@ def test_evaluator_equals_panopticapi_on_the_coco_sample(coco, tmp_path):
     import torch
     from panopticapi.evaluation import pq_compute
 
-    from dearli_d2.data.preparation import ids_to_rgb, save_png
+    from dearli_d2.data.panoptic_png import ids_to_rgb
+    from dearli_d2.data.preparation import save_png
     from dearli_d2.evaluation import PanopticEvaluator
 
     assert script("prepare_coco").main(["--splits", "val"]) == 0

@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks import found_segments
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
-from dearli_d2.data.mappers import read_panoptic, segment_ids
+from dearli_d2.data.panoptic_png import read_panoptic, segment_ids
 from dearli_d2.evaluation import PanopticQuality
 from dearli_d2.modeling.mask_classifier import PseudoLabeling
 from dearli_d2.structures import Targets

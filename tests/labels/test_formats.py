@@ -9,7 +9,7 @@ from dearli_d2.config import get_config
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
 from dearli_d2.data.custom import TRAIN, UNLABELED, VAL, register_custom
 from dearli_d2.data.inspection import inspect_custom
-from dearli_d2.data.mappers import read_panoptic, segment_ids
+from dearli_d2.data.panoptic_png import read_panoptic, segment_ids
 from dearli_d2.errors import DatasetError
 from dearli_d2.labels.formats import formats
 from dearli_d2.labels.geometry import decode

@@ -12,7 +12,7 @@ from PIL import Image
 from dearli_d2.cli import main
 from dearli_d2.config import get_config
 from dearli_d2.data.catalog import dataset_dicts
-from dearli_d2.data.mappers import read_panoptic, segment_ids
+from dearli_d2.data.panoptic_png import read_panoptic, segment_ids
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError
 from dearli_d2.labels.convert import flat_shapes, write_labels

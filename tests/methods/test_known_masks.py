@@ -9,7 +9,8 @@ import torch
 
 from dearli_d2.cli import main
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
-from dearli_d2.data.mappers import TestMapper, panoptic_targets, read_panoptic, segment_ids
+from dearli_d2.data.mappers import TestMapper, panoptic_targets
+from dearli_d2.data.panoptic_png import read_panoptic, segment_ids
 from dearli_d2.errors import ConfigError
 from dearli_d2.masks.storage import MaskFolder, encode
 from dearli_d2.methods.dearli.known_masks import KnownMasks, evaluate

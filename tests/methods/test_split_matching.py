@@ -15,7 +15,8 @@ from PIL import Image
 from dearli_d2.config import get_config
 from dearli_d2.data.build import build_streams, labeled_dicts
 from dearli_d2.data.catalog import PanopticSource, dataset_dicts, register, taxonomy_of
-from dearli_d2.data.preparation import ids_to_rgb, save_png, semantic_segments, write_panoptic_json
+from dearli_d2.data.panoptic_png import ids_to_rgb
+from dearli_d2.data.preparation import save_png, semantic_segments, write_panoptic_json
 from dearli_d2.data.zero_shot import without_classes
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, DatasetError

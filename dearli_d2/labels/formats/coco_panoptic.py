@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ...data.images import image_sizes
-from ...data.mappers import read_panoptic, segment_ids
 from ...data.panoptic_json import read_panoptic_json, without_annotation
-from ...data.preparation import ids_to_rgb, save_png, segment_info
+from ...data.panoptic_png import ids_to_rgb, read_panoptic, segment_ids, segment_info
+from ...data.preparation import save_png
 from ...errors import DatasetError
 from ...files import file_digest, write_json
 from ..geometry import decode, encode

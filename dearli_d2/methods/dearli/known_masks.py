@@ -12,7 +12,8 @@ from detectron2.config import CfgNode, configurable
 
 from ...data.catalog import taxonomy_of
 from ...data.images import image_size
-from ...data.mappers import panoptic_targets, read_panoptic, segment_ids
+from ...data.mappers import panoptic_targets
+from ...data.panoptic_png import read_panoptic, segment_ids
 from ...data.taxonomy import named
 from ...engine import evaluation
 from ...errors import ConfigError

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...data.mappers import PanopticTrainMapper, read_image, read_panoptic, segment_ids, semantic_targets
-from ...data.preparation import ids_to_rgb
+from ...data.mappers import PanopticTrainMapper, read_image, semantic_targets
+from ...data.panoptic_png import ids_to_rgb, read_panoptic, segment_ids
 from ...data.views import WeakGeometry
 from ...errors import DatasetError
 from ...structures import Targets

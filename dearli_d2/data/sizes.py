@@ -1,0 +1,41 @@
+"""Sizes of images and labels on their way through a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+READ_OUT_PIXELS = 2**22  # twice those of a Cityscapes image
+
+
+def read_out_size(height: int, width: int) -> tuple[int, int]:
+    """The size at which masks of all queries and scores of all classes are read out.
+
+    It is the size of the image, limited to `READ_OUT_PIXELS` pixels: at the size of a 12-megapixel photograph the masks of
+    200 queries alone take 9.6 GB.
+    """
+    scale = math.sqrt(READ_OUT_PIXELS / (height * width))
+    return (height, width) if scale >= 1 else (max(round(height * scale), 1), max(round(width * scale), 1))
+
+
+def resize_labels(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """The nearest pixel's label, (H, W) to `size`."""
+    height, width = size
+    if labels.shape == (height, width):
+        return labels
+    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
+    return labels[rows][:, columns]
+
+
+def enlarge_read_out(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Labels of each pixel that were read out for an image of `size`, at that size.
+
+    Raises:
+        ValueError: they have another size than `read_out_size` says.
+    """
+    if labels.shape != read_out_size(*size):
+        raise ValueError(f"an image of {tuple(size)} is read out at {read_out_size(*size)}, not at {labels.shape}")
+    return resize_labels(labels, size)
