@@ -18,17 +18,21 @@ __all__ = ["Predictor", "build_model", "evaluate", "get_config", "train"]
 # said by fvcore and detectron2 as they are imported; users of this project can do nothing about it
 warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated", category=FutureWarning)
 
-if importlib.util.find_spec("detectron2") is None:
+
+def missing_detectron2() -> str:
+    """Says how to install detectron2 where it is missing; "" where it is there. `dearli_d2.deploy` does not need it."""
+    if importlib.util.find_spec("detectron2") is not None:
+        return ""
     from .files import beside_package
 
-    _advice = (
+    return (
         "dearli_d2 needs detectron2, which no package index carries under its own name; install it by: "
         f"bash {beside_package('scripts') / 'install_detectron2.sh'} {sys.executable}"
     )
-    if Path(sys.argv[0]).stem == "dearli":  # the command; Python would show a stack trace
-        sys.exit(f"error: {_advice}")
-    # the name makes `python -m` print the message alone
-    raise ImportError(_advice, name=__name__)
+
+
+if Path(sys.argv[0]).stem == "dearli" and (_advice := missing_detectron2()):  # Python would show a stack trace
+    sys.exit(f"error: {_advice}")
 
 _HOMES = {
     "Predictor": ".predict",
@@ -42,4 +46,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dearli_d2' has no attribute {name!r}")
+    if advice := missing_detectron2():
+        raise ImportError(advice, name=__name__)
     return getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -2,7 +2,11 @@
 
 import sys
 
-from .cli import main
+from . import missing_detectron2
 
 if __name__ == "__main__":
+    if advice := missing_detectron2():
+        sys.exit(f"error: {advice}")
+    from .cli import main
+
     sys.exit(main())

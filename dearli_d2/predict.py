@@ -7,9 +7,8 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from .checkpoint import load_content
 from .config import get_config
 from .data.captions import read_captions
 from .data.custom import listed_classes
-from .data.images import read_image, reading_problem, upright
+from .data.images import read_image
 from .data.mappers import TestMapper
 from .data.panoptic_png import ids_to_rgb, segment_info
 from .data.sizes import enlarge_read_out
@@ -30,6 +29,7 @@ from .errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from .files import file_digest, write_atomically
 from .modeling import build_model
 from .modeling.per_pixel.semantic import class_segments, normalized
+from .prediction import Picture, Prediction, as_pixels
 from .prediction_folder import Inputs, PredictionFolder
 from .reporting import is_out_of_memory
 from .visualization import prediction_picture
@@ -37,8 +37,6 @@ from .weights import read_file
 
 logger = logging.getLogger(__name__)
 
-
-Picture: TypeAlias = np.ndarray | Image.Image | str | Path
 AnyPicture = TypeVar("AnyPicture", bound=Picture)
 
 
@@ -49,25 +47,6 @@ def _with_read_out(config: CfgNode) -> CfgNode:
     config.TEST.SEMANTIC_ON = True
     config.TEST.PANOPTIC_ON = config.INPUT.TARGETS == "panoptic"
     return config
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction of one image.
-
-    Args:
-        panoptic: (H, W) int32 segment ids, 0 = none.
-        segments: dicts with "id", "category_id", "isthing", "score".
-        semantic: (H, W) class indices.
-        confidence: (H, W) float32 in 0..1: probability of the class in `semantic`; low where no class is sure.
-        taxonomy: the classes that the indices mean.
-    """
-
-    panoptic: np.ndarray
-    segments: list[dict[str, Any]]
-    semantic: np.ndarray
-    confidence: np.ndarray
-    taxonomy: Taxonomy
 
 
 class Predictor:
@@ -168,52 +147,6 @@ class Predictor:
         confidence, semantic = normalized(output["sem_seg"].float()[None])[0].max(0)
         maps = [enlarge_read_out(x.cpu().numpy(), image.shape[:2]) for x in (panoptic, semantic, confidence)]
         return Prediction(maps[0], segments, maps[1], maps[2], self.model.known_taxonomy())
-
-
-def as_pixels(image: Picture) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of one image that `Predictor` takes. Raises `DatasetError` for another kind of image."""
-    if isinstance(image, (str, Path)):
-        return read_image(image)
-    if isinstance(image, np.ndarray) and _is_picture(image):
-        if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
-            return image
-        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    if isinstance(image, Image.Image):
-        if problem := reading_problem(image):
-            raise DatasetError(f"the image {problem}")
-        try:
-            return np.asarray(upright(image).convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes a file only now
-            raise DatasetError(f"the image cannot be decoded: {error}") from error
-    expected = "an image is a path, a PIL image or a uint8 array: (H, W, 3) RGB, (H, W) grey"
-    if isinstance(image, np.ndarray):
-        raise DatasetError(f"{expected}, not {image.shape} {image.dtype}{_advice_on(image)}")
-    advice = ""
-    if isinstance(image, torch.Tensor):
-        advice = "; for a (3, H, W) uint8 tensor: image.permute(1, 2, 0).cpu().numpy()"
-    raise DatasetError(f"{expected}, not a {type(image).__name__}{advice}")
-
-
-def _is_picture(image: np.ndarray) -> bool:
-    """True for an array of one, three or four channels in 8 bits, or of one channel in 16 bits."""
-    if image.size == 0:
-        return False
-    grey = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1)
-    colour = image.ndim == 3 and image.shape[2] in (3, 4)
-    return (image.dtype == np.uint8 and (grey or colour)) or (image.dtype == np.uint16 and grey)
-
-
-def _advice_on(image: np.ndarray) -> str:
-    """Advice how to make an image of an array, or ""."""
-    if image.size == 0:
-        return ""
-    if image.ndim == 4:
-        return "; give a batch as a list: list(images)"
-    if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4):
-        return "; the channels come last: image.transpose(1, 2, 0)"
-    if image.ndim in (2, 3) and image.dtype != np.uint8:
-        return "; values are 0..255: of an image in 0..1 take (255 * image).round().astype(np.uint8)"
-    return ""
 
 
 def captions_of(inputs: Inputs, path: Path) -> dict[Path, str]:

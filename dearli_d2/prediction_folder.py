@@ -15,10 +15,6 @@ from .data.images import find_images
 from .data.taxonomy import Taxonomy
 from .errors import ConfigError, DatasetError, first_few
 from .files import leads_out, output_names, parse_json, remove_leftovers, write_json
-from .labels.convert import writable, write_labels
-from .labels.formats import formats as known_formats
-from .labels.recognition import read_labels
-from .labels.structures import Request
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +94,25 @@ def _own_list(path: Path) -> dict[str, Any] | None:
     return content if own else None
 
 
+# the formats of labelling tools need packages that predictions alone do not
+
+
+def _writable(formats: Sequence[str]) -> list[str]:
+    if not formats:
+        return []
+    from .labels.convert import writable
+
+    return [writable(name) for name in dict.fromkeys(formats)]
+
+
+def _known(formats: Sequence[str]) -> list[str]:
+    if not formats:
+        return []
+    from .labels.formats import formats as known
+
+    return [name for name in formats if name in known()]
+
+
 class PredictionFolder:
     """The folder of the predictions of `inputs`. Until `finish` its `predictions.json` says that it is not complete.
 
@@ -126,7 +141,7 @@ class PredictionFolder:
     ) -> None:
         self.out, self.inputs, self.run = Path(out), inputs, run
         self.kinds = [kind for kind in KINDS if kind in ("panoptic", *kinds)]
-        self.formats = [writable(name) for name in dict.fromkeys(formats)]
+        self.formats = _writable(formats)
         targets = {f"{name}_{kind}.png" for name in inputs.names for kind in KINDS}
         read = {os.path.realpath(path): path for path in inputs.paths}
         replaced = [read[real] for t in sorted(targets) if (real := os.path.realpath(self.out / t)) in read]
@@ -136,7 +151,7 @@ class PredictionFolder:
                 f"{first_few(replaced)}; choose another folder"
             )
         before = _own_list(self.out / _LIST)
-        earlier = [name for name in (before or {}).get("info", {}).get("formats", ()) if name in known_formats()]
+        earlier = _known((before or {}).get("info", {}).get("formats", ()))
         if not overwrite:
             self._check_free(before, targets)
             strange = [name for name in self.formats if name not in earlier and (self.out / name).exists()]
@@ -215,6 +230,12 @@ class PredictionFolder:
         Raises:
             OSError: a file cannot be written.
         """
+        if not self.formats:
+            return
+        from .labels.convert import write_labels
+        from .labels.recognition import read_labels
+        from .labels.structures import Request
+
         for name in self.formats:
             labels = read_labels(Request(self.out / _LIST, self.inputs.folder), "coco-panoptic")
             write_labels(labels, name, self.out / name, self.inputs.folder, overwrite=True)

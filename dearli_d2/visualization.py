@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .data.images import read_image
@@ -15,7 +14,11 @@ from .data.panoptic_png import read_panoptic, segment_ids
 from .data.sizes import resize_labels
 from .data.taxonomy import Taxonomy, spread_colors
 from .files import write_atomically
-from .structures import Targets
+
+if TYPE_CHECKING:
+    import torch
+
+    from .structures import Targets
 
 _ALPHA = 0.6
 _SMALLEST_SIDE = 256  # of an image for the eye: smaller ones are enlarged, as far as _LARGEST_SIDE allows

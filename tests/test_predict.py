@@ -13,7 +13,7 @@ from PIL import Image
 import dearli_d2
 from dearli_d2 import predict
 from dearli_d2.cli import main
-from dearli_d2.data import mappers
+from dearli_d2.data import sizes
 from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.panoptic_png import read_panoptic, segment_ids
 from dearli_d2.engine.trainer import DualStreamTrainer
@@ -52,11 +52,11 @@ def test_a_large_photograph_is_read_out_small_and_enlarged(weights, images, monk
     image = np.asarray(Image.open(images / "scene0.png"))
     predictor = dearli_d2.Predictor(LANG, weights["lang"])
     whole = predictor(image)
-    sizes = []
-    predictor.model.register_forward_pre_hook(lambda _, args: sizes.append((args[0][0]["height"], args[0][0]["width"])))
-    monkeypatch.setattr(mappers, "READ_OUT_PIXELS", image.shape[0] * image.shape[1] // 4)
+    asked = []
+    predictor.model.register_forward_pre_hook(lambda _, args: asked.append((args[0][0]["height"], args[0][0]["width"])))
+    monkeypatch.setattr(sizes, "READ_OUT_PIXELS", image.shape[0] * image.shape[1] // 4)
     small = predictor(image)
-    assert sizes == [(50, 75)]
+    assert asked == [(50, 75)]
     assert small.panoptic.shape == small.semantic.shape == image.shape[:2]
     assert (small.semantic == whole.semantic).mean() > 0.9
     assert {s["id"] for s in small.segments} >= set(np.unique(small.panoptic)) - {0}

@@ -18,7 +18,8 @@ from PIL import Image
 from ..data.images import opened, read_image, seen_size
 from ..data.sizes import resize_labels
 from ..errors import DatasetError, DearliError
-from ..predict import Prediction, Predictor, output_picture
+from ..predict import Predictor, output_picture
+from ..prediction import Prediction
 from ..prediction_folder import KINDS
 from ..visualization import overlay, resized, shown_size
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks import sure_pixels
-from dearli_d2.data import mappers
+from dearli_d2.data import sizes
 from dearli_d2.data.catalog import dataset_dicts, taxonomy_of
 from dearli_d2.evaluation import PanopticEvaluator, SemanticEvaluator, mean_iou
 from dearli_d2.evaluation.report import image_scores, scalars, tables, worst_and_best, write_image_scores, write_results
@@ -53,7 +53,7 @@ def test_outputs_of_large_images_are_compared_at_the_truths_size(tmp_path, monke
     for evaluator in (semantic, panoptic):  # 12 x 8 pixels are read out in full
         with pytest.raises(ValueError, match=r"is read out at \(12, 8\), not at \(3, 2\)"):
             evaluator.process([given], [{"sem_seg": scores, "panoptic_seg": (torch.tensor(small), segments)}])
-    monkeypatch.setattr(mappers, "READ_OUT_PIXELS", 6)
+    monkeypatch.setattr(sizes, "READ_OUT_PIXELS", 6)
     semantic.process([given], [{"sem_seg": scores}])
     panoptic.process([given], [{"panoptic_seg": (torch.tensor(small), segments)}])
     assert semantic.evaluate()["semantic"]["mIoU"] == 100
