@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ...data.sizes import window_starts
 from ...structures import Targets
 
 
@@ -102,8 +103,8 @@ def sliding_window(
     height, width = images.shape[-2:]
     total: torch.Tensor | None = None
     count = images.new_zeros(height, width)
-    for top in _starts(height, window, stride):
-        for left in _starts(width, window, stride):
+    for top in window_starts(height, window, stride):
+        for left in window_starts(width, window, stride):
             part = slice(top, top + window), slice(left, left + window)
             result = scores(images[..., part[0], part[1]])
             if total is None:
@@ -112,8 +113,3 @@ def sliding_window(
             count[part] += 1
     assert total is not None  # there is at least one window
     return total / count
-
-
-def _starts(size: int, window: int, stride: int) -> list[int]:
-    last = max(size - window, 0)
-    return [*range(0, last, stride), last]
