@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -14,7 +17,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from PIL import Image
-from tqdm import tqdm
 
 from .checkpoint import load_content
 from .config import get_config
@@ -22,17 +24,18 @@ from .data.captions import read_captions
 from .data.custom import listed_classes
 from .data.images import read_image
 from .data.mappers import TestMapper
-from .data.panoptic_png import ids_to_rgb, segment_info
 from .data.sizes import enlarge_read_out
 from .data.taxonomy import Taxonomy, named, same_classes
-from .errors import ConfigError, DatasetError, UnreadableImageError, first_few
-from .files import file_digest, write_atomically
+from .errors import ConfigError, DatasetError, first_few
+from .files import file_digest
 from .modeling import build_model
-from .modeling.per_pixel.semantic import class_segments, normalized
+from .modeling.label_maps import LabelMaps
+from .modeling.segmenter import input_divisor
+from .pipeline import Work, chunks_of, shard_of
 from .prediction import Picture, Prediction, as_pixels
-from .prediction_folder import Inputs, PredictionFolder
-from .reporting import is_out_of_memory
-from .visualization import prediction_picture
+from .prediction_files import Maps, check_ids, per_pixel, picture, write_files
+from .prediction_folder import PredictionFolder, Summary
+from .prediction_inputs import Inputs, Task, stamp_of, tasks_of
 from .weights import read_file
 
 logger = logging.getLogger(__name__)
@@ -138,15 +141,61 @@ class Predictor:
             each = captions
         return [self._predict(as_pixels(image), caption) for image, caption in zip(images, each, strict=True)]
 
-    @torch.no_grad()
     def _predict(self, image: np.ndarray, caption: str | None) -> Prediction:
-        sample = self.mapper.prepare(image)
-        output = self.model([sample if caption is None else {**sample, "caption": caption}])[0]
-        # a semantic model has one segment a class
-        panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(output["sem_seg"])
-        confidence, semantic = normalized(output["sem_seg"].float()[None])[0].max(0)
-        maps = [enlarge_read_out(x.cpu().numpy(), image.shape[:2]) for x in (panoptic, semantic, confidence)]
-        return Prediction(maps[0], segments, maps[1], maps[2], self.model.known_taxonomy())
+        loaded = load_pixels(self.mapper, image, caption)
+        maps = self.maps([loaded])[0]
+        assert maps.semantic is not None
+        assert maps.confidence is not None
+        return Prediction(maps.panoptic, maps.segments, maps.semantic, maps.confidence, self.model.known_taxonomy())
+
+    @torch.no_grad()
+    def maps(self, images: Sequence[Loaded], semantic: bool = True, amp: torch.dtype | None = None) -> list[Maps]:
+        """The predictions of images as one batch of the network.
+
+        Args:
+            images: of one `padded_size`, so that padding does not change a prediction.
+            semantic: with the class of each pixel and its probability; without them less is computed.
+            amp: floating-point type of the network, torch.bfloat16 or torch.float16; None = fp32.
+        """
+        with torch.autocast(self.model.device.type, amp, enabled=amp is not None):
+            found = self.model.label_maps([image.sample for image in images], semantic)
+        return [_maps_at(maps, image.pixels.shape[:2]) for image, maps in zip(images, found, strict=True)]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An image, ready for the network.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        sample: see `Segmenter.forward`.
+    """
+
+    pixels: np.ndarray
+    sample: dict[str, Any]
+
+
+def load_pixels(mapper: TestMapper, pixels: np.ndarray, caption: str | None = None) -> Loaded:
+    """Prepares (H, W, 3) uint8 RGB pixels for the network."""
+    sample = mapper.prepare(pixels)
+    return Loaded(pixels, sample if caption is None else {**sample, "caption": caption})
+
+
+def padded_size(divisor: int, image: Loaded) -> tuple[int, int]:
+    """The size of an image in the network, whose sides are multiples of `divisor`."""
+    height, width = (-(-side // divisor) * divisor for side in image.sample["image"].shape[-2:])
+    return height, width
+
+
+def _maps_at(maps: LabelMaps, size: Sequence[int]) -> Maps:
+    """The maps at the size of the image, on the host."""
+
+    def enlarged(values: torch.Tensor | None) -> np.ndarray | None:
+        return None if values is None else enlarge_read_out(values.cpu().numpy(), size)
+
+    panoptic = enlarged(maps.panoptic)
+    assert panoptic is not None
+    return Maps(panoptic, maps.segments, enlarged(maps.semantic), enlarged(maps.confidence))
 
 
 def captions_of(inputs: Inputs, path: Path) -> dict[Path, str]:
@@ -174,7 +223,9 @@ def captions_of(inputs: Inputs, path: Path) -> dict[Path, str]:
     return found
 
 
-def identity(predictor: Predictor, class_names: str | None, captions: Path | None) -> dict[str, str]:
+def identity(
+    predictor: Predictor, class_names: str | None, captions: Path | None, amp: str | None = None
+) -> dict[str, str]:
     """Digests of everything that the prediction of an image depends on, under names that a user knows."""
     config = predictor.config.clone()
     config.defrost()
@@ -184,85 +235,107 @@ def identity(predictor: Predictor, class_names: str | None, captions: Path | Non
         "settings": hashlib.sha256(config.dump().encode()).hexdigest(),
         "classes": class_names or "",
         "captions": file_digest(captions) if captions else "",
+        **({"--amp": amp} if amp else {}),
     }
 
 
-def predict_files(
-    predictor: Predictor, folder: PredictionFolder, captions: Mapping[Path, str] | None = None
-) -> list[tuple[Path, str]]:
-    """Predicts and writes all images of a folder; those that cannot be predicted are reported and skipped.
+@dataclass(frozen=True)
+class ReadTask:
+    """`Work.read` of prediction: decodes and resizes an image."""
+
+    mapper: TestMapper
+
+    def __call__(self, task: Task) -> Loaded:
+        """The image. Raises `UnreadableImageError`."""
+        return load_pixels(self.mapper, read_image(task.path), task.caption)
+
+
+@dataclass(frozen=True)
+class WriteTask:
+    """`Work.write` of prediction: the files of an image, and its record."""
+
+    out: Path
+    kinds: tuple[str, ...]
+    taxonomy: Taxonomy
+
+    def __call__(self, task: Task, loaded: Loaded, maps: Maps) -> dict[str, Any]:
+        """Writes the files."""
+        stamp = stamp_of(task.path)
+        record = write_files(self.out, task.name, self.kinds, loaded.pixels, maps, self.taxonomy)
+        return {"name": task.name, "stamp": stamp, **record}
+
+
+def prediction_work(
+    predictor: Predictor, out: Path, kinds: Sequence[str], amp: torch.dtype | None = None
+) -> Work[Task, Loaded, Maps]:
+    """The three parts of predicting files.
 
     Args:
-        captions: of the images, for a model that reads them.
+        predictor: the model. `read` and `write` do without it and can be pickled.
+        out: the folder to write.
+        kinds: see `prediction_files.ENDINGS`.
+        amp: see `Predictor.maps`.
+    """
+    find = partial(predictor.maps, semantic=per_pixel(kinds), amp=amp)
+    write = WriteTask(out, tuple(kinds), predictor.model.known_taxonomy())
+    size = partial(padded_size, input_divisor(predictor.model.backbone))
+    return Work(ReadTask(predictor.mapper), find, write, group=size)
 
-    Returns:
-        (path, reason) of the skipped images.
+
+def precision(name: str | None, predictor: Predictor) -> torch.dtype | None:
+    """The type of autocast by its name, "bf16" or "fp16"; None = none. Raises `ConfigError` for fp16 on a CPU."""
+    if name is None:
+        return None
+    if name == "fp16" and predictor.model.device.type == "cpu":
+        raise ConfigError("--amp fp16 needs a GPU; on a CPU there is bf16")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def use_own_gpu() -> None:
+    """Makes the GPU of this process (LOCAL_RANK, as torchrun sets it) the one that "cuda" means."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+def predict_files(
+    predictor: Predictor,
+    folder: PredictionFolder,
+    captions: Mapping[Path, str] | None = None,
+    batch: int = 1,
+    amp: torch.dtype | None = None,
+    shard: tuple[int, int] = (0, 1),
+    workers: int | None = None,
+) -> Summary:
+    """Predicts and writes the images of a folder that are missing there; those that cannot be predicted are reported and skipped.
+
+    Args:
+        predictor: the model.
+        folder: the place of the files.
+        captions: of the images, for a model that reads them.
+        batch: number of images that go through the network at once. They are neighbours of one size. With another number the
+            last bits of the network's output differ.
+        amp: see `Predictor.maps`.
+        shard: (i, n) chooses every n-th batch from the i-th on. Any number of shards may run at once. The one that ends last
+            completes `predictions.json`.
+        workers: number of threads that read, and that write; None = by the number of cores.
 
     Raises:
+        ConfigError: an impossible shard.
+        DatasetError: another process works on this shard.
         OSError: a file cannot be written, as on a full disk; `predictions.json` then says that it is not complete.
     """
-    images, annotations, skipped = [], [], []
-    inputs = folder.inputs
-    _check_ids(predictor.model.known_taxonomy())
-    entries = zip(inputs.paths, inputs.file_names, inputs.names, strict=True)
-    for number, (path, file_name, name) in enumerate(tqdm(entries, total=len(inputs.paths), unit="image"), start=1):
-        try:
-            image = read_image(path)
-            prediction = predictor(image, None if captions is None else captions[path])
-        except Exception as error:
-            if not isinstance(error, UnreadableImageError) and not is_out_of_memory(error):
-                raise
-            reason = (
-                str(error) if isinstance(error, UnreadableImageError) else f"{path} needs more memory than there is"
-            )
-            tqdm.write(f"skipped: {reason}", file=sys.stderr)
-            skipped.append((path, reason))
-            folder.remove(name)
-            continue
-        save_prediction(folder, name, image, prediction)
-        height, width = image.shape[:2]
-        images.append({"id": number, "file_name": file_name, "height": height, "width": width})
-        panoptic = folder.path(name, "panoptic").relative_to(folder.out).as_posix()
-        annotations.append({"image_id": number, "file_name": panoptic, "segments_info": _segments_info(prediction)})
-    folder.finish(images, annotations, predictor.model.known_taxonomy(), skipped)
-    folder.write_formats()
-    return skipped
-
-
-def _check_ids(taxonomy: Taxonomy) -> None:
-    wrong = [i for i in taxonomy.dataset_ids if not 0 <= i < 2**16]
-    if wrong:
-        raise ConfigError(f"{len(wrong)} class ids do not fit into a PNG of 16 bits, 0 to 65535: {first_few(wrong)}")
-
-
-def _segments_info(prediction: Prediction) -> list[dict[str, Any]]:
-    """Segments as COCO-panoptic has them, in the ids of the training data."""
-    taxonomy, infos = prediction.taxonomy, []
-    for segment in prediction.segments:
-        mask = prediction.panoptic == segment["id"]
-        if mask.any():
-            category = segment["category_id"]
-            info = segment_info(segment["id"], taxonomy.dataset_ids[category], mask)
-            infos.append({**info, "score": segment["score"], "category_name": taxonomy.main_names[category]})
-    return infos
-
-
-def save_prediction(folder: PredictionFolder, name: str, image: np.ndarray, prediction: Prediction) -> None:
-    """Writes the PNG files of one image that `folder.kinds` names."""
-    for kind in folder.kinds:
-        write_atomically(folder.path(name, kind), output_picture(kind, image, prediction).save)
+    taxonomy = predictor.model.known_taxonomy()
+    check_ids(taxonomy)
+    work = prediction_work(predictor, folder.out, folder.kinds, amp)
+    return folder.fill(
+        work, shard_of(chunks_of(tasks_of(folder.inputs, captions), batch), shard), taxonomy, shard, workers
+    )
 
 
 def output_picture(kind: str, image: np.ndarray, prediction: Prediction) -> Image.Image:
-    """The PNG file of a kind of `prediction_folder.KINDS`; `image` is (H, W, 3) uint8 RGB."""
-    if kind == "panoptic":
-        return Image.fromarray(ids_to_rgb(prediction.panoptic))
-    if kind == "semantic":
-        ids = np.array(prediction.taxonomy.dataset_ids)
-        return Image.fromarray(ids[prediction.semantic].astype(np.uint8 if ids.max() < 256 else np.uint16))
-    if kind == "confidence":
-        return Image.fromarray((255 * prediction.confidence).round().astype(np.uint8))
-    return prediction_picture(image, prediction.panoptic, prediction.segments, prediction.taxonomy)
+    """The PNG file of a kind of `prediction_files.KINDS`; `image` is (H, W, 3) uint8 RGB."""
+    maps = Maps(prediction.panoptic, prediction.segments, prediction.semantic, prediction.confidence)
+    return Image.fromarray(picture(kind, image, maps, prediction.taxonomy))
 
 
 if __name__ == "__main__":  # `python -m dearli_d2.predict`, the first name of `dearli predict`

@@ -2,96 +2,45 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .data.images import find_images
 from .data.taxonomy import Taxonomy
-from .errors import ConfigError, DatasetError, first_few
-from .files import leads_out, output_names, parse_json, remove_leftovers, write_json
+from .errors import ConfigError, first_few
+from .files import leads_out, remove_leftovers
+from .journal import Journal, entries
+from .locks import only_process, taking_turns
+from .pipeline import Outcome, Work, run
+from .prediction_files import DEFAULT_KINDS, ENDINGS, chosen_kinds
+from .prediction_inputs import Inputs, Task, find_inputs, forget_outputs, stamp_of
+from .prediction_list import NAME, files_of, own_list, write_list
 
-logger = logging.getLogger(__name__)
+__all__ = ["Inputs", "PredictionFolder", "Summary", "find_inputs"]
 
-KINDS = ("panoptic", "semantic", "overlay", "confidence")
-DEFAULT_KINDS = KINDS[:3]
-_LIST = "predictions.json"
-_GENERATOR = "dearli_d2.predict"
+_JOURNALS = ".predictions"
 _ADVICE = "choose another --out, or replace them with --overwrite"
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Images to predict.
+class Summary:
+    """What one process has done.
 
     Args:
-        folder: the common folder of all arguments.
-        paths: of the images, as given.
-        file_names: the paths below `folder`.
-        names: of the outputs, all different.
+        predicted: number of its images that have a prediction now.
+        present: number of those that were there before.
+        skipped: path and reason of its images without a prediction.
+        complete: `predictions.json` holds the images of all processes.
     """
 
-    folder: Path
-    paths: list[Path]
-    file_names: list[str]
-    names: list[str]
-
-
-def find_inputs(arguments: Sequence[str | Path]) -> Inputs:
-    """Images among the arguments and below the folders there, without the pictures that an earlier prediction wrote.
-
-    Raises:
-        DatasetError: a path that does not exist, no image, or none but such pictures.
-    """
-    found = find_images(arguments)
-    folders = [Path(os.path.abspath(a)) for a in arguments if Path(a).is_dir()]
-    files = [Path(os.path.abspath(a)) for a in arguments if not Path(a).is_dir()]
-    paths: dict[Path, Path] = {}  # a file that is named twice is predicted once
-    for path in found:
-        whole = Path(os.path.abspath(path))
-        if whole in files or not _written_before(whole, folders):
-            paths.setdefault(whole, path)
-    left_out = len(found) - len(paths)
-    if not paths:
-        raise DatasetError(
-            f"all {len(found)} images in {first_few(list(arguments))} were written by an earlier prediction"
-        )
-    if left_out:
-        logger.warning(
-            "%d of %d images were written by an earlier prediction, or named twice: left out", left_out, len(found)
-        )
-    above = Path(os.path.commonpath([*folders, *(f.parent for f in files)]))
-    file_names = [whole.relative_to(above).as_posix() for whole in paths]
-    return Inputs(above, list(paths.values()), file_names, output_names(file_names))
-
-
-def _written_before(image: Path, folders: Sequence[Path]) -> bool:
-    """True if a prediction into a folder between one of `folders` and the image has written it."""
-    for folder in image.parents:
-        if any(folder.is_relative_to(f) for f in folders) and image.relative_to(folder).as_posix() in _outputs(folder):
-            return True
-    return False
-
-
-@lru_cache(maxsize=4096)
-def _outputs(folder: Path) -> frozenset[str]:
-    content = _own_list(folder / _LIST) or {}
-    return frozenset(f"{name}_{kind}.png" for name in content.get("outputs", {}) for kind in KINDS)
-
-
-def _own_list(path: Path) -> dict[str, Any] | None:
-    """The content of a `predictions.json` of this program; None for any other file, or none."""
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-        own = content["info"]["generator"] == _GENERATOR and isinstance(content["outputs"], dict)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return content if own else None
+    predicted: int
+    present: int
+    skipped: list[tuple[Path, str]]
+    complete: bool
 
 
 # the formats of labelling tools need packages that predictions alone do not
@@ -114,15 +63,18 @@ def _known(formats: Sequence[str]) -> list[str]:
 
 
 class PredictionFolder:
-    """The folder of the predictions of `inputs`. Until `finish` its `predictions.json` says that it is not complete.
+    """The folder of the predictions of `inputs`. Until all are there its `predictions.json` says that it is not complete.
+
+    Each process that works on it (`fill`) appends the record of an image to a journal of its own, in the hidden folder
+    `.predictions`, when the files of the image are complete. A later call with the same inputs and the same `run` goes on there.
 
     Args:
         out: the folder; made if it is missing.
         inputs: the images.
         run: identifies the run by everything that its predictions depend on, for example {"weights": digest}. The same run may
-            write the folder again, also with more images.
-        overwrite: replace other files there.
-        kinds: the files to write of each image, among `KINDS`; "panoptic" always is.
+            go on with the folder, also with more images.
+        overwrite: replace predictions of another run or of other images, and files of others.
+        kinds: the files to write of each image, see `prediction_files.ENDINGS`; "panoptic" always is.
         formats: of labels to write as well, each to a folder of its name in `out`, see `labels.formats`.
 
     Raises:
@@ -140,9 +92,9 @@ class PredictionFolder:
         formats: Sequence[str] = (),
     ) -> None:
         self.out, self.inputs, self.run = Path(out), inputs, run
-        self.kinds = [kind for kind in KINDS if kind in ("panoptic", *kinds)]
+        self.kinds = chosen_kinds(kinds)
         self.formats = _writable(formats)
-        targets = {f"{name}_{kind}.png" for name in inputs.names for kind in KINDS}
+        targets = files_of(inputs.names)
         read = {os.path.realpath(path): path for path in inputs.paths}
         replaced = [read[real] for t in sorted(targets) if (real := os.path.realpath(self.out / t)) in read]
         if replaced:
@@ -150,25 +102,40 @@ class PredictionFolder:
                 f"--out {self.out}: {len(replaced)} of the images to predict would be overwritten by predictions of others: "
                 f"{first_few(replaced)}; choose another folder"
             )
-        before = _own_list(self.out / _LIST)
+        with taking_turns(self.out / _JOURNALS / "lock"):
+            self._claim(targets, overwrite)
+        forget_outputs()
+
+    def _claim(self, targets: set[str], overwrite: bool) -> None:
+        before = own_list(self.out / NAME)
         earlier = _known((before or {}).get("info", {}).get("formats", ()))
-        if not overwrite:
+        try:
             self._check_free(before, targets)
             strange = [name for name in self.formats if name not in earlier and (self.out / name).exists()]
             if strange:
                 raise ConfigError(f"{self.out / strange[0]} was not written by this program; {_ADVICE}")
+            if before is None:
+                self._forget()
+        except ConfigError:
+            if not overwrite:
+                raise
+            self._forget()
         for name in earlier:  # they are made anew of the predictions
             shutil.rmtree(self.out / name, ignore_errors=True)
-        self._write(False, [], [], [], [])
-        for name in set((before or {}).get("outputs", {})) - set(inputs.names):
+        self._write()
+        for name in set((before or {}).get("outputs", {})) - set(self.inputs.names):
             if not leads_out(name):
                 self.remove(name)
-        for folder in {(self.out / name).parent for name in inputs.names}:
+        for folder in {(self.out / name).parent for name in self.inputs.names}:
             remove_leftovers(folder)
-        _outputs.cache_clear()
+
+    def _forget(self) -> None:
+        """Drops the journals of earlier predictions."""
+        for path in (self.out / _JOURNALS).glob("*.jsonl"):
+            path.unlink()
 
     def _check_free(self, before: dict[str, Any] | None, targets: set[str]) -> None:
-        path, ours = self.out / _LIST, set()
+        path, ours = self.out / NAME, set()
         if before is None and path.exists():
             raise ConfigError(f"{path} was not written by this version of this program; {_ADVICE}")
         if before is not None:
@@ -184,7 +151,7 @@ class PredictionFolder:
                     f"{self.out} holds predictions of {len(strange) or len(outputs)} other images, of "
                     f"{info.get('image_folder')}: {first_few(strange or list(outputs.values()))}; {_ADVICE}"
                 )
-            ours = {f"{name}_{kind}.png" for name in outputs for kind in KINDS}
+            ours = files_of(outputs)
         strangers = [t for t in sorted(targets - ours) if (self.out / t).exists()]
         if strangers:
             raise ConfigError(
@@ -193,36 +160,90 @@ class PredictionFolder:
 
     def path(self, name: str, kind: str) -> Path:
         """The path of one of the output files of an image."""
-        return self.out / f"{name}_{kind}.png"
+        return self.out / f"{name}{ENDINGS[kind]}"
 
     def remove(self, name: str) -> None:
-        """Deletes what an earlier run has written of an image."""
-        for kind in KINDS:
+        """Deletes what has been written of an image."""
+        for kind in ENDINGS:
             self.path(name, kind).unlink(missing_ok=True)
 
-    def finish(
+    def fill(
         self,
-        images: list[dict[str, Any]],
-        annotations: list[dict[str, Any]],
+        work: Work[Task, Any, Any],
+        chunks: Sequence[Sequence[Task]],
         taxonomy: Taxonomy,
-        skipped: Sequence[tuple[Path, str]],
-    ) -> None:
-        """Writes the complete `predictions.json`.
+        shard: tuple[int, int] = (0, 1),
+        workers: int | None = None,
+        engine: Callable[..., Iterator[Outcome[Task]]] = run,
+    ) -> Summary:
+        """Does what is missing, and completes `predictions.json` if nothing is missing of other shards.
 
         Args:
-            skipped: (path, reason) of images without a prediction.
+            work: makes and writes predictions. Its records have "name", "stamp", "height", "width" and "segments_info".
+            chunks: the images of this process.
+            taxonomy: the classes of the predictions.
+            shard: names the journal of this process.
+            workers: see `pipeline.run`.
+            engine: has the arguments of `pipeline.run`.
+
+        Raises:
+            DatasetError: another process works on this shard.
+            OSError: a file cannot be written.
         """
-        categories = [
-            {
-                "id": taxonomy.dataset_ids[i],
-                "name": names[0],
-                "synonyms": list(names[1:]),
-                "isthing": int(i in taxonomy.thing_ids),
-                "color": list(taxonomy.colors[i]),
-            }
-            for i, names in enumerate(taxonomy.names)
-        ]
-        self._write(True, images, annotations, categories, [{"image": str(p), "reason": r} for p, r in skipped])
+        from tqdm import tqdm  # not at the top: a folder is opened without it
+
+        name = f"{shard[0]}-of-{shard[1]}"
+        total, skipped = sum(map(len, chunks)), []
+        with only_process(self.out / _JOURNALS / f"{name}.lock", "works on this part of the predictions"):
+            there = self._results(self._valid)
+            done = {task for chunk in chunks for task in chunk if task.file_name in there}
+            bar = tqdm(total=total, initial=len(done), unit="image", desc=name if shard[1] > 1 else None)
+            with Journal(self.out / _JOURNALS / f"{name}.jsonl") as journal, bar:
+                for outcome in engine(work, chunks, done, workers):
+                    task, record = outcome.key, outcome.record
+                    if outcome.skipped:
+                        tqdm.write(f"skipped: {outcome.skipped}", file=sys.stderr)
+                        skipped.append((task.path, outcome.skipped))
+                        self.remove(task.name)
+                        record = {"name": task.name, "stamp": stamp_of(task.path), "skipped": outcome.skipped}
+                    journal.append(task.file_name, record)
+                    bar.update()
+        return Summary(total - len(skipped), len(done), skipped, self._complete(taxonomy))
+
+    def _valid(self, name: str, path: Path, record: dict[str, Any]) -> bool:
+        """True for the record of a prediction that is there, of an image that has not changed."""
+        return "skipped" not in record and self._current(name, path, record)
+
+    def _current(self, name: str, path: Path, record: dict[str, Any]) -> bool:
+        """As `_valid`, also for an image that was skipped."""
+        if record["name"] != name or record["stamp"] != stamp_of(path):
+            return False
+        return "skipped" in record or all(self.path(name, kind).is_file() for kind in self.kinds)
+
+    def _results(self, accept: Callable[[str, Path, dict[str, Any]], bool]) -> dict[str, tuple[Path, int]]:
+        """The journal, and the place of the record there, of each image whose record is accepted; predictions before skips."""
+        images = {file: (name, path) for path, file, name in zip(self.inputs.paths, self.inputs.file_names, self.inputs.names, strict=True)}  # fmt: skip
+        found: dict[str, tuple[Path, int]] = {}
+        skipped: dict[str, tuple[Path, int]] = {}
+        for journal in sorted((self.out / _JOURNALS).glob("*.jsonl")):
+            for file, record, begin, _ in entries(journal):
+                if file in images and accept(*images[file], record):
+                    (skipped if "skipped" in record else found)[file] = journal, begin
+        return {**skipped, **found}
+
+    def _complete(self, taxonomy: Taxonomy) -> bool:
+        """Writes the whole `predictions.json` and the formats, once every image has a result. False before."""
+        with taking_turns(self.out / _JOURNALS / "lock"):
+            found = self._results(self._current)
+            if len(found) < len(self.inputs.file_names):
+                return False
+            self._write(found, taxonomy)
+            self.write_formats()
+        return True
+
+    def _write(self, places: dict[str, tuple[Path, int]] | None = None, taxonomy: Taxonomy | None = None) -> None:
+        info = {"run": self.run, "formats": self.formats}
+        write_list(self.out / NAME, info, self.inputs, places, taxonomy)
 
     def write_formats(self) -> None:
         """Writes the finished predictions in each of `formats`.
@@ -237,24 +258,5 @@ class PredictionFolder:
         from .labels.structures import Request
 
         for name in self.formats:
-            labels = read_labels(Request(self.out / _LIST, self.inputs.folder), "coco-panoptic")
+            labels = read_labels(Request(self.out / NAME, self.inputs.folder), "coco-panoptic")
             write_labels(labels, name, self.out / name, self.inputs.folder, overwrite=True)
-
-    def _write(
-        self, complete: bool, images: list[Any], annotations: list[Any], categories: list[Any], skipped: list[Any]
-    ) -> None:
-        content = {
-            "info": {
-                "generator": _GENERATOR,
-                "complete": complete,
-                "image_folder": str(self.inputs.folder),
-                "run": self.run,
-                "formats": self.formats,
-            },
-            "images": images,
-            "annotations": annotations,
-            "categories": categories,
-            "skipped": skipped,
-            "outputs": dict(zip(self.inputs.names, self.inputs.file_names, strict=True)),
-        }
-        write_json(self.out / _LIST, content, indent=1)

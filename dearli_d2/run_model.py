@@ -62,9 +62,9 @@ class RunModel:
         config.freeze()
         return Predictor(config, self.weights).model
 
-    def identity(self, predictor: Predictor) -> dict[str, str]:
+    def identity(self, predictor: Predictor, amp: str | None = None) -> dict[str, str]:
         """Digests of everything that a prediction depends on."""
-        return identity(predictor, None, None)
+        return identity(predictor, None, None, amp)
 
     def unlabeled_images(self) -> list[Path]:
         """The images of DATASETS.UNLABELED. Raises `ConfigError` where the run has none."""

@@ -39,19 +39,29 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict[str, An
     Returns:
         (H, W, 3) uint8.
     """
-    blended = image.astype(np.float32)
+    # ids from a label file may be large: they are counted through
+    values, index = (None, panoptic) if panoptic.max(initial=0) < 2**16 else np.unique(panoptic, return_inverse=True)
+    colors = np.zeros((int(panoptic.max(initial=0)) + 1 if values is None else len(values), 3), np.uint8)
+    known = np.zeros(len(colors), bool)
     shades: dict[int, int] = {}
     for segment in segments:
         category = segment["category_id"]
         shades[category] = shades.get(category, -1) + 1
         shade = 1 - 0.12 * (shades[category] % 4) if category in taxonomy.thing_ids else 1.0
-        mask = panoptic == segment["id"]
-        blended[mask] = (1 - _ALPHA) * blended[mask] + _ALPHA * shade * np.array(taxonomy.colors[category], np.float32)
+        place = segment["id"] if values is None else int(np.searchsorted(values, segment["id"]))
+        if place < len(colors) and (values is None or values[place] == segment["id"]):
+            colors[place], known[place] = np.round(shade * np.array(taxonomy.colors[category])), True
+    index = index.reshape(panoptic.shape)
+    weight = np.where(known, round(255 * _ALPHA), 0).astype(np.uint8)
+    shades_over = Image.fromarray(colors.take(index, axis=0))
+    blended = Image.composite(
+        shades_over, Image.fromarray(np.ascontiguousarray(image)), Image.fromarray(weight.take(index))
+    )
     border = np.zeros(panoptic.shape, bool)
-    border[1:] |= panoptic[1:] != panoptic[:-1]
-    border[:, 1:] |= panoptic[:, 1:] != panoptic[:, :-1]
-    blended[border] = 255
-    return blended.round().astype(np.uint8)
+    border[1:] |= index[1:] != index[:-1]
+    border[:, 1:] |= index[:, 1:] != index[:, :-1]
+    blended.paste((255, 255, 255), mask=Image.fromarray(255 * border.astype(np.uint8)))
+    return np.asarray(blended)
 
 
 def shown_size(height: int, width: int, enlarge_only: bool = False) -> tuple[int, int]:

@@ -19,10 +19,12 @@ from dearli_d2.data.catalog import taxonomy_of
 from dearli_d2.data.custom import TRAIN, register_custom
 from dearli_d2.data.index_masks import read_index_mask
 from dearli_d2.data.inspection import inspect_custom
+from dearli_d2.data.mappers import TestMapper
 from dearli_d2.data.panoptic_json import read_panoptic_json
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.errors import ConfigError, DatasetError
 from dearli_d2.files import output_names
+from dearli_d2.prediction_files import DEFAULT_KINDS, Maps
 from dearli_d2.prediction_folder import PredictionFolder, find_inputs
 from tests.conftest import REPO
 
@@ -31,17 +33,24 @@ TAXONOMY = Taxonomy((("crate", "box"), ("sky",)), frozenset({0}), (40, 7), ((200
 RUN = {"weights": "a", "settings": "b"}
 
 
-def predictor(taxonomy=TAXONOMY):
-    """Left half a crate, right half sky."""
+class Halves:
+    """Left half a crate, right half sky. `fail(pixels)` may raise."""
 
-    def call(image, caption=None):
-        ids = np.ones(image.shape[:2], np.int32)
-        ids[:, image.shape[1] // 2 :] = 2
+    def __init__(self, taxonomy=TAXONOMY, fail=lambda pixels: None):
+        backbone = SimpleNamespace(size_divisibility=32)
+        self.model = SimpleNamespace(known_taxonomy=lambda: taxonomy, backbone=backbone)
+        self.mapper, self.fail, self.seen = TestMapper(10, 100), fail, []
+
+    def maps(self, images, semantic=True, amp=None):
+        return [self._of(image.pixels) for image in images]
+
+    def _of(self, pixels):
+        self.seen.append(pixels.shape)
+        self.fail(pixels)
+        ids = np.ones(pixels.shape[:2], np.int32)
+        ids[:, pixels.shape[1] // 2 :] = 2
         segments = [{"id": i + 1, "category_id": i, "isthing": i == 0, "score": 0.9} for i in (0, 1)]
-        return predict.Prediction(ids, segments, ids - 1, np.ones(ids.shape, np.float32), taxonomy)
-
-    call.model = SimpleNamespace(known_taxonomy=lambda: taxonomy)
-    return call
+        return Maps(ids, segments, ids - 1, np.ones(ids.shape, np.float32))
 
 
 def write(path: Path, size=(20, 10), **options) -> Path:
@@ -50,9 +59,9 @@ def write(path: Path, size=(20, 10), **options) -> Path:
     return path
 
 
-def run(out, *arguments, run=RUN, overwrite=False, of=None):
-    folder = PredictionFolder(out, find_inputs(arguments), run, overwrite)
-    return predict.predict_files(of or predictor(), folder)
+def run(out, *arguments, run=RUN, overwrite=False, of=None, kinds=DEFAULT_KINDS, **options):
+    folder = PredictionFolder(out, find_inputs(arguments), run, overwrite, kinds)
+    return predict.predict_files(of or Halves(), folder, **options)
 
 
 def listed(out):
@@ -60,7 +69,9 @@ def listed(out):
 
 
 def content_of(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """All files but the journals."""
+    files = [p for p in folder.rglob("*") if p.is_file() and ".predictions" not in p.parts]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
 @pytest.mark.parametrize(
@@ -165,27 +176,26 @@ def test_files_of_others_are_replaced_on_demand_only(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("bug"), OSError(errno.ENOSPC, "No space left")])
 def test_what_is_interrupted_says_so_and_may_be_repeated(tmp_path, error):
     for index in range(3):
-        write(tmp_path / "in" / f"{index}.jpg")
-    run(tmp_path / "out", tmp_path / "in")
-    calls, good = [], predictor()
+        write(tmp_path / "in" / f"{index}.jpg", (20 + index, 10))
 
-    def failing(image, caption=None):
-        calls.append(1)
-        if len(calls) == 2:
+    def fail(pixels):
+        if pixels.shape[1] == 21:
             raise error
-        return good(image)
 
-    failing.model = good.model
     with pytest.raises(type(error)):
-        run(tmp_path / "out", tmp_path / "in", of=failing)
+        run(tmp_path / "out", tmp_path / "in", of=Halves(fail=fail))
     content = listed(tmp_path / "out")
     assert content["info"]["complete"] is False
     assert content["images"] == content["annotations"] == []
-    assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
+    assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".") and p.is_file()]
     with pytest.raises(DatasetError, match="was interrupted"):
         read_panoptic_json(tmp_path / "out" / "predictions.json")
     run(tmp_path / "out", tmp_path / "in")
     assert listed(tmp_path / "out")["info"]["complete"] is True
+    whole = Halves()
+    run(tmp_path / "whole", tmp_path / "in", of=whole)
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
+    assert len(whole.seen) == 3
 
 
 def bomb(path):
@@ -210,7 +220,7 @@ def test_odd_images_are_a_line_each_and_the_rest_goes_on(tmp_path, capsys):
     write(tmp_path / "in" / "exif.jpg", exif=exif)
     for name, make in ODD.items():
         make(tmp_path / "in" / name)
-    skipped = run(tmp_path / "out", tmp_path / "in")
+    skipped = run(tmp_path / "out", tmp_path / "in").skipped
     content = listed(tmp_path / "out")
     assert {i["file_name"] for i in content["images"]} == {"a.jpg", "exif.jpg", "z.jpg"}
     assert {path.name for path, _ in skipped} == {Path(s["image"]).name for s in content["skipped"]} == set(ODD)
@@ -250,15 +260,13 @@ def test_nothing_is_left_of_an_image_that_was_damaged_since(tmp_path):
 def test_an_image_that_needs_too_much_memory_is_a_line(tmp_path, error):
     write(tmp_path / "in" / "1.jpg")
     write(tmp_path / "in" / "2.jpg", (40, 10))
-    good = predictor()
 
-    def greedy(image, caption=None):
-        if image.shape[1] == 20:
+    def greedy(pixels):
+        if pixels.shape[1] == 20:
             raise error
-        return good(image)
 
-    greedy.model = good.model
-    assert [p.name for p, _ in run(tmp_path / "out", tmp_path / "in", of=greedy)] == ["1.jpg"]
+    found = run(tmp_path / "out", tmp_path / "in", of=Halves(fail=greedy))
+    assert [path.name for path, _ in found.skipped] == ["1.jpg"]
     assert len(listed(tmp_path / "out")["images"]) == 1
 
 
@@ -292,7 +300,7 @@ def test_predictions_are_labels_in_the_users_own_values(tmp_path):
 def test_ids_beyond_a_byte_are_written_in_two(tmp_path, ids, kind):
     taxonomy = Taxonomy(TAXONOMY.names, TAXONOMY.thing_ids, ids, TAXONOMY.colors)
     write(tmp_path / "1.png")
-    run(tmp_path / "out", tmp_path / "1.png", of=predictor(taxonomy))
+    run(tmp_path / "out", tmp_path / "1.png", of=Halves(taxonomy))
     semantic = np.asarray(Image.open(tmp_path / "out" / "1_semantic.png"))
     assert semantic.dtype == kind
     assert np.unique(semantic).tolist() == list(ids)

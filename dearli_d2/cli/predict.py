@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from .base import FILE_OR_FOLDER, Overrides, command, config_file
+from .base import FILE_OR_FOLDER, POSITIVE, Overrides, command, config_file
+
+
+def at_scale(command: Callable) -> Callable:
+    """The options of predictions of many images."""
+    for option in (
+        click.option("--workers", type=POSITIVE, metavar="N", help="Threads that read images, and that write; default: by the number of cores."),
+        click.option("--shard", metavar="I/N", help="This process's share of the images, from 0/N to N-1/N; default: as torchrun says."),
+        click.option("--amp", type=click.Choice(("bf16", "fp16")), help="Run the network in this precision, by autocast."),
+        click.option("--batch", type=POSITIVE, default=1, metavar="N", show_default=True, help="Images that go through the network at once: neighbours of one size."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 @command()
@@ -33,7 +46,7 @@ from .base import FILE_OR_FOLDER, Overrides, command, config_file
     metavar="KINDS",
     default="panoptic,semantic,overlay",
     show_default=True,
-    help="Files to write of each image, with commas: panoptic (always), semantic, overlay, confidence.",
+    help="Files to write of each image, with commas: panoptic (always), semantic, overlay, overlay.jpg (smaller and faster), confidence.",
 )
 @click.option(
     "--format",
@@ -44,6 +57,7 @@ from .base import FILE_OR_FOLDER, Overrides, command, config_file
     "times. `dearli data formats` lists them.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace predictions of another model or of other images in --out.")
+@at_scale
 def predict(
     words: tuple[str, ...],
     config_file: str,
@@ -54,6 +68,10 @@ def predict(
     files: str,
     formats: tuple[str, ...],
     overwrite: bool,
+    batch: int,
+    amp: str | None,
+    shard: str | None,
+    workers: int | None,
 ) -> int:
     """Segments image files with a trained model.
 
@@ -81,32 +99,27 @@ def predict(
             --weights output/miniworld/m2f_lang/model_final.pth photo.jpg --out other_words --text "meadow|grass, sky, red thing"
     """
     from ..config import get_config
-    from ..predict import Predictor, captions_of, identity, predict_files
+    from ..masks.generate import parse_shard
+    from ..predict import Predictor, captions_of, identity, precision, predict_files, use_own_gpu
+    from ..prediction_files import chosen_kinds
     from ..prediction_folder import PredictionFolder, find_inputs
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     images, overrides = split_at_first_key(words)
-    kinds = kinds_of(files)
+    kinds, part = chosen_kinds([word.strip() for word in files.split(",") if word.strip()]), parse_shard(shard)
     inputs = find_inputs(images)
+    use_own_gpu()
     predictor = Predictor(get_config(config_file, overrides), weights, text)
     of_images = None if captions is None else captions_of(inputs, captions)
-    folder = PredictionFolder(out, inputs, identity(predictor, text, captions), overwrite, kinds, formats)
-    skipped = predict_files(predictor, folder, of_images)
-    done = len(inputs.paths) - len(skipped)
-    print(json.dumps({"predicted": done, "skipped": len(skipped), "out": str(out)}))
-    return 0 if done else 1
-
-
-def kinds_of(text: str) -> list[str]:
-    """The kinds of files that `--files` names. Raises `ConfigError` for an unknown one."""
-    from ..errors import ConfigError
-    from ..prediction_folder import KINDS
-
-    kinds = [word.strip() for word in text.split(",") if word.strip()]
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown:
-        raise ConfigError(f"--files: there is no {', '.join(unknown)}; known are {', '.join(KINDS)}")
-    return kinds
+    run = identity(predictor, text, captions, amp)
+    folder = PredictionFolder(out, inputs, run, overwrite, kinds, formats)
+    done = predict_files(predictor, folder, of_images, batch, precision(amp, predictor), part, workers)
+    print(
+        json.dumps(
+            {"predicted": done.predicted, "skipped": len(done.skipped), "complete": done.complete, "out": str(out)}
+        )
+    )
+    return 0 if done.predicted else 1
 
 
 def split_at_first_key(words: tuple[str, ...]) -> tuple[list[str], list[str]]:

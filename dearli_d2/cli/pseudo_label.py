@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from .base import FILE_OR_FOLDER, command, overrides
+from .predict import at_scale
 
 
 @command("pseudo-label")
@@ -30,6 +31,7 @@ from .base import FILE_OR_FOLDER, command, overrides
     help="Whose weights; default: the teacher's, where the checkpoint has one.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace labels of another model or of other images in --out.")
+@at_scale
 @overrides
 def pseudo_label(
     run: Path,
@@ -39,6 +41,10 @@ def pseudo_label(
     weights: str | None,
     which: str | None,
     overwrite: bool,
+    batch: int,
+    amp: str | None,
+    shard: str | None,
+    workers: int | None,
     overrides: tuple[str, ...],
 ) -> int:
     """Labels the unlabelled images of a training run, to be corrected in a labelling tool.
@@ -51,17 +57,29 @@ def pseudo_label(
         dearli pseudo-label output/mine --format coco-instances
     """
     from ..labels.convert import writable
-    from ..predict import predict_files
-    from ..prediction_folder import KINDS, PredictionFolder, find_inputs
+    from ..masks.generate import parse_shard
+    from ..predict import precision, predict_files, use_own_gpu
+    from ..prediction_files import KINDS
+    from ..prediction_folder import PredictionFolder, find_inputs
     from ..run_model import RunModel
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    names = [writable(name) for name in formats]
+    names, part = [writable(name) for name in formats], parse_shard(shard)
+    use_own_gpu()
     model = RunModel(run, weights, which, overrides)
     inputs = find_inputs([images] if images else model.unlabeled_images())
     predictor = model.predictor()
-    folder = PredictionFolder(out or run / "pseudo_labels", inputs, model.identity(predictor), overwrite, KINDS, names)
-    skipped = predict_files(predictor, folder)
-    done = len(inputs.paths) - len(skipped)
-    print(json.dumps({"labelled": done, "skipped": len(skipped), "out": str(folder.out)}))
-    return 0 if done else 1
+    identity = model.identity(predictor, amp)
+    folder = PredictionFolder(out or run / "pseudo_labels", inputs, identity, overwrite, KINDS, names)
+    done = predict_files(predictor, folder, None, batch, precision(amp, predictor), part, workers)
+    print(
+        json.dumps(
+            {
+                "labelled": done.predicted,
+                "skipped": len(done.skipped),
+                "complete": done.complete,
+                "out": str(folder.out),
+            }
+        )
+    )
+    return 0 if done.predicted else 1

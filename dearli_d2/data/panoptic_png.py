@@ -26,7 +26,10 @@ def segment_ids(rgb: np.ndarray) -> np.ndarray:
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
     """(H, W) segment ids to (H, W, 3) uint8 of the COCO-panoptic format."""
-    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+    rgb = np.zeros((*ids.shape, 3), np.uint8)
+    for channel in range(3 if ids.max(initial=0) >= 2**16 else 2 if ids.max(initial=0) >= 2**8 else 1):
+        rgb[..., channel] = (ids >> 8 * channel).astype(np.uint8)
+    return rgb
 
 
 def segment_info(identifier: int, category_id: int, mask: np.ndarray) -> dict:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -21,6 +18,8 @@ from tqdm import tqdm
 
 from ..errors import DatasetError, first_few
 from ..files import leads_out, remove_leftovers, write_atomically, write_json
+from ..journal import Journal, entries
+from ..locks import only_process
 from .class_names import class_table
 from .images import opened, orientation, reading_problem, seen_size, turned
 from .panoptic_json import read_panoptic_json
@@ -128,11 +127,11 @@ def convert_all(
     Raises:
         DatasetError: `convert` raised one for some keys; with their number, the first ones, and `fix`. The others are done.
     """
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    done, failed = _read_journal(journal), []
+    done: dict[str, dict] = {key: result for key, result, *_ in entries(journal)}
+    failed: list[str] = []
     missing = [key for key in keys if key not in done]
     with (
-        journal.open("a") as log,
+        Journal(journal) as log,
         tqdm(total=len(keys), initial=len(keys) - len(missing), desc=description) as bar,
         closing(_run(partial(_attempt, convert), missing, workers)) as results,
     ):
@@ -143,8 +142,7 @@ def convert_all(
                 if len(failed) == _ENOUGH:
                     break
                 continue
-            log.write(json.dumps({"key": key, "result": result}) + "\n")
-            log.flush()
+            log.append(key, result)
             done[key] = result
     if failed:
         at_least = "at least " if len(failed) == _ENOUGH else ""
@@ -183,45 +181,6 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _read_journal(path: Path) -> dict[str, dict]:
-    """Results so far; a last line that a kill cut off is dropped, also from the file."""
-    if not path.is_file():
-        return {}
-    results, kept = {}, []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break
-        results[entry["key"]] = entry["result"]
-        kept.append(line if line.endswith("\n") else line + "\n")
-    write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
-    return results
-
-
-@contextmanager
-def only_process(path: Path) -> Iterator[None]:
-    """Refuses a second process that would write the same files.
-
-    Args:
-        path: the lock file, which is removed at the end. That of a killed process hinders nobody.
-
-    Raises:
-        DatasetError: another process works there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise DatasetError(
-                    f"another process prepares this data set ({path} is locked); wait until it ends"
-                ) from error
-        yield
-        path.unlink(missing_ok=True)
 
 
 def fit_to_image(image: Path, *labels: np.ndarray) -> tuple[list[np.ndarray], str]:

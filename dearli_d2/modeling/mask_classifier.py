@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from torch import nn
 from ..data.taxonomy import Taxonomy
 from ..errors import ConfigError
 from ..structures import Targets
+from .label_maps import LabelMaps, maps_of_classes, maps_of_masks
 from .mask2former.criterion import Criterion, build_criterion
 from .mask2former.inference import (
+    candidates,
     instance_inference,
     panoptic_inference,
     panoptic_regions,
@@ -131,6 +134,38 @@ class MaskClassifier(Segmenter):
             self._read_out(class_logits[i : i + 1], mask_logits[i : i + 1], images, i, x) for i, x in enumerate(batch)
         ]
 
+    def label_maps(self, batch: list[dict], semantic: bool = True) -> list[LabelMaps]:
+        if self.read_out.window:
+            return super().label_maps(batch, semantic)
+        images = self.preprocess(batch)
+        class_logits, mask_logits = self.predict(images.tensor)
+        result = []
+        for index, sample in enumerate(batch):
+            height, width = images.image_sizes[index]
+            # full precision under autocast too: near ties decide pixels
+            logits, masks = class_logits[index : index + 1].float(), mask_logits[index : index + 1].float()
+            masks = resize_logits(masks, images.tensor.shape[-2:])[..., :height, :width]
+            size = sample.get("height", height), sample.get("width", width)
+            result.append(self._label_map(logits, masks, size, semantic))
+        return result
+
+    def _label_map(
+        self, class_logits: torch.Tensor, masks: torch.Tensor, size: tuple[int, int], semantic: bool
+    ) -> LabelMaps:
+        """The labels of one image at `size`; (1, Q, K + 1) and (1, Q, h, w), without padding."""
+        options = self.read_out
+        if not options.panoptic:
+            return maps_of_classes(*maps_of_masks(partial(self.semantic_scores, class_logits), masks, size))
+        rows = candidates(class_logits, options.object_threshold)
+        thresholds = options.object_threshold, options.overlap_threshold
+        full = resize_logits(masks[:, rows], size)
+        things = self.known_taxonomy().thing_ids
+        panoptic, segments = panoptic_inference(class_logits[:, rows], full, things, *thresholds)[0]
+        if not semantic:
+            return LabelMaps(panoptic, segments)
+        found = maps_of_masks(partial(self.semantic_scores, class_logits), masks, size)
+        return LabelMaps(panoptic, segments, *found[:2])
+
     def inputs_of(self, streams: dict[str, list[dict]]) -> tuple[torch.Tensor, list[Targets]]:
         """(B, 3, H, W) normalised images of all streams, one after another, and their targets on the device."""
         samples = [x for stream in streams.values() for x in stream]
@@ -172,10 +207,8 @@ class MaskClassifier(Segmenter):
         regions, valid = [], []
         for index, sample in enumerate(inputs):  # one image at a time: full-size masks of all queries are large
             logits, masks = class_logits[index : index + 1], mask_logits[index : index + 1]
-            if self.device.type == "cpu":  # few queries are objects; on a GPU the host would wait to know them
-                objects = (logits[0].argmax(-1) < logits.shape[-1] - 1).nonzero()[:, 0]
-                rows = objects if len(objects) else slice(0, 1)
-                logits, masks = logits[:, rows], masks[:, rows]
+            rows = candidates(logits)
+            logits, masks = logits[:, rows], masks[:, rows]
             full = resize_logits(masks, images.tensor.shape[-2:])[..., : size[0], : size[1]]
             thresholds = options.object_threshold, options.overlap_threshold
             region = panoptic_regions(logits, full, self.known_taxonomy().thing_ids, *thresholds)

@@ -18,6 +18,7 @@ from ..data.taxonomy import Taxonomy
 from ..errors import ConfigError
 from ..structures import Targets
 from .backbone.pyramid import LEVELS
+from .label_maps import LabelMaps, maps_of_output
 from .labeler import Labeler
 from .mask2former.inference import resize_logits
 from .per_pixel.semantic import sliding_window
@@ -289,6 +290,15 @@ class Segmenter(nn.Module, ABC):
         if self.read_out.window:
             return [{"sem_seg": self._windowed_scores(x)} for x in batch]
         return self.outputs(batch)
+
+    def label_maps(self, batch: list[dict[str, Any]], semantic: bool = True) -> list[LabelMaps]:
+        """The labels of whole images, as prediction writes them.
+
+        Args:
+            batch: see `forward`.
+            semantic: with the class of each pixel and its probability. Without them a panoptic model reads out less.
+        """
+        return [maps_of_output(output, semantic) for output in self(batch)]
 
     def _windowed_scores(self, sample: dict[str, Any]) -> torch.Tensor:
         """(K, H, W) at the asked size, by windows over the image."""

@@ -20,7 +20,7 @@ from ..data.sizes import resize_labels
 from ..errors import DatasetError, DearliError
 from ..predict import Predictor, output_picture
 from ..prediction import Prediction
-from ..prediction_folder import KINDS
+from ..prediction_files import KINDS
 from ..visualization import overlay, resized, shown_size
 
 MAX_BYTES = 64 * 2**20

@@ -63,6 +63,22 @@ def panoptic_inference(
     return results
 
 
+def candidates(class_logits: torch.Tensor, object_threshold: float = 0.0) -> torch.Tensor | slice:
+    """The queries that can become a segment, at least one, or all.
+
+    Few queries are objects, so their masks alone are enlarged on a CPU. On a GPU the host would have to wait to know them.
+
+    Args:
+        class_logits: (1, Q, K + 1).
+        object_threshold: of the score.
+    """
+    if class_logits.device.type != "cpu":
+        return slice(None)
+    score, label = class_logits[0].float().softmax(-1).max(-1)
+    kept = ((label < class_logits.shape[-1] - 1) & (score > object_threshold)).nonzero()[:, 0]
+    return kept if len(kept) else slice(0, 1)
+
+
 def segments_of(regions: Sequence[PanopticRegions], min_area: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Labels (N,) and masks (N, H, W) bool of each image's segments that have pixels, and at least `min_area` of them.
 

@@ -31,9 +31,13 @@ def semantic_argmax(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> to
 
 def class_segments(scores: torch.Tensor) -> tuple[torch.Tensor, list[dict]]:
     """(K, H, W) class scores as a panoptic prediction with one segment a class: see `panoptic_inference`."""
-    confidence, best = scores.max(0)
+    return segments_of_classes(*scores.max(0))
+
+
+def segments_of_classes(scores: torch.Tensor, best: torch.Tensor) -> tuple[torch.Tensor, list[dict]]:
+    """`class_segments` of the best class of each pixel and its score, both (H, W)."""
     segments = [
-        {"id": c + 1, "category_id": c, "isthing": False, "score": float(confidence[best == c].mean())}
+        {"id": c + 1, "category_id": c, "isthing": False, "score": float(scores[best == c].mean())}
         for c in best.unique().tolist()
     ]
     return (best + 1).int(), segments
