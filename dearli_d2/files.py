@@ -99,11 +99,17 @@ def leads_out(name: object) -> bool:
     return path.is_absolute() or ".." in path.parts or not path.name
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
-    """Calls `write(temporary)` beside `path`, then renames. A killed process leaves the old file or the new one."""
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any], through: Path | None = None) -> None:
+    """Calls `write(temporary)`, then renames. A killed process leaves the old file or the new one.
+
+    Args:
+        path: the file.
+        write: writes the file of the path that it gets.
+        through: folder of the temporary file, on the same disk; None = beside `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem[:64]}-{secrets.token_hex(4)}{path.suffix}")
+    temporary = (through or path.parent) / f".{path.stem[:64]}-{secrets.token_hex(4)}{path.suffix}"
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less the umask, as any new file
         mode = temporary.stat().st_mode & 0o777

@@ -32,13 +32,17 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
+class Skip(str):
+    """Says why an image has no result."""
+
+
 def _alike(item: Any) -> Hashable:
     return None
 
 
 @dataclass(frozen=True)
 class Work(Generic[Key, Item, Found]):
-    """What is done for each image.
+    """The work that is done for each image.
 
     Args:
         read: makes the input of the model from a key, such as a path. It runs in threads.
@@ -56,7 +60,7 @@ class Work(Generic[Key, Item, Found]):
 
 @dataclass(frozen=True)
 class Outcome(Generic[Key]):
-    """What became of a key: the record of `Work.write`, or why the image was skipped."""
+    """The end of a key: the record of `Work.write`, or why the image was skipped."""
 
     key: Key
     record: dict[str, Any]
@@ -90,7 +94,7 @@ def reason_to_skip(key: Any, error: Exception) -> str:
 
 def find_each(
     work: Work[Key, Item, Found], chunk: Sequence[tuple[Key, Item]]
-) -> Iterator[tuple[Key, Item, Found | str]]:
+) -> Iterator[tuple[Key, Item, Found | Skip]]:
     """Takes the items of a chunk through the model, in a batch where their groups are equal.
 
     Args:
@@ -111,7 +115,7 @@ def find_each(
             if not reason_to_skip(group[0][0], error):
                 raise
             if len(group) == 1:
-                yield *group[0], reason_to_skip(group[0][0], error)
+                yield *group[0], Skip(reason_to_skip(group[0][0], error))
             else:
                 for pair in group:
                     yield from find_each(work, [pair])
@@ -162,15 +166,17 @@ def run(
                     reading.append([(key, readers.submit(work.read, key)) for key in todo.popleft()])
                 chunk = []
                 for key, future in reading.popleft():
-                    item, reason = _read(key, future)
-                    if not reason:
+                    item = _read(key, future)
+                    if not isinstance(item, Skip):
                         chunk.append((key, item))
                     elif key not in done:
-                        yield Outcome(key, {}, reason)
+                        yield Outcome(key, {}, item)
+                if all(key in done for key, _ in chunk):  # the others cannot be read
+                    continue
                 for key, item, found in find_each(work, chunk):
                     if key in done:
                         continue
-                    if isinstance(found, str):
+                    if isinstance(found, Skip):
                         yield Outcome(key, {}, found)
                         continue
                     writing.append((key, writers.submit(work.write, key, item, found)))
@@ -181,11 +187,10 @@ def run(
             writers.shutdown(cancel_futures=True)
 
 
-def _read(key: Key, future: Future[Item]) -> tuple[Item | None, str]:
-    """The item, or why the image is skipped."""
+def _read(key: Key, future: Future[Item]) -> Item | Skip:
     try:
-        return future.result(), ""
+        return future.result()
     except Exception as error:
         if reason := reason_to_skip(key, error):
-            return None, reason
+            return Skip(reason)
         raise

@@ -255,29 +255,31 @@ class WriteTask:
     """`Work.write` of prediction: the files of an image, and its record."""
 
     out: Path
+    through: Path
     kinds: tuple[str, ...]
     taxonomy: Taxonomy
 
     def __call__(self, task: Task, loaded: Loaded, maps: Maps) -> dict[str, Any]:
         """Writes the files."""
         stamp = stamp_of(task.path)
-        record = write_files(self.out, task.name, self.kinds, loaded.pixels, maps, self.taxonomy)
+        record = write_files(self.out, task.name, self.kinds, loaded.pixels, maps, self.taxonomy, self.through)
         return {"name": task.name, "stamp": stamp, **record}
 
 
 def prediction_work(
-    predictor: Predictor, out: Path, kinds: Sequence[str], amp: torch.dtype | None = None
+    predictor: Predictor, folder: PredictionFolder, amp: torch.dtype | None = None, shard: tuple[int, int] = (0, 1)
 ) -> Work[Task, Loaded, Maps]:
     """The three parts of predicting files.
 
     Args:
         predictor: the model. `read` and `write` do without it and can be pickled.
-        out: the folder to write.
-        kinds: see `prediction_files.ENDINGS`.
+        folder: the place and the kinds of the files.
         amp: see `Predictor.maps`.
+        shard: of this process.
     """
-    find = partial(predictor.maps, semantic=per_pixel(kinds), amp=amp)
-    write = WriteTask(out, tuple(kinds), predictor.model.known_taxonomy())
+    find = partial(predictor.maps, semantic=per_pixel(folder.kinds), amp=amp)
+    taxonomy = predictor.model.known_taxonomy()
+    write = WriteTask(folder.out, folder.staging(shard), tuple(folder.kinds), taxonomy)
     size = partial(padded_size, input_divisor(predictor.model.backbone))
     return Work(ReadTask(predictor.mapper), find, write, group=size)
 
@@ -326,7 +328,7 @@ def predict_files(
     """
     taxonomy = predictor.model.known_taxonomy()
     check_ids(taxonomy)
-    work = prediction_work(predictor, folder.out, folder.kinds, amp)
+    work = prediction_work(predictor, folder, amp, shard)
     return folder.fill(
         work, shard_of(chunks_of(tasks_of(folder.inputs, captions), batch), shard), taxonomy, shard, workers
     )

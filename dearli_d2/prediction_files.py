@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,13 @@ def segments_info(maps: Maps, taxonomy: Taxonomy) -> list[dict[str, Any]]:
 
 
 def write_files(
-    out: Path, name: str, kinds: Sequence[str], image: np.ndarray, maps: Maps, taxonomy: Taxonomy
+    out: Path,
+    name: str,
+    kinds: Sequence[str],
+    image: np.ndarray,
+    maps: Maps,
+    taxonomy: Taxonomy,
+    through: Path | None = None,
 ) -> dict[str, Any]:
     """Writes the files of one image; each is whole or absent.
 
@@ -150,12 +157,13 @@ def write_files(
         image: (H, W, 3) uint8 RGB.
         maps: of the image.
         taxonomy: of the prediction.
+        through: see `write_atomically`.
 
     Returns:
         "height", "width" and "segments_info" of the image.
     """
     for kind in kinds:
         content = encoded(kind, image, maps, taxonomy)
-        write_atomically(out / f"{name}{ENDINGS[kind]}", lambda temporary, c=content: temporary.write_bytes(c))  # type: ignore[misc]
+        write_atomically(out / f"{name}{ENDINGS[kind]}", partial(Path.write_bytes, data=content), through)
     height, width = image.shape[:2]
     return {"height": height, "width": width, "segments_info": segments_info(maps, taxonomy)}

@@ -28,7 +28,7 @@ _ADVICE = "choose another --out, or replace them with --overwrite"
 
 @dataclass(frozen=True)
 class Summary:
-    """What one process has done.
+    """The work of one process.
 
     Args:
         predicted: number of its images that have a prediction now.
@@ -126,8 +126,7 @@ class PredictionFolder:
         for name in set((before or {}).get("outputs", {})) - set(self.inputs.names):
             if not leads_out(name):
                 self.remove(name)
-        for folder in {(self.out / name).parent for name in self.inputs.names}:
-            remove_leftovers(folder)
+        remove_leftovers(self.out)
 
     def _forget(self) -> None:
         """Drops the journals of earlier predictions."""
@@ -167,6 +166,10 @@ class PredictionFolder:
         for kind in ENDINGS:
             self.path(name, kind).unlink(missing_ok=True)
 
+    def staging(self, shard: tuple[int, int]) -> Path:
+        """The folder where the files of a shard lie until they are complete."""
+        return self.out / _JOURNALS / f"{shard[0]}-of-{shard[1]}"
+
     def fill(
         self,
         work: Work[Task, Any, Any],
@@ -192,9 +195,12 @@ class PredictionFolder:
         """
         from tqdm import tqdm  # not at the top: a folder is opened without it
 
-        name = f"{shard[0]}-of-{shard[1]}"
+        staging = self.staging(shard)
+        name = staging.name
         total, skipped = sum(map(len, chunks)), []
         with only_process(self.out / _JOURNALS / f"{name}.lock", "works on this part of the predictions"):
+            shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+            staging.mkdir()
             there = self._results(self._valid)
             done = {task for chunk in chunks for task in chunk if task.file_name in there}
             bar = tqdm(total=total, initial=len(done), unit="image", desc=name if shard[1] > 1 else None)
@@ -208,6 +214,7 @@ class PredictionFolder:
                         record = {"name": task.name, "stamp": stamp_of(task.path), "skipped": outcome.skipped}
                     journal.append(task.file_name, record)
                     bar.update()
+            staging.rmdir()
         return Summary(total - len(skipped), len(done), skipped, self._complete(taxonomy))
 
     def _valid(self, name: str, path: Path, record: dict[str, Any]) -> bool:
@@ -215,7 +222,7 @@ class PredictionFolder:
         return "skipped" not in record and self._current(name, path, record)
 
     def _current(self, name: str, path: Path, record: dict[str, Any]) -> bool:
-        """As `_valid`, also for an image that was skipped."""
+        """True for a record as in `_valid`, also of an image that was skipped."""
         if record["name"] != name or record["stamp"] != stamp_of(path):
             return False
         return "skipped" in record or all(self.path(name, kind).is_file() for kind in self.kinds)

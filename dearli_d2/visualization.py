@@ -61,7 +61,7 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict[str, An
     border[1:] |= index[1:] != index[:-1]
     border[:, 1:] |= index[:, 1:] != index[:, :-1]
     blended.paste((255, 255, 255), mask=Image.fromarray(255 * border.astype(np.uint8)))
-    return np.asarray(blended)
+    return np.array(blended)
 
 
 def shown_size(height: int, width: int, enlarge_only: bool = False) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from dearli_d2.data.panoptic_json import read_panoptic_json
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.errors import ConfigError, DatasetError
 from dearli_d2.files import output_names
+from dearli_d2.journal import entries
 from dearli_d2.prediction_files import DEFAULT_KINDS, Maps
 from dearli_d2.prediction_folder import PredictionFolder, find_inputs
 from tests.conftest import REPO
@@ -196,6 +198,69 @@ def test_what_is_interrupted_says_so_and_may_be_repeated(tmp_path, error):
     run(tmp_path / "whole", tmp_path / "in", of=whole)
     assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
     assert len(whole.seen) == 3
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_killed_run_goes_on_without_doing_an_image_twice(tmp_path, batch):
+    """Killed as `kill -9` does, at the fourth and at the seventh image, with a torn line; equal to a run without a kill."""
+    for index in range(9):
+        write(tmp_path / "in" / f"{index}.jpg", (20 + index, 10))
+    run(tmp_path / "whole", tmp_path / "in", batch=batch)
+    out, times = tmp_path / "out", {}
+    for deadly in (23, 26, 0):
+
+        def fail(pixels, deadly=deadly):
+            if pixels.shape[1] == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        child = os.fork()
+        if not child:
+            run(out, tmp_path / "in", of=Halves(fail=fail), batch=batch)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (-signal.SIGKILL if deadly else 0)
+        assert listed(out)["info"]["complete"] is not bool(deadly)
+        for path in out.glob("*_panoptic.png"):
+            times.setdefault(path.name, []).append(path.stat().st_mtime_ns)
+        (journal,) = (out / ".predictions").glob("*.jsonl")
+        recorded = {key for key, *_ in entries(journal)}
+        with journal.open("ab") as file:
+            file.write(b'{"key": "0.j')
+        for name in list(times):  # what is in the journal is not written again
+            if f"{name.split('_')[0]}.jpg" not in recorded:
+                del times[name]
+    assert content_of(out) == content_of(tmp_path / "whole")
+    assert all(len(set(stamps)) == 1 for stamps in times.values())
+    assert max(map(len, times.values())) >= 2
+
+
+def test_shards_write_what_one_process_writes(tmp_path):
+    for index in range(7):
+        write(tmp_path / "in" / f"{index}.jpg", (20 + index % 3, 10))
+    (tmp_path / "in" / "7.jpg").write_bytes(b"")
+    run(tmp_path / "whole", tmp_path / "in", batch=2)
+    out = tmp_path / "out"
+    found = [run(out, tmp_path / "in", batch=2, shard=(index, 3)) for index in (2, 0, 1)]
+    assert [f.complete for f in found] == [False, False, True]
+    assert sum(f.predicted for f in found) == 7
+    assert content_of(out) == content_of(tmp_path / "whole")
+    again = Halves()
+    assert run(out, tmp_path / "in", batch=2, shard=(0, 3), of=again).complete
+    assert not again.seen
+
+
+def test_files_that_were_lost_and_images_that_changed_are_done_again(tmp_path):
+    for index in range(3):
+        write(tmp_path / "in" / f"{index}.jpg", (20 + index, 10))
+    out, again = tmp_path / "out", Halves()
+    run(out, tmp_path / "in")
+    (out / "0_overlay.png").unlink()
+    write(tmp_path / "in" / "2.jpg", (30, 10))
+    run(out, tmp_path / "in", of=again)
+    assert sorted(again.seen) == [(10, 20, 3), (10, 30, 3)]
+    assert listed(out)["images"][2]["width"] == 30
+    run(out, tmp_path / "in", of=again, kinds=("overlay.jpg",))
+    assert len(again.seen) == 5
+    assert Image.open(out / "1_overlay.jpg").format == "JPEG"
 
 
 def bomb(path):

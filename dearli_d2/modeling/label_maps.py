@@ -32,8 +32,7 @@ class LabelMaps:
 
 def maps_of_output(output: dict[str, Any], semantic: bool) -> LabelMaps:
     """The labels of one image from an output of `Segmenter.forward`. Without "panoptic_seg" a class is a segment."""
-    scores = output.get("sem_seg")
-    panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(scores)
+    panoptic, segments = output["panoptic_seg"] if "panoptic_seg" in output else class_segments(output["sem_seg"])
     if not semantic:
         return LabelMaps(panoptic, segments)
     return LabelMaps(panoptic, segments, *_best_class(output["sem_seg"].float())[:2])
