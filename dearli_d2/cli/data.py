@@ -126,27 +126,31 @@ def formats() -> None:
 )
 @click.option("--format", "source", metavar="NAME", default="", help="Format of the labels; default: it is recognised.")
 @click.option("--picture", type=PictureFile(), metavar="FILE", help="Picture to write: images beside their labels.")
-def look_at(labels: Path, images: Path | None, source: str, picture: Path | None) -> None:
-    """Shows what labels hold: format, classes, counts, sizes, splits, and what is suspicious.
+def look_at(labels: Path, images: Path | None, source: str, picture: Path | None) -> int:
+    """Shows what labels hold: format, classes, counts, sizes, splits, what training refuses, and what is suspicious.
 
     LABELS is a file or a folder, such as the export of a labelling tool. Nothing is trained and nothing is changed. The last lines
-    are those of a config that reads the labels. Of a large folder labels are read for eight seconds, from images
-    that are spread evenly.
+    are those of a config that reads the labels. They have the class list of classes.txt in the folder of the images, or else one
+    that is proposed. The regions of a large folder are counted for eight seconds, in images that are spread evenly.
+
+    The exit status is 2 where training would refuse the labels.
 
     Example:
 
         dearli data look export --images photos --picture sheet.jpg
     """
+    from ..data.custom_classes import classes_of_root
     from ..labels.look import labels_below, look, report, write_picture
     from ..labels.structures import Request
 
     path = labels if source else labels_below(labels)
     folder = images or (labels if labels.is_dir() else labels.parent)
-    found = look(Request(path, folder), source)
+    found = look(Request(path, folder, classes=tuple(classes_of_root(folder, labels=True))), source)
     print(report(found))
     if picture is not None:
         write_picture(found, picture)
         print(f"\n{picture}: images beside their labels")
+    return 2 if found.refused else 0
 
 
 @data.command()

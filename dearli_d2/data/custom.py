@@ -20,10 +20,11 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..errors import ConfigError, DatasetError, first_few
-from ..files import read_text
+from ..errors import ConfigError, DatasetError, DearliError, first_few
+from ..labels.mask_files import masks_below
+from ..labels.proposal import no_class_list
 from .catalog import ImageFolder, PanopticSource, register
-from .custom_classes import parse_classes
+from .custom_classes import class_file, classes_of_root, parse_classes
 from .custom_labels import from_labels, label_classes, labels_of
 from .custom_masks import from_masks
 from .custom_split import cache_folder, digest, held_back_of, write_splits
@@ -64,18 +65,13 @@ def settle(datasets: CfgNode) -> None:
 def _class_lines(custom: CfgNode) -> list[str]:
     root, given = Path(custom.ROOT), list(custom.CLASSES)
     if not given:
-        path = root / "classes.txt"
-        if not path.is_file():
-            return []
-    elif len(given) == 1 and isinstance(given[0], str) and given[0].endswith(".txt"):
-        found = next((p for p in (root / given[0], Path(given[0]).expanduser()) if p.is_file()), None)
-        if found is None:
-            raise ConfigError(f"DATASETS.CUSTOM.CLASSES: no file {given[0]}, nor {root / given[0]}")
-        path = found
-    else:
+        return classes_of_root(root, bool(custom.LABELS))
+    if len(given) > 1 or not isinstance(given[0], str) or not given[0].endswith(".txt"):
         return given
-    lines = [line.strip() for line in read_text(path, ConfigError).splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+    found = next((p for p in (root / given[0], Path(given[0]).expanduser()) if p.is_file()), None)
+    if found is None:
+        raise ConfigError(f"DATASETS.CUSTOM.CLASSES: no file {given[0]}, nor {root / given[0]}")
+    return class_file(found)
 
 
 def holds_back(custom: CfgNode) -> bool:
@@ -95,16 +91,25 @@ def number_of_classes(custom: CfgNode) -> int:
         return len(label_classes(custom))
     if not custom.PANOPTIC_JSON:
         if not custom.CLASSES:
-            raise ConfigError(
-                "DATASETS.CUSTOM.CLASSES is empty: list your classes there or in ROOT/classes.txt, or give "
-                "DATASETS.CUSTOM.LABELS or PANOPTIC_JSON"
-            )
+            raise _no_classes(custom)
         return len(parse_classes(custom.CLASSES, custom.IGNORE_VALUE))
     if custom.CLASSES:
         raise ConfigError(
             "DATASETS.CUSTOM.CLASSES and PANOPTIC_JSON exclude each other: the JSON file holds the classes"
         )
     return len(_read_own_json(custom, Path(custom.ROOT))["categories"])
+
+
+def _no_classes(custom: CfgNode) -> DearliError:
+    problem = (
+        "DATASETS.CUSTOM.CLASSES is empty: list your classes there or in ROOT/classes.txt, or give "
+        "DATASETS.CUSTOM.LABELS or PANOPTIC_JSON"
+    )
+    folder = Path(custom.ROOT) / custom.MASKS
+    masks = masks_below(folder) if folder.is_dir() else []
+    if not masks:
+        return ConfigError(problem)
+    return no_class_list(problem, masks, custom.IGNORE_VALUE, binary_key=f"DATASETS.CUSTOM.LABELS {custom.MASKS}")
 
 
 def listed_classes(custom: CfgNode) -> Taxonomy | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import ConfigError
+from ..files import read_text
 
 VOID = 255  # in the semantic labels that are written
 _LINE = re.compile(r"\s*(\d+)\s+(thing|stuff)\s+(\S.*?)\s*")
@@ -24,6 +26,24 @@ class CustomClass:
     def category(self) -> dict:
         """The entry of a COCO-panoptic JSON file."""
         return {"id": self.id, "name": self.names[0], "synonyms": list(self.names[1:]), "isthing": int(self.isthing)}
+
+
+def class_file(path: Path) -> list[str]:
+    """The lines of a file of classes, without empty ones and comments. Raises `ConfigError` for a file in another coding."""
+    lines = [line.strip() for line in read_text(path, ConfigError).splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def classes_of_root(root: Path, labels: bool) -> list[str]:
+    """The class list of ROOT/classes.txt; [] where there is none.
+
+    Args:
+        root: DATASETS.CUSTOM.ROOT.
+        labels: labels of a tool are read. Its export may have a classes.txt of names alone, which the reader of the format knows.
+    """
+    path = root / "classes.txt"
+    lines = class_file(path) if path.is_file() else []
+    return [] if labels and not any(_LINE.fullmatch(line) for line in lines) else lines
 
 
 def parse_classes(lines: Sequence[str], ignore: int = VOID) -> list[CustomClass]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from ..errors import ConfigError, DatasetError, first_few
-from ..files import remove_leftovers, same_writing
+from ..files import remove_leftovers, same_writing, write_json
 from ..labels.panoptic import TargetClass, draw
 from ..labels.recognition import read_labels
 from ..labels.structures import LabeledImage, LabelSet, Request
@@ -57,30 +59,37 @@ def _read(request: Request, name: str, stamp: tuple[int, ...]) -> LabelSet:
 
 
 def label_classes(custom: CfgNode) -> list[CustomClass]:
-    """The classes of the training data.
-
-    They are those of the class list where there is one, else those of the labels. DATASETS.CUSTOM.BACKGROUND comes last.
+    """The classes of the training data: those of `classes_of`, with DATASETS.CUSTOM.BACKGROUND as the last one.
 
     Raises:
-        ConfigError: a class of the labels that the class list has not, with all of them.
+        ConfigError: see `classes_of`; or too many classes.
     """
     labels = labels_of(custom)
-    if custom.CLASSES:
-        classes = parse_classes(custom.CLASSES, -1)
-        known = {name for c in classes for name in _writings(c)}
-        strangers = [c.name for c in labels.classes if _plain(c.name) not in known]
-        if strangers:
-            raise ConfigError(
-                f"DATASETS.CUSTOM.CLASSES lacks {len(strangers)} of {len(labels.classes)} classes of {labels.path}: "
-                f"{first_few(strangers, 8)}; add a line, or the name as a synonym of another class"
-            )
-    else:
-        classes = unlisted_classes(labels)
+    classes = classes_of(labels, custom.CLASSES)
     if custom.BACKGROUND and not any(_plain(custom.BACKGROUND) in _writings(c) for c in classes):
         free = next(i for i in range(2**16) if i not in {c.id for c in classes})
         classes.append(CustomClass(free, False, (custom.BACKGROUND,)))
     if len(classes) > VOID:
         raise ConfigError(f"{labels.path} has {len(classes)} classes; training data can have {VOID}")
+    return classes
+
+
+def classes_of(labels: LabelSet, lines: Sequence[str]) -> list[CustomClass]:
+    """The classes of a class list, or of the labels where the list is empty.
+
+    Raises:
+        ConfigError: a class of the labels that the class list has not, with all of them.
+    """
+    if not lines:
+        return unlisted_classes(labels)
+    classes = parse_classes(lines, -1)
+    known = {name for c in classes for name in _writings(c)}
+    strangers = [c.name for c in labels.classes if _plain(c.name) not in known]
+    if strangers:
+        raise ConfigError(
+            f"DATASETS.CUSTOM.CLASSES lacks {len(strangers)} of {len(labels.classes)} classes of {labels.path}: "
+            f"{first_few(strangers, 8)}; add a line, or the name as a synonym of another class"
+        )
     return classes
 
 
@@ -105,7 +114,8 @@ def _writings(cls: CustomClass) -> list[str]:
     return [_plain(name) for name in cls.names]
 
 
-def _targets(labels: LabelSet, classes: list[CustomClass]) -> dict[str, TargetClass]:
+def targets_of(labels: LabelSet, classes: Sequence[CustomClass]) -> dict[str, TargetClass]:
+    """The class of the training data for each class of the labels."""
     by_name = {name: TargetClass(c.id, c.isthing) for c in reversed(classes) for name in _writings(c)}
     return {c.name: by_name[_plain(c.name)] for c in labels.classes}
 
@@ -141,18 +151,21 @@ def from_labels(custom: CfgNode, root: Path) -> tuple[Path, Path]:
         sorted(held_back),
     )  # fmt: skip
     panoptic = folder / "panoptic"
+    notes = folder / "notes.json"
     if (folder / "val.json").is_file():
+        _warn(json.loads(notes.read_text()) if notes.is_file() else [])
         return folder, panoptic
     for place in (folder, panoptic, folder / "semantic"):
         remove_leftovers(place)
     if labels.check is not None:
         labels.check()
     convert = partial(
-        _convert, folder, images, _targets(labels, classes), _background(custom, classes), custom.MIN_THING_AREA,
+        _convert, folder, images, targets_of(labels, classes), _background(custom, classes), custom.MIN_THING_AREA,
         {c.id: index for index, c in enumerate(classes)},
     )  # fmt: skip
     records = convert_all(names, convert, folder / "journal.jsonl", 1, "labels")
-    _warn(labels, names, records)
+    write_json(notes, _notes(labels, names, records, bool(custom.BACKGROUND)))
+    _warn(json.loads(notes.read_text()))
     content = {
         "images": [{"id": n, "file_name": n, "height": images[n].size[0], "width": images[n].size[1]} for n in names],
         "annotations": [
@@ -163,6 +176,11 @@ def from_labels(custom: CfgNode, root: Path) -> tuple[Path, Path]:
     }
     write_splits(folder, content, held_back)
     return folder, panoptic
+
+
+def _warn(notes: list[str]) -> None:
+    for note in notes:
+        logger.warning("own data: %s", note)
 
 
 def _background(custom: CfgNode, classes: list[CustomClass]) -> TargetClass | None:
@@ -191,17 +209,29 @@ def _convert(
     return {"segments_info": drawn.segments, "hidden": drawn.hidden}
 
 
-def _warn(labels: LabelSet, names: list[str], records: list[dict[str, Any]]) -> None:
+def _notes(labels: LabelSet, names: list[str], records: list[dict[str, Any]], background: bool) -> list[str]:
+    """Remarks for the user about the converted labels."""
+    notes = []
     hidden = [f"{r['hidden']} in {n}" for n, r in zip(names, records, strict=True) if r["hidden"]]
     if hidden:
-        logger.warning(
-            "own data: %s: in %s of %s images regions are left out, since others cover them wholly: %s",
-            labels.path, len(hidden), len(names), first_few(hidden),
-        )  # fmt: skip
+        notes.append(
+            f"in {len(hidden)} of {len(names)} images regions are left out, since others cover them wholly: {first_few(hidden)}"
+        )
     empty = [n for n, r in zip(names, records, strict=True) if not r["segments_info"]]
-    if empty:
-        logger.warning(
-            "own data: %s: %s of %s images have no labelled pixel and teach nothing: %s. If they show background, name its class "
-            "in DATASETS.CUSTOM.BACKGROUND; if they are not labelled yet, take them out of the label file",
-            labels.path, len(empty), len(names), first_few(empty),
-        )  # fmt: skip
+    if empty and not background:
+        notes.append(without_regions(len(names), empty))
+    return [f"{labels.path}: {note}" for note in notes]
+
+
+def without_regions(images: int, empty: Sequence[str]) -> str:
+    """The note on images whose labels hold no region: what training makes of them, and what changes it.
+
+    Args:
+        images: number of all images.
+        empty: names of those.
+    """
+    return (
+        f"{len(empty)} of {images} images have labels without any region: {first_few(list(empty))}. Training keeps them: models that "
+        "predict masks learn that no object is there, models that predict a class for each pixel learn nothing from them. To make their "
+        "pixels a class name it in DATASETS.CUSTOM.BACKGROUND; take images that are not labelled yet out of the label file"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from math import gcd
 from pathlib import Path
@@ -74,27 +74,41 @@ def size_problem(mask: Path, image: Path, size: tuple[int, int]) -> str:
     return problem
 
 
-def count_values(paths: Mapping[str, Path]) -> dict[str, dict[int, int]]:
-    """Pixels of each value in each mask, by the keys of `paths`. Raises `DatasetError` with the number of masks that cannot be read."""
+def count_values(
+    paths: Mapping[str, Path], read: Callable[[Path], np.ndarray] = read_index_mask
+) -> Iterator[tuple[str, dict[int, int]]]:
+    """Pixels of each value in each mask, mask by mask.
+
+    Args:
+        paths: of the masks, by a key of the user's.
+        read: reads a mask.
+
+    Raises:
+        DatasetError: after the last mask, with the number of masks that cannot be read.
+    """
 
     def count(path: Path) -> dict[int, int] | DearliError:
         try:
-            values = read_index_mask(path)
+            values = read(path)
         except DearliError as error:
             return error
-        counts = np.bincount(values.ravel()) if values.max() < 2**16 else None
-        if counts is None:
+        if values.max() >= 2**16:
             return dict(zip(*(x.tolist() for x in np.unique(values, return_counts=True)), strict=True))
+        counts = np.bincount(values.ravel())
         return {int(v): int(counts[v]) for v in counts.nonzero()[0]}
 
+    faults: list[DearliError] = []
     with ThreadPoolExecutor(4) as pool:
-        found = dict(zip(paths, progress(pool.map(count, paths.values()), "values of masks", len(paths)), strict=True))
-    faults = [error for error in found.values() if isinstance(error, DearliError)]
+        counted = progress(pool.map(count, paths.values()), "values of masks", len(paths))
+        for key, found in zip(paths, counted, strict=True):
+            if isinstance(found, DearliError):
+                faults.append(found)
+            else:
+                yield key, found
     if len(faults) == 1:
         raise faults[0]
     if faults:
         raise DatasetError(f"{len(faults)} of {len(paths)} masks cannot be used: {first_few([str(f) for f in faults])}")
-    return {key: counts for key, counts in found.items() if not isinstance(counts, DearliError)}
 
 
 def check_values(paths: Mapping[str, Path], ids: Set[int], ignore: int) -> None:
@@ -108,15 +122,18 @@ def check_values(paths: Mapping[str, Path], ids: Set[int], ignore: int) -> None:
     Raises:
         DatasetError: with the number of masks, the values, and the coding that they look like.
     """
-    counts = count_values(paths)
     total: Counter[int] = Counter()
-    for mask in counts.values():
+    offenders: dict[str, set[int]] = {}
+    binary = []
+    for key, mask in count_values(paths):
         total.update(mask)
-    strangers = {key: set(mask) - ids - {ignore} for key, mask in counts.items()}
-    offenders = [key for key, found in strangers.items() if found]
+        if strangers := mask.keys() - ids - {ignore}:
+            offenders[key] = strangers if not offenders else set()  # the values of the first are shown
+        if ignore == 255 and mask.keys() == {0, 255}:
+            binary.append(key)
     if offenders:
-        first, values = offenders[0], sorted(set().union(*strangers.values()))
-        shown = first_few(sorted(strangers[first]))
+        first, values = next(iter(offenders)), sorted(total.keys() - ids - {ignore})
+        shown = first_few(sorted(offenders[first]))
         raise DatasetError(
             f"{paths[first]} holds the value {shown}, which is no id in {_CLASSES} (ids {first_few(sorted(ids), 8)}; ignored "
             f"pixels are {ignore}); {len(offenders)} of {len(paths)} masks hold such values: {first_few(values, 8)}; "
@@ -124,13 +141,11 @@ def check_values(paths: Mapping[str, Path], ids: Set[int], ignore: int) -> None:
         )
     if set(total) <= {ignore}:
         raise DatasetError(f"all {len(paths)} masks hold the value {ignore} only, which means 'ignore' ({_IGNORE})")
-    binary = [key for key, mask in counts.items() if set(mask) == {0, 255}] if ignore == 255 else []
     if binary and ids != {0} and set(total) == {0, 255}:
         raise DatasetError(
             f"all {len(paths)} masks hold 0 and 255 only, as binary masks do, but 255 means 'ignore': no pixel would show another "
             f"class than 0; if 255 is a class write it so in {_CLASSES}, for example '255 thing NAME', and set {_IGNORE} -1"
         )
-
     if binary:
         logger.warning(
             "%s of %s masks hold 0 and 255 only, as binary masks do: in them 255 means 'ignore' (%s): %s",

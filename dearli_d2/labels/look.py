@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from itertools import combinations
 from pathlib import Path
@@ -14,17 +14,18 @@ import numpy as np
 from tabulate import tabulate
 
 from ..data.custom_classes import CustomClass
-from ..data.custom_labels import unlisted_classes
+from ..data.custom_labels import classes_of, targets_of, unlisted_classes, without_regions
 from ..data.images import SUFFIXES, files_below, relative_name
 from ..data.inspection import turned_note
 from ..data.taxonomy import Taxonomy
-from ..errors import DatasetError, DearliError, first_few
+from ..errors import ConfigError, DatasetError, DearliError, first_few
 from ..files import file_digest, write_atomically
 from ..progress import progress
 from ..visualization import labels_sheet
 from .geometry import area, union
 from .mask_files import SUFFIXES_OF_MASKS
 from .panoptic import TargetClass, draw
+from .proposal import NoClassList
 from .recognition import format_of, read_labels, recognize
 from .structures import LabeledImage, LabelSet, Request
 
@@ -41,8 +42,10 @@ class Look:
 
     Attributes:
         labels: that were read.
-        request: how they were read.
+        request: how they were read, with the class list that is proposed where there was none.
+        classes: as training would have them.
         counts: images, regions and pixels by class name.
+        refused: what training refuses.
         seen: images whose regions were read.
         labelled_pixels: of these.
         all_pixels: of these, with those without a label.
@@ -52,17 +55,19 @@ class Look:
 
     labels: LabelSet
     request: Request
+    classes: list[CustomClass]
     counts: dict[str, list[int]]
+    refused: list[str] = field(default_factory=list)
     seen: int = 0
     labelled_pixels: int = 0
     all_pixels: int = 0
     unlabelled: int = 0
     remarks: list[str] = field(default_factory=list)
 
-    @property
-    def classes(self) -> list[CustomClass]:
-        """The classes as training would have them without a class list."""
-        return unlisted_classes(self.labels)
+    def targets(self) -> dict[str, TargetClass]:
+        """The place in `classes` for each class of the labels."""
+        places = {c.id: place for place, c in enumerate(self.classes)}
+        return {n: TargetClass(places[t.id], t.isthing) for n, t in targets_of(self.labels, self.classes).items()}
 
 
 def labels_below(path: Path) -> Path:
@@ -92,27 +97,47 @@ def look(request: Request, name: str = "", seconds: float = _SECONDS) -> Look:
     Raises:
         DatasetError: labels that cannot be read.
     """
-    labels = read_labels(request, name)
-    found = Look(labels, request, {c.name: [0, 0, 0] for c in labels.classes}, remarks=list(labels.notes))
+    remarks: list[str] = []
+    try:
+        labels = read_labels(request, name)
+    except NoClassList as error:
+        if not error.lines:
+            raise
+        request = replace(request, classes=error.lines)
+        labels = read_labels(request, name)
+        remarks.append(str(error))
     if not labels.images:
         raise DatasetError(f"{labels.path}: {labels.format} labels of no image")
+    refused: list[str] = []
+    try:
+        classes = classes_of(labels, request.classes)
+    except ConfigError as error:
+        refused.append(str(error))
+        request, classes = replace(request, classes=()), unlisted_classes(labels)
+    counts = {c.names[0]: [0, 0, 0] for c in classes}
+    found = Look(labels, request, classes, counts, refused, remarks=remarks + labels.notes)
     _read_regions(found, seconds)
-    found.remarks += _names(found)
+    try:
+        if labels.check is not None:
+            labels.check()
+    except DatasetError as error:
+        refused.append(str(error))
+    _compare_classes(found)
     files = [image.file for image in labels.images]
     found.remarks += [*turned_note(files), *_sizes(labels.images), *_doubles(files)]
     found.unlabelled = _unlabelled(request.root, files)
     return found
 
 
-def _targets(found: Look) -> dict[str, TargetClass]:
-    return {c.names[0]: TargetClass(number, c.isthing) for number, c in enumerate(found.classes)}
-
-
 def _read_regions(found: Look, seconds: float) -> None:
     """Counts the regions of all images, or of as many as the time allows, evenly chosen."""
-    targets, end = _targets(found), time.monotonic() + seconds
+    targets, end = found.targets(), time.monotonic() + seconds
+    main = {name: found.classes[target.id].names[0] for name, target in targets.items()}
     things = {name for name, target in targets.items() if target.isthing}
-    notes: dict[str, list[str]] = {}
+    damaged: list[str] = []
+    empty: list[str] = []
+    sparse: list[str] = []
+    covering: list[str] = []
     tiny = 0
     order = np.random.default_rng(0).permutation(len(found.labels.images))
     for index in progress(order.tolist(), "labels", len(order)):
@@ -123,7 +148,7 @@ def _read_regions(found: Look, seconds: float) -> None:
         try:
             shapes = image.shapes()
         except DearliError as error:
-            notes.setdefault("labels that cannot be read", []).append(str(error))
+            damaged.append(str(error))
             continue
         areas = [area(s.rle) for s in shapes]
         covered = area(union([s.rle for s in shapes])) if shapes else 0
@@ -131,57 +156,71 @@ def _read_regions(found: Look, seconds: float) -> None:
         found.all_pixels += image.size[0] * image.size[1]
         tiny += sum(a < _TINY and s.name in things and not s.semantic for a, s in zip(areas, shapes, strict=True))
         if not shapes:
-            notes.setdefault("images without any region, so they show background or are not labelled yet", []).append(image.file.name)  # fmt: skip
+            empty.append(image.file.name)
         elif covered < _FEW_PIXELS * image.size[0] * image.size[1]:
-            notes.setdefault(f"images with a label on less than {_FEW_PIXELS:.0%} of their pixels", []).append(image.file.name)  # fmt: skip
+            sparse.append(image.file.name)
         if covered < sum(areas):
-            areas_of_class, hidden = _cut(image, targets)
+            areas_of_class, hidden = _cut(image, targets, found.classes)
             if hidden:
-                notes.setdefault("images where regions hide others wholly", []).append(image.file.name)
+                covering.append(image.file.name)
         else:
             areas_of_class = Counter[str]()
             for size, shape in zip(areas, shapes, strict=True):
-                areas_of_class[shape.name] += size
-        for name, regions in Counter(s.name for s in shapes).items():
+                areas_of_class[main[shape.name]] += size
+        for name, regions in Counter(main[s.name] for s in shapes).items():
             row = found.counts[name]
             row[:] = [row[0] + 1, row[1] + regions, row[2] + areas_of_class[name]]
-    found.remarks += [f"{len(entries)} {what}: {first_few(entries)}" for what, entries in notes.items()]
+    if damaged:
+        found.refused.append(f"{len(damaged)} labels cannot be read: {first_few(sorted(damaged))}")
+    if empty:
+        found.remarks.append(without_regions(found.seen, sorted(empty)))
+    if sparse:
+        found.remarks.append(
+            f"{len(sparse)} images with a label on less than {_FEW_PIXELS:.0%} of their pixels: {first_few(sorted(sparse))}"
+        )
+    if 2 * len(empty + sparse) > found.seen:
+        found.remarks.append(
+            f"more than half of the images have a label on less than {_FEW_PIXELS:.0%} of their pixels, which training refuses: name a "
+            "class of the others in DATASETS.CUSTOM.BACKGROUND, or set DATASETS.CUSTOM.MIN_LABELED 0"
+        )
+    if covering:
+        found.remarks.append(f"{len(covering)} images where regions hide others wholly: {first_few(sorted(covering))}")
     if tiny:
         found.remarks.append(
             f"{tiny} objects of fewer than {_TINY} pixels; training leaves them out (DATASETS.CUSTOM.MIN_THING_AREA)"
         )
 
 
-def _cut(image: LabeledImage, targets: dict[str, TargetClass]) -> tuple[Counter[str], int]:
+def _cut(image: LabeledImage, targets: dict[str, TargetClass], classes: list[CustomClass]) -> tuple[Counter[str], int]:
     """Pixels by class name once overlaps are cut, and the number of regions that nothing is left of."""
     drawn = draw(image, targets)
-    names = {target.id: name for name, target in targets.items()}
     pixels: Counter[str] = Counter()
     for segment in drawn.segments:
-        pixels[names[segment["category_id"]]] += segment["area"]
+        pixels[classes[segment["category_id"]].names[0]] += segment["area"]
     return pixels, drawn.hidden
 
 
 # ---------------------------------------------------------------------------------------------- suspicious things
 
 
-def _names(found: Look) -> list[str]:
-    """Remarks about classes: seldom ones, and names that may be one class."""
+def _compare_classes(found: Look) -> None:
+    """Remarks about classes: absent and seldom ones, and names that may be one class."""
+    targets = found.targets()
     seldom = [name for name, (images, _, _) in found.counts.items() if images == 1]
     absent = [name for name, (images, _, _) in found.counts.items() if images == 0]
-    alike = [f"{a!r} and {b!r}" for a, b in combinations(found.counts, 2) if _alike(a, b)]
-    remarks = []
-    if alike:
-        remarks.append(
+    pairs = [(a, b) for a, b in combinations(targets, 2) if targets[a] != targets[b] and _alike(a, b)]
+    if pairs:
+        alike = [f"{a!r} and {b!r}" for a, b in pairs]
+        found.remarks.append(
             f"{len(alike)} pairs of class names are nearly the same, so they may be one class: {first_few(alike)}"
         )
     if absent:
-        remarks.append(
-            f"{len(absent)} classes are in no image: {first_few(absent)} (DATASETS.CUSTOM.ALLOW_ABSENT_CLASSES)"
+        found.remarks.append(
+            f"{len(absent)} classes are in no image: {first_few(absent)}. Training refuses that without "
+            "DATASETS.CUSTOM.ALLOW_ABSENT_CLASSES True"
         )
     if seldom:
-        remarks.append(f"{len(seldom)} classes are in one image only, which trains or validates but not both: {first_few(seldom)}")  # fmt: skip
-    return remarks
+        found.remarks.append(f"{len(seldom)} classes are in one image only, which trains or validates but not both: {first_few(seldom)}")  # fmt: skip
 
 
 def _alike(one: str, other: str) -> bool:
@@ -243,6 +282,9 @@ def _unlabelled(root: Path, labelled: Sequence[Path]) -> int:
 def report(found: Look) -> str:
     """The look as text."""
     labels, classes = found.labels, {c.names[0]: c for c in found.classes}
+    refused = (
+        ["Training refuses these labels:", *(f"- {problem}" for problem in found.refused), ""] if found.refused else []
+    )
     sizes = [image.size for image in labels.images]
     heights, widths = zip(*sizes, strict=True)
     splits = Counter(image.split or "no split" for image in labels.images)
@@ -264,7 +306,7 @@ def report(found: Look) -> str:
     table = tabulate(rows, ["class", "kind", "images", "regions", "% of pixels"], floatfmt=".2f")
     remarks = [f"- {remark}" for remark in found.remarks] or ["- nothing"]
     return "\n".join(
-        [*shown, "", table, "", "Suspicious:", *remarks, "", "Lines of the config:", "", config_lines(found)]
+        [*shown, "", table, "", *refused, "Suspicious:", *remarks, "", "Lines of the config:", "", config_lines(found)]
     )
 
 
@@ -273,7 +315,7 @@ def config_lines(found: Look) -> str:
     path, root = found.labels.path, found.request.root
     several = len(recognize(path)) > 1
     mostly_free = found.labels.instances and found.labelled_pixels < found.all_pixels / 2
-    quoted = [f"{c.id} {'thing' if c.isthing else 'stuff'} {c.names[0]}" for c in found.classes]
+    own = [f"{c.id} {'thing' if c.isthing else 'stuff'} {c.names[0]}" for c in found.classes]
     lines = [
         "DATASETS:",
         "  CUSTOM:",
@@ -282,7 +324,7 @@ def config_lines(found: Look) -> str:
         *([f"    FORMAT: {found.labels.format}"] if several else []),
         *(["    # BACKGROUND: background  # if pixels without a label are background; as it is they are ignored"] if mostly_free else []),
         "    CLASSES:",
-        *(f"      - {_quoted(line)}" for line in quoted),
+        *(f"      - {_quoted(line)}" for line in found.request.classes or own),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -297,7 +339,7 @@ def write_picture(found: Look, path: Path, rows: int = _ROWS) -> None:
     Raises:
         DatasetError: no image has labels that can be drawn.
     """
-    targets = _targets(found)
+    targets = found.targets()
     taxonomy = Taxonomy.from_categories([c.category for c in found.classes])
     images = found.labels.images
     chosen = [

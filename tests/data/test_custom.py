@@ -22,7 +22,7 @@ from dearli_d2.data.custom_example import write_example
 from dearli_d2.data.inspection import inspect_custom, write_contact_sheet
 from dearli_d2.data.panoptic_png import ids_to_rgb, read_panoptic, segment_ids, segment_info
 from dearli_d2.data.preparation import save_png
-from dearli_d2.errors import ConfigError, DatasetError
+from dearli_d2.errors import ConfigError, DatasetError, DearliError
 from dearli_d2.visualization import annotation_sheet
 from tests.conftest import MINI_OVERRIDES, REPO
 
@@ -371,7 +371,7 @@ def test_own_labels_can_be_divided_by_a_partition(root, part, count):
 
 def test_classes_come_from_a_file_too(root, tmp_path):
     assert config(root).MODEL.NUM_CLASSES == 3
-    with pytest.raises(ConfigError, match=r"CLASSES is empty: list your classes there or in ROOT/classes.txt"):
+    with pytest.raises(DearliError, match=r"CLASSES is empty: list your classes there or in ROOT/classes.txt"):
         config(root, classes=[])
     (root / "classes.txt").write_bytes(b"\xef\xbb\xbf# id kind name\r\n" + "\r\n".join(CLASSES).encode())
     for overrides in (

@@ -69,7 +69,7 @@ def read(request: Request) -> LabelSet:
 
 def _two_classes(request: Request) -> tuple[LabelClass, LabelClass | None]:
     """The class of the pixels that are set, and that of the others if it is listed."""
-    listed = listed_classes(replace(request, ignore=-1))
+    listed = listed_classes(replace(request, ignore=-1), read_binary)
     background = next((c for c in listed if c.id == 0), None) if len(listed) > 1 else None
     others = [c for c in listed if c is not background]
     if len(others) != 1:

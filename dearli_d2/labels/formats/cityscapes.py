@@ -138,7 +138,8 @@ def _ignored(path: Path, meaning: _Ids) -> RLE:
 
 def _check(meanings: dict[Path, _Ids]) -> None:
     offenders: dict[Path, list[int]] = {}
-    for path, counts in zip(meanings, count_values({str(p): p for p in meanings}).values(), strict=True):
+    for key, counts in count_values({str(p): p for p in meanings}):
+        path = Path(key)
         meaning = meanings[path]
         ids = meaning.classes_of(np.array(list(counts)))
         if strangers := sorted({int(i) for i in ids if i >= 0} - {number for number, _ in meaning.names}):

@@ -10,7 +10,7 @@ ADE20K's folders annotations/training and images/training are of this format too
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +21,17 @@ from ...data.index_masks import check_values, read_index_mask
 from ...data.preparation import save_png
 from ...errors import ConfigError, DatasetError
 from ...files import read_text, write_atomically
+from .. import proposal
 from ..geometry import decode, encode
-from ..mask_files import distinct_values, folder_of_masks, masked_images, some_masks, stamps_of, unlabeled_note
+from ..mask_files import (
+    distinct_values,
+    folder_of_masks,
+    masked_images,
+    masks_below,
+    some_masks,
+    stamps_of,
+    unlabeled_note,
+)
 from ..structures import RLE, Format, LabelClass, LabeledImage, LabelSet, Problems, Request, Shape
 from ..voc_tree import tree_of
 from . import cityscapes, color_png
@@ -45,8 +54,7 @@ def recognizes(path: Path) -> str:
 
 def is_binary(values: Sequence[set[int] | None]) -> bool:
     """True if pictures hold 0 and 255 only. Those that cannot be read do not count."""
-    found = set().union(*(v for v in values if v is not None))
-    return None not in values and found <= {0, 255} and 255 in found
+    return None not in values and proposal.is_binary(set().union(*(v for v in values if v is not None)))
 
 
 def read(request: Request) -> LabelSet:
@@ -70,22 +78,27 @@ def read(request: Request) -> LabelSet:
     )  # fmt: skip
 
 
-def listed_classes(request: Request) -> list[LabelClass]:
+def listed_classes(request: Request, reader: Callable[[Path], np.ndarray] = read_index_mask) -> list[LabelClass]:
     """The user's class list, or that of a file beside the masks.
+
+    Args:
+        request: the labels to read.
+        reader: reads a mask, to propose a list where there is none.
 
     Raises:
         ConfigError: a line that means nothing.
-        DatasetError: there is neither.
+        NoClassList: there is neither.
     """
     if request.classes:
         return _parsed(request.classes, request.ignore)
     folders = (request.path, folder_of_masks(request.path), request.path.parent)
     path = next((f / name for f in folders for name in _CLASS_FILES if (f / name).is_file()), None)
     if path is None:
-        raise DatasetError(
+        problem = (
             f"{request.path}: masks have no names of classes; list them in DATASETS.CUSTOM.CLASSES, or in {request.path / _CLASS_FILES[0]}, "
             "one line 'ID thing|stuff NAME' for each pixel value"
         )
+        raise proposal.no_class_list(problem, masks_below(folder_of_masks(request.path)), request.ignore, reader)
     lines = [line.strip() for line in read_text(path, DatasetError).splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     if path.suffix == ".csv":
