@@ -14,7 +14,7 @@ import numpy as np
 from .metadata import CLASS_LOGITS, MASK_LOGITS, PIXEL_LOGITS, ReadOut
 from .resizing import Resize, Size, used
 
-_BLOCK = 2**19  # elements of a block, which stays in the cache
+_BLOCK = 2**20  # elements of a block, which stays in the cache
 
 # Scores (K, rows, W) of rows `top` to `bottom`
 Scores = Callable[[int, int], np.ndarray]
