@@ -8,12 +8,14 @@ import os
 import re
 import select
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import DearliError
 
@@ -86,19 +88,35 @@ def _output_is_closed() -> bool:
     return closed
 
 
-def report_dead_rank(error: ProcessExitedException, folder: str | Path) -> int:
+def report_dead_rank(error: ProcessExitedException, rank: int, folder: str | Path) -> int:
     """The exit status for a process of several that ended; says so if it could not say it itself, to `log.txt` too."""
     if error.exit_code is None or error.exit_code >= 0:
         return error.exit_code or FAILED  # it has said why
     name = signal.Signals(-error.exit_code).name
     advice = ", often because the machine has no memory left" if name == "SIGKILL" else ""
     message = (
-        f"error: process {error.error_index} of this machine was ended by {name}{advice}; --resume continues the run"
+        f"error: rank {rank} (process {error.error_pid} on {socket.gethostname()}) was ended by {name} at "
+        f"{time.strftime('%H:%M:%S')}{advice}; --resume continues the run"
     )
     print(message, file=sys.stderr)
     with (Path(folder) / "log.txt").open("a") as stream:
         print(message, file=stream)
     return 128 - error.exit_code
+
+
+def end_process(message: str, status: int) -> NoReturn:
+    """Ends this process from any of its threads with a line on the console and in the run's `log.txt`."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    late = threading.Timer(5.0, os._exit, (status,))  # another thread may hold the lock of a log file
+    late.daemon = True
+    late.start()
+    record = _record(message, ())
+    record.exc_info = None
+    for handler in _log_handlers():
+        with suppress(Exception):
+            handler.handle(record)
+            handler.flush()
+    os._exit(status)
 
 
 def describe_os_error(error: OSError) -> str:

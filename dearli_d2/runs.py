@@ -8,9 +8,9 @@ import re
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
 from .checkpoint import load_content
+from .config.run_sections import Ranks
 from .data.catalog import class_source, taxonomy_of
 from .data.custom import register_custom
 from .data.inspection import inspect_custom, write_contact_sheet
@@ -29,14 +30,15 @@ from .data.taxonomy import Taxonomy
 from .data.validation import validate_dataset
 from .engine import evaluation
 from .engine.checks import check_fresh
-from .engine.launch import launch
+from .engine.launch import gpu_of, launch, run_started
 from .engine.run_folder import FolderLock, check_writable
 from .engine.trainer import DualStreamTrainer
 from .env import report as environment_report
+from .environment import Started, started_by, waiting_tasks
 from .errors import ConfigError
 from .files import write_atomically
 from .modeling import build_model
-from .reporting import log_thread_error, report_dead_rank, report_errors
+from .reporting import log_thread_error, report_dead_rank
 from .weights import read_file
 
 logger = logging.getLogger(__name__)
@@ -185,12 +187,49 @@ class Processes:
         local: processes of this machine: one a GPU, or of the CPU.
         machines, machine: number of machines, and which of them this is, from 0 on.
         url: where machine 0 waits for the others; only for several machines.
+        started: the place of this process, where torchrun or srun has started all of them; None = this one starts them.
     """
 
     local: int = 1
     machines: int = 1
     machine: int = 0
     url: str = "auto"
+    started: Started | None = None
+
+    @classmethod
+    def of(cls, env: Mapping[str, str], local: int | None, machines: int, machine: int, url: str) -> Processes:
+        """What the options of a command and the environment say.
+
+        Args:
+            env: the environment of the process.
+            local: None = not given.
+            machines, machine, url: see `Processes`.
+
+        Raises:
+            ConfigError: they contradict each other.
+        """
+        started, own = started_by(env), cls(1 if local is None else local, machines, machine, url)
+        if started is None or (started.by == "srun" and machines > 1):  # srun starts the command once on each machine
+            tasks = waiting_tasks(env)
+            if tasks > 1 and local is None and machines == 1:
+                logger.warning(
+                    "this is one process in the shell of a SLURM job of %d tasks: put srun before the command to start all of "
+                    "them, or say --num-gpus N",
+                    tasks,
+                )
+            return own
+        given = {"--num-gpus": own.local, "--num-machines": machines, "--machine-rank": machine, "--dist-url": url}
+        unlike = [
+            f"{name} {given[name]}"
+            for name, usual in zip(given, (1, 1, 0, "auto"), strict=True)
+            if given[name] != usual
+        ]
+        if unlike:
+            raise ConfigError(
+                f"{started.by} has started {started.world} processes, one for each GPU; leave out {' '.join(unlike)}, or start "
+                f"the command without {started.by}"
+            )
+        return replace(own, started=started)
 
     def check(self, device: str, cpu_is_chosen: bool) -> None:
         """Raises `ConfigError` for what this machine cannot do.
@@ -199,6 +238,12 @@ class Processes:
             device: MODEL.DEVICE.
             cpu_is_chosen: the user has named the device, so that several processes of the CPU are meant.
         """
+        if self.started is not None:
+            if device == "cuda":
+                gpu_of(self.started)
+            elif self.started.world > 1 and self.started.rank == 0 and not cpu_is_chosen:
+                logger.warning("there is no GPU: %d processes share the CPU", self.started.world)
+            return
         local, machines, machine, url = self.local, self.machines, self.machine, self.url
         if local < 1:
             raise ConfigError(f"--num-gpus {local} must be 1 or more; without a GPU, MODEL.DEVICE cpu")
@@ -227,27 +272,13 @@ def start(job: Callable[[CfgNode], Any], cfg: CfgNode, processes: Processes) -> 
     Returns:
         The exit status.
     """
-    if cfg.MODEL.DEVICE == "cpu" and processes.local * processes.machines > 1:
-        # where it sees a GPU, detectron2 joins processes by NCCL, which takes no tensor on the CPU
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    try:
-        launch(_run_rank, processes.local, processes.machines, processes.machine, processes.url, (job, cfg))
-    except ProcessExitedException as error:
-        return report_dead_rank(error, cfg.OUTPUT_DIR)
-    return 0
-
-
-def _run_rank(job: Callable[[CfgNode], Any], cfg: CfgNode) -> None:
-    if comm.get_world_size() == 1:
-        job(cfg)
-        return
-
-    def rank() -> int:
-        job(cfg)
+    device, limits, started = cfg.MODEL.DEVICE, Ranks.of(cfg), processes.started
+    if started is not None and started.world > 1:
+        run_started(started, job, (cfg,), device, limits)
         return 0
-
-    # the launcher would show a worker's exception as a stack trace of its own
-    status = report_errors(rank)
-    if status:
-        sys.stdout.flush()
-        os._exit(status)
+    of_machine = processes.local, processes.machines, processes.machine, processes.url
+    try:
+        launch(job, *of_machine, (cfg,), device, limits)
+    except ProcessExitedException as error:
+        return report_dead_rank(error, processes.machine * processes.local + error.error_index, cfg.OUTPUT_DIR)
+    return 0

@@ -22,7 +22,10 @@ def _run_options(function: Callable) -> Callable:
             "--num-machines", type=int, metavar="N", default=1, help="Machines that work together; default: 1."
         ),
         click.option(
-            "--num-gpus", type=int, metavar="N", default=1, help="GPUs of this machine; default: 1, or the CPU."
+            "--num-gpus",
+            type=int,
+            metavar="N",
+            help="GPUs of this machine; default: 1, or the CPU. Not with torchrun or srun.",
         ),
         config_file,
     ):
@@ -93,18 +96,20 @@ def train_net(resume: bool, eval_only: bool, **options: Any) -> int:
 def _start(
     config_file: str,
     overrides: tuple[str, ...],
-    num_gpus: int,
+    num_gpus: int | None,
     num_machines: int,
     machine_rank: int,
     dist_url: str,
     resume: bool = False,
     evaluate_only: bool = False,
 ) -> int:
+    import os
+
     from .. import runs
     from ..config import get_config
 
     cfg = get_config(config_file, overrides)
-    processes = runs.Processes(num_gpus, num_machines, machine_rank, dist_url)
+    processes = runs.Processes.of(os.environ, num_gpus, num_machines, machine_rank, dist_url)
     processes.check(cfg.MODEL.DEVICE, cpu_is_chosen="MODEL.DEVICE" in overrides)
     job = runs.evaluate if evaluate_only else partial(runs.train, resume=resume)
     return runs.start(job, cfg, processes)

@@ -182,6 +182,25 @@ class Log(Options):
 
 
 @dataclass(frozen=True)
+class Ranks(Options):
+    """How long the processes of a run wait for each other, where there are several (docs/many_gpus.md)."""
+
+    SECTION: ClassVar[str] = "RANKS"
+
+    start_timeout: float = option(300.0, POSITIVE, "Seconds until all processes must have met.")
+    dead_timeout: float = option(
+        60.0,
+        Number(5),
+        "Seconds without a sign of life after which a process counts as dead. One that is killed is noticed at once.",
+    )
+    hang_timeout: float = option(
+        1800.0,
+        Number(5),
+        "Seconds after which the run ends if no process gets on with a step, an evaluation or a checkpoint. Also torch's time-out of a collective.",
+    )
+
+
+@dataclass(frozen=True)
 class Test(Options):
     """Evaluation and read-out."""
 

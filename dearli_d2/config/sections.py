@@ -5,7 +5,7 @@ from __future__ import annotations
 from .data_sections import CustomData, DataLoading, Datasets, Input
 from .model_sections import DPT, Backbone, Ensemble, MaskFormerOptions, Model, PixelDecoder, TextOptions
 from .options import Options
-from .run_sections import General, GradientClipping, Log, MixedPrecision, SemiSupervised, Solver, Test
+from .run_sections import General, GradientClipping, Log, MixedPrecision, Ranks, SemiSupervised, Solver, Test
 
 SECTIONS: tuple[type[Options], ...] = (
     General,
@@ -26,4 +26,5 @@ SECTIONS: tuple[type[Options], ...] = (
     MixedPrecision,
     Test,
     Log,
+    Ranks,
 )

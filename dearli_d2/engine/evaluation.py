@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,10 +31,18 @@ from ..visualization import save_comparison
 from .checkpoints import RunCheckpoints
 from .optimizer import autocast
 from .resume import scoring_settings
+from .watch import tick
 
 logger = logging.getLogger(__name__)
 
 Model = Segmenter | DistributedDataParallel
+
+
+class _Ticks(DatasetEvaluator):
+    """Tells the other ranks that this one gets on."""
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        tick()
 
 
 def check_test_classes(cfg: CfgNode, taxonomy: Taxonomy, source: str | Path) -> None:
@@ -62,7 +70,7 @@ def evaluate(cfg: CfgNode, model: Model, iteration: int | None = None, label: st
         mapper = TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
         with autocast(cfg, cfg.TEST.AMP):
-            results = inference_on_dataset(model, loader, build_evaluator(cfg, taxonomy))
+            results = inference_on_dataset(model, loader, DatasetEvaluators([build_evaluator(cfg, taxonomy), _Ticks()]))
         if not comm.is_main_process():
             continue
         folder = Path(cfg.OUTPUT_DIR) / "evaluation" / label / name.replace("/", "_")

@@ -23,6 +23,7 @@ from ..visualization import sample_sheet
 from .checkpoints import RunCheckpoints
 from .evaluation import RunEvaluation
 from .optimizer import autocast
+from .watch import mark, tick
 
 if TYPE_CHECKING:
     from .trainer import DualStreamTrainer
@@ -45,6 +46,7 @@ class SaveHook(RunHook):
     def after_step(self) -> None:
         done, last = self.trainer.iter + 1, self.trainer.max_iter
         if comm.is_main_process() and (done % self.period == 0 or done == last):
+            mark(self.trainer.iter, "saving")
             name = "model_final" if done == last else f"model_{done:07d}"
             self.checkpoints.save(name, self.trainer.state(done))
 
@@ -75,6 +77,7 @@ class EvaluationHook(RunHook):
             self._evaluate(done)
 
     def _evaluate(self, done: int) -> None:
+        mark(done - 1, "evaluating")
         self._put(self.evaluation.scores(done), done)
         comm.synchronize()  # ranks may be done at different times
 
@@ -155,7 +158,9 @@ class PseudoLabelMonitor(RunHook):
             return
         semantic = self.trainer.cfg.INPUT.TARGETS == "semantic"
         quality = SemanticLabelQuality(self.taxonomy) if semantic else PanopticLabelQuality(self.taxonomy)
+        mark(done - 1, "evaluating")
         for d in self.dicts:
+            tick()
             with autocast(self.trainer.cfg):
                 sample = {**passed_on(d), "image": self.mapper(d)["image"]}
                 targets = self.labeler.label([sample])["targets"][0]

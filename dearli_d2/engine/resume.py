@@ -42,6 +42,9 @@ FREE = {
     "LOG.WANDB",
     "LOG.MLFLOW",
     "LOG.PROJECT",
+    "RANKS.START_TIMEOUT",
+    "RANKS.DEAD_TIMEOUT",
+    "RANKS.HANG_TIMEOUT",
 }
 _LENGTH = "SOLVER.MAX_ITER"  # may change too: the learning rate then follows the new length
 _UNLABELED = ("DATASETS.UNLABELED", "SSL.", "MODEL.ENSEMBLE.")  # of no effect before unlabelled images take part

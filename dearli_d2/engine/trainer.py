@@ -34,6 +34,7 @@ from .step import Batch, StepRecord
 from .strong_views import build_strong_views
 from .teacher import EMATeacher, build_labeler
 from .trackers import Tracker, build_trackers
+from .watch import mark
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +106,15 @@ class DualStreamTrainer(TrainerBase):
         self.student.set_progress(self.iter, self.max_iter)
         self.optimizer.zero_grad(set_to_none=True)
         for part in range(self.parts):
+            mark(self.iter, "loading images")
             self.batch = batch = record.load(self.stream)  # labelled and unlabelled images
             rng = seed_step(self.cfg.SEED, self.iter, part)  # after loading, which may draw numbers itself
             if self.labeler is not None and "unlabeled" in batch:
+                mark(self.iter, "labelling")
                 with autocast(self.cfg):  # not that of the losses: weights cast here would have no gradient there
                     labels = self.labeler.label(batch["unlabeled"])  # the teacher labels the weak views
                     batch["unlabeled"] = self.strong_views(batch["unlabeled"], labels, rng)  # and both are mixed
+            mark(self.iter, "training")
             with gradient_exchange(self.model, now=part == self.parts - 1):
                 with autocast(self.cfg):
                     losses = self.model(batch)  # of the student, for both kinds of images
