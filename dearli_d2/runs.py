@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from .data.overlap import check_roles
 from .data.taxonomy import Taxonomy
 from .data.validation import validate_dataset
 from .engine import evaluation
+from .engine.agreement import check_data_alike, check_settings_alike
 from .engine.checks import check_fresh
 from .engine.launch import gpu_of, launch, run_started
 from .engine.run_folder import FolderLock, check_writable
@@ -55,6 +57,9 @@ def set_up(cfg: CfgNode) -> None:
     for name in _LOGGERS:
         # the file itself: detectron2 would take a folder "run.txt" for it
         setup_logger(os.path.join(cfg.OUTPUT_DIR, "log.txt"), distributed_rank=comm.get_rank(), name=name)
+    if comm.get_world_size() > 1:
+        own = comm.get_rank(), comm.get_world_size(), os.getpid(), socket.gethostname()
+        logger.info("rank %d of %d: process %d on %s", *own)
     if comm.is_main_process():
         logger.info("environment:\n%s", environment_report())
         logger.info("command: %s", _command(sys.argv))
@@ -135,6 +140,7 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
 def run_folder(cfg: CfgNode, resume: bool | None = None) -> Iterator[None]:
     """OUTPUT_DIR, locked and checked, with the log files open. `resume` is for a training, None for an evaluation."""
     _forget_logs()
+    check_settings_alike(cfg)
     with FolderLock(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
         if resume is not None:
             check_fresh(cfg, resume)
@@ -153,6 +159,7 @@ def evaluate_weights(cfg: CfgNode) -> dict[str, float]:
         raise ConfigError("evaluation needs DATASETS.TEST, for example DATASETS.TEST \"('miniworld_val',)\"")
     check_roles(cfg)
     check_test_data(cfg)
+    check_data_alike(cfg)
     content = read_file(path)
     taxonomy, source = Taxonomy.of_checkpoint(content, path), path
     if taxonomy is None:
@@ -198,7 +205,7 @@ class Processes:
 
     @classmethod
     def of(cls, env: Mapping[str, str], local: int | None, machines: int, machine: int, url: str) -> Processes:
-        """What the options of a command and the environment say.
+        """The processes that the options of a command and the environment ask for.
 
         Args:
             env: the environment of the process.

@@ -183,7 +183,7 @@ class Log(Options):
 
 @dataclass(frozen=True)
 class Ranks(Options):
-    """How long the processes of a run wait for each other, where there are several (docs/many_gpus.md)."""
+    """Limits of the time in which the processes of a run wait for each other, where there are several (docs/many_gpus.md)."""
 
     SECTION: ClassVar[str] = "RANKS"
 

@@ -189,6 +189,7 @@ def _meet(place: Started, seconds: float) -> dist.Store:
 def _open_store(place: Started, limit: timedelta) -> dist.Store:
     parts = urlparse(place.url)
     if parts.scheme == "env":  # torchrun may hold the store itself
+        store: dist.Store
         store, _, _ = next(iter(dist.rendezvous(place.url, place.rank, place.world, timeout=limit)))
         return store
     if parts.scheme == "file":

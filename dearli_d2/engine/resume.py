@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +142,9 @@ def _of_other_methods(cfg: CfgNode) -> set[str]:
     return {entry.name for section in theirs for entry in section.entries()}
 
 
-def describe_data(cfg: CfgNode) -> dict[str, dict[str, list[Any]]]:
+def describe_data(cfg: CfgNode, keys: Sequence[str] = _STREAMS) -> dict[str, dict[str, list[Any]]]:
     """{"TRAIN": {data set: [number of images, digest of their names and sizes in order]}, ...} of what is trained on."""
-    return {key: {name: _digest(name) for name in cfg.DATASETS[key]} for key in _STREAMS if cfg.DATASETS[key]}
+    return {key: {name: _digest(name) for name in cfg.DATASETS[key]} for key in keys if cfg.DATASETS[key]}
 
 
 def check_data(saved: dict[str, dict[str, list[Any]]], cfg: CfgNode) -> None:

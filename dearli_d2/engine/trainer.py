@@ -18,6 +18,7 @@ from ..data.taxonomy import named
 from ..files import write_atomically
 from ..modeling import build_model
 from ..modeling.ranks import gradient_exchange
+from .agreement import check_data_alike, check_weights_alike, load_last_of_rank_0
 from .checkpoints import RunCheckpoints
 from .checks import check_run
 from .evaluation import RunEvaluation, check_test_classes
@@ -66,7 +67,8 @@ class DualStreamTrainer(TrainerBase):
         self.taxonomy = None if cfg.MODEL.CLASSIFIER == "none" else taxonomy_of(class_source(cfg))
         if self.taxonomy is not None:
             check_test_classes(cfg, named(cfg, self.taxonomy), class_source(cfg))
-        saved = self.checkpoints.load_last() if resume else None
+        check_data_alike(cfg)
+        saved = load_last_of_rank_0(self.checkpoints) if resume else None
         if saved is not None:
             check_resumed(saved, cfg, self.taxonomy, self.checkpoints)
         logger.info("building the model ...")
@@ -74,6 +76,7 @@ class DualStreamTrainer(TrainerBase):
         load_start_weights(cfg, self.student, saved)
         self.student.check_training(cfg)  # some methods check what follows from their weights
         self.student.check_images(TrainingImages(cfg))
+        check_weights_alike(self.student)
         self.labeler = build_labeler(cfg, self.student, fresh=saved is None)
         self.strong_views = build_strong_views(cfg, self.student)
         self.optimizer = build_optimizer(cfg, self.student)

@@ -65,7 +65,7 @@ def settle() -> None:
 
 @dataclass
 class RankState:
-    """What is known of another rank. Times are seconds of this machine's clock.
+    """Knowledge about a rank. Times are seconds of this machine's clock.
 
     Attributes:
         rank, machine, process: its number, host name, process number.
@@ -93,7 +93,7 @@ class RankState:
 
     @property
     def stand(self) -> str:
-        """Where it stands, in words."""
+        """Its place in the training, in words."""
         return PHASES[0] if self.phase == 0 else f"in step {self.step + 1}, {PHASES[self.phase]}"
 
 

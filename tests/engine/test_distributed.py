@@ -95,15 +95,16 @@ def test_two_semi_supervised_processes_equal_one_with_the_joint_batch(tmp_path):
         assert (a[name] - b[name]).abs().median() < 5e-4, part
 
 
-def test_evaluation_on_two_processes_equals_one(tmp_path):
+def test_evaluation_on_two_processes_of_torchrun_equals_one(tmp_path):
     trained = run(command_line(tmp_path / "train", 1), "DATASETS.TEST", "()")
     assert trained.returncode == 0, trained.stderr
     results = []
     for processes in (1, 2):
         folder = tmp_path / f"eval{processes}"
-        command = command_line(folder, processes, "--weights", str(tmp_path / "train/model_final.pth"))
-        command[command.index("train_net.py")] = "-m"
-        command[command.index("-m") + 1 : command.index("-m") + 1] = ["dearli_d2", "eval"]
+        command = command_line(folder, 1, "--weights", str(tmp_path / "train/model_final.pth"))
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"] if processes == 2 else []
+        place = command.index("train_net.py")
+        command[place : place + 1] = ["-m", *torchrun, "dearli_d2", "eval"]
         result = run(command)
         assert result.returncode == 0, result.stderr
         results.append(json.loads((folder / "evaluation/miniworld_val@0.05/results.json").read_text())["results"])
