@@ -33,9 +33,9 @@ from .modeling.label_maps import LabelMaps
 from .modeling.segmenter import input_divisor
 from .pipeline import Work, chunks_of, shard_of
 from .prediction import Picture, Prediction, as_pixels
-from .prediction_files import Maps, check_ids, per_pixel, picture, write_files
-from .prediction_folder import PredictionFolder, Summary
-from .prediction_inputs import Inputs, Task, stamp_of, tasks_of
+from .prediction_files import Maps, check_ids, per_pixel, picture
+from .prediction_folder import PredictionFolder, Summary, WriteTask
+from .prediction_inputs import Inputs, Task, tasks_of
 from .weights import read_file
 
 logger = logging.getLogger(__name__)
@@ -248,22 +248,6 @@ class ReadTask:
     def __call__(self, task: Task) -> Loaded:
         """The image. Raises `UnreadableImageError`."""
         return load_pixels(self.mapper, read_image(task.path), task.caption)
-
-
-@dataclass(frozen=True)
-class WriteTask:
-    """`Work.write` of prediction: the files of an image, and its record."""
-
-    out: Path
-    through: Path
-    kinds: tuple[str, ...]
-    taxonomy: Taxonomy
-
-    def __call__(self, task: Task, loaded: Loaded, maps: Maps) -> dict[str, Any]:
-        """Writes the files."""
-        stamp = stamp_of(task.path)
-        record = write_files(self.out, task.name, self.kinds, loaded.pixels, maps, self.taxonomy, self.through)
-        return {"name": task.name, "stamp": stamp, **record}
 
 
 def prediction_work(

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from .data.taxonomy import Taxonomy
 from .errors import ConfigError, first_few
@@ -16,9 +18,10 @@ from .files import leads_out, remove_leftovers
 from .journal import Journal, entries
 from .locks import only_process, taking_turns
 from .pipeline import Outcome, Work, run
-from .prediction_files import DEFAULT_KINDS, ENDINGS, chosen_kinds
+from .prediction_files import DEFAULT_KINDS, ENDINGS, Maps, chosen_kinds, write_files
 from .prediction_inputs import Inputs, Task, find_inputs, forget_outputs, stamp_of
 from .prediction_list import NAME, files_of, own_list, write_list
+from .progress import progress_bar
 
 __all__ = ["Inputs", "PredictionFolder", "Summary", "find_inputs"]
 
@@ -41,6 +44,30 @@ class Summary:
     present: int
     skipped: list[tuple[Path, str]]
     complete: bool
+
+
+class HasPixels(Protocol):
+    """An image that was read: `pixels` is (H, W, 3) uint8 RGB."""
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The image as it is seen."""
+
+
+@dataclass(frozen=True)
+class WriteTask:
+    """`Work.write` of prediction: the files of an image, and its record."""
+
+    out: Path
+    through: Path
+    kinds: tuple[str, ...]
+    taxonomy: Taxonomy
+
+    def __call__(self, task: Task, loaded: HasPixels, maps: Maps) -> dict[str, Any]:
+        """Writes the files."""
+        stamp = stamp_of(task.path)
+        record = write_files(self.out, task.name, self.kinds, loaded.pixels, maps, self.taxonomy, self.through)
+        return {"name": task.name, "stamp": stamp, **record}
 
 
 # the formats of labelling tools need packages that predictions alone do not
@@ -193,8 +220,6 @@ class PredictionFolder:
             DatasetError: another process works on this shard.
             OSError: a file cannot be written.
         """
-        from tqdm import tqdm  # not at the top: a folder is opened without it
-
         staging = self.staging(shard)
         name = staging.name
         total, skipped = sum(map(len, chunks)), []
@@ -203,12 +228,12 @@ class PredictionFolder:
             staging.mkdir()
             there = self._results(self._valid)
             done = {task for chunk in chunks for task in chunk if task.file_name in there}
-            bar = tqdm(total=total, initial=len(done), unit="image", desc=name if shard[1] > 1 else None)
+            bar = progress_bar(total, len(done), name if shard[1] > 1 else None)
             with Journal(self.out / _JOURNALS / f"{name}.jsonl") as journal, bar:
                 for outcome in engine(work, chunks, done, workers):
                     task, record = outcome.key, outcome.record
                     if outcome.skipped:
-                        tqdm.write(f"skipped: {outcome.skipped}", file=sys.stderr)
+                        bar.write(f"skipped: {outcome.skipped}", file=sys.stderr)
                         skipped.append((task.path, outcome.skipped))
                         self.remove(task.name)
                         record = {"name": task.name, "stamp": stamp_of(task.path), "skipped": outcome.skipped}

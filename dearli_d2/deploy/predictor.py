@@ -12,9 +12,10 @@ from ..data.sizes import read_out_size, resize_labels
 from ..data.taxonomy import Taxonomy
 from ..errors import ConfigError, WeightsError
 from ..prediction import Picture, Prediction, as_pixels
+from ..prediction_files import Maps
 from .metadata import IMAGE, KEY, ClassInfo, Metadata
 from .preparation import input_size, network_input, resized_image, windows
-from .read_out import Frame, Labels, class_labels, labels_of, resized_scores, scores_of
+from .read_out import Frame, class_labels, labels_of, resized_scores, scores_of
 from .resizing import Size
 from .vocabulary import VocabularyFile
 
@@ -102,19 +103,33 @@ class OnnxPredictor:
         return self._predict(as_pixels(images))
 
     def _predict(self, image: np.ndarray) -> Prediction:
+        maps = self.maps(image)
+        assert maps.semantic is not None
+        assert maps.confidence is not None
+        return Prediction(maps.panoptic, maps.segments, maps.semantic, maps.confidence, self.taxonomy)
+
+    def maps(self, image: np.ndarray, semantic: bool = True) -> Maps:
+        """The prediction of one image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            semantic: with the class of each pixel and its probability; without them a model with objects computes less.
+        """
         size: Size = image.shape[0], image.shape[1]
         small = read_out_size(*size, self.metadata.read_out.max_pixels)
-        pixels = resized_image(image, self.metadata.preparation)
-        found = self._labels(pixels, small)
-        maps = (resize_labels(x, size) for x in (found.panoptic, found.semantic, found.confidence))
-        panoptic, semantic, confidence = maps
-        return Prediction(panoptic, found.segments, semantic, confidence, self.taxonomy)
+        found = self._labels(resized_image(image, self.metadata.preparation), small, semantic)
+        panoptic = resize_labels(found.panoptic, size)
+        if found.semantic is None or found.confidence is None:
+            return Maps(panoptic, found.segments)
+        return Maps(
+            panoptic, found.segments, resize_labels(found.semantic, size), resize_labels(found.confidence, size)
+        )
 
-    def _labels(self, pixels: np.ndarray, size: Size) -> Labels:
+    def _labels(self, pixels: np.ndarray, size: Size, semantic: bool) -> Maps:
         """The labels of a resized image at `size`."""
         preparation, read_out = self.metadata.preparation, self.metadata.read_out
         if not preparation.window:
-            return labels_of(self.run(pixels), self._frame(pixels), read_out, self.taxonomy.thing_ids, size)
+            return labels_of(self.run(pixels), self._frame(pixels), read_out, self.taxonomy.thing_ids, size, semantic)
         total = np.zeros((len(self.taxonomy), *pixels.shape[:2]), np.float32)
         count = np.zeros(pixels.shape[:2], np.float32)
         for place in windows(pixels, preparation):

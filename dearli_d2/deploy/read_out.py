@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..prediction_files import Maps
 from .metadata import CLASS_LOGITS, MASK_LOGITS, PIXEL_LOGITS, ReadOut
 from .resizing import Resize, Size, used
 
@@ -35,19 +36,14 @@ class Frame:
     fitted: bool
 
 
-@dataclass(frozen=True)
-class Labels:
-    """The labels of one image, as in `prediction.Prediction`."""
-
-    panoptic: np.ndarray
-    segments: list[dict[str, Any]]
-    semantic: np.ndarray
-    confidence: np.ndarray
-
-
 def labels_of(
-    outputs: dict[str, np.ndarray], frame: Frame, read_out: ReadOut, things: Collection[int], size: Size
-) -> Labels:
+    outputs: dict[str, np.ndarray],
+    frame: Frame,
+    read_out: ReadOut,
+    things: Collection[int],
+    size: Size,
+    semantic: bool = True,
+) -> Maps:
     """The labels of one image that went through the graph at once.
 
     Args:
@@ -56,6 +52,7 @@ def labels_of(
         read_out: what to make of the outputs.
         things: indices of the classes whose segments are objects.
         size: of the labels.
+        semantic: with the class of each pixel and its probability; without them a model with objects reads out less.
     """
     if read_out.kind == "pixels":
         return class_labels(pixel_scores(outputs[PIXEL_LOGITS], frame, size), size, len(outputs[PIXEL_LOGITS]))
@@ -63,12 +60,14 @@ def labels_of(
     if not read_out.panoptic:
         return class_labels(lambda top, bottom: classes.scores(masks(top, bottom)), size, masks.count)
     panoptic = Panoptic(outputs[CLASS_LOGITS], read_out, size)
-    semantic = Semantic(size)
+    best = Semantic(size)
     for top, bottom in blocks(size, masks.count):
         part = masks(top, bottom)
         panoptic.add(top, part)
-        semantic.add(top, classes.scores(part))
-    return Labels(*panoptic.segments(set(things)), semantic.best, semantic.confidence)
+        if semantic:
+            best.add(top, classes.scores(part))
+    found = panoptic.segments(set(things))
+    return Maps(*found, best.best, best.confidence) if semantic else Maps(*found)
 
 
 def scores_of(outputs: dict[str, np.ndarray], frame: Frame, read_out: ReadOut) -> np.ndarray:
@@ -80,8 +79,8 @@ def scores_of(outputs: dict[str, np.ndarray], frame: Frame, read_out: ReadOut) -
     return np.concatenate(parts, 1)
 
 
-def class_labels(scores: Scores, size: Size, channels: int) -> Labels:
-    """Labels of a model without objects: each class is a segment.
+def class_labels(scores: Scores, size: Size, channels: int) -> Maps:
+    """Maps of a model without objects: each class is a segment.
 
     Args:
         scores: of the classes.
@@ -97,7 +96,7 @@ def class_labels(scores: Scores, size: Size, channels: int) -> Labels:
         {"id": int(c) + 1, "category_id": int(c), "isthing": False, "score": float(sums[c] / areas[c])}
         for c in np.flatnonzero(areas)
     ]
-    return Labels((best + 1).astype(np.int32), segments, best, semantic.confidence)
+    return Maps((best + 1).astype(np.int32), segments, best, semantic.confidence)
 
 
 def resized_scores(scores: np.ndarray, size: Size) -> Scores:
