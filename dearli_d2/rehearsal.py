@@ -17,7 +17,7 @@ import copy
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,7 +200,7 @@ def made_up_taxonomy(cfg: CfgNode) -> Taxonomy | None:
 
 
 def count_operations() -> FlopCounterMode:
-    """PyTorch's counter, which also knows the attention of a CPU. Inside of it `get_total_flops()` grows."""
+    """PyTorch's counter, of the whole and not by module, which also knows the attention of a CPU. Inside of it `get_total_flops()` grows."""
 
     def forward(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return int(sdpa_flop_count(query, key, value))
@@ -208,13 +208,24 @@ def count_operations() -> FlopCounterMode:
     def backward(gradient: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kw: Any) -> int:
         return int(sdpa_backward_flop_count(gradient, query, key, value))
 
-    return FlopCounterMode(
+    counter = FlopCounterMode(
         display=False,
         custom_mapping={
             _aten._scaled_dot_product_flash_attention_for_cpu: forward,
             _aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
         },
     )
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return counter
+
+
+class _NoModules(nullcontext[None]):
+    """In place of the counter's own tracker of modules.
+
+    Its hooks keep the tensors of blocks that are computed again: no memory would seem to be saved.
+    """
+
+    parents = ("Global",)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -18,7 +18,8 @@ from dearli_d2.rehearsal import LiveBytes, count_operations, rehearse, without_s
 from tests.experiments import CONFIGS
 
 DATA = "miniworld_val@n4"
-FAST = {"dear", "hvl", "segkc", "semidavil", "split_matching"}
+FAST = {"dear", "segkc", "semidavil", "split_matching"}
+CHECKPOINT = ("MODEL.BACKBONE.CHECKPOINT_BLOCKS", "True")
 MINIWORLD = sorted((CONFIGS / "miniworld").glob("[!B]*.yaml"))
 
 
@@ -88,10 +89,13 @@ class Measured(DualStreamTrainer):
 
 
 @pytest.mark.parametrize(
-    "path",
-    [pytest.param(p, id=p.stem, marks=[] if p.stem in FAST else [pytest.mark.slow]) for p in MINIWORLD],
+    ("path", "more"),
+    [
+        *(pytest.param(p, (), id=p.stem, marks=[] if p.stem in FAST else [pytest.mark.slow]) for p in MINIWORLD),
+        pytest.param(CONFIGS / "miniworld/hvl.yaml", CHECKPOINT, id="hvl, blocks computed again"),
+    ],
 )
-def test_memory_and_operations_are_those_of_a_real_step(path, tmp_path):
+def test_memory_and_operations_are_those_of_a_real_step(path, more, tmp_path):
     options = [
         "MODEL.DEVICE",
         "cpu",
@@ -108,7 +112,7 @@ def test_memory_and_operations_are_those_of_a_real_step(path, tmp_path):
         masks = MaskFolder(tmp_path / "masks")
         generate([d["file_name"] for d in dataset_dicts(DATA)], ClassicalGenerator(), masks, batch_size=2)
         options += ["DATASETS.MASKS", str(masks.folder), "DATASETS.TRAIN", f"('{DATA}',)"]
-    cfg = get_config(path, options)
+    cfg = get_config(path, [*options, *more])
     trainer = Measured(cfg)
     trainer.train()
     step = rehearse(cfg)

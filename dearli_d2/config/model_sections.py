@@ -95,7 +95,7 @@ class Backbone(Options):
     checkpoint_blocks: bool = option(
         False,
         SWITCH,
-        "Computes the blocks of a timm network again in the backward pass. This saves memory and costs a forward pass.",
+        "Computes the blocks of a timm network or an OpenCLIP image tower again in the backward pass. This saves memory and costs a forward pass of the blocks.",
     )
 
 

@@ -26,14 +26,11 @@ def _boxes_fit(area: float, aspect: Sequence[float]) -> bool:
 
 def _backbone_rules(key: str, backbone: CfgNode) -> list[tuple[bool, str]]:
     layers, timm = backbone.LAYERS, backbone.NAME == "TimmBackbone"
+    clip = backbone.NAME.startswith("OpenCLIP")
     return [
         (
             backbone.TRAINABLE_BLOCKS == -1
-            or (
-                backbone.TRAINABLE_BLOCKS >= 0
-                and (timm or backbone.NAME.startswith("OpenCLIP"))
-                and not backbone.FREEZE
-            ),
+            or (backbone.TRAINABLE_BLOCKS >= 0 and (timm or clip) and not backbone.FREEZE),
             f"{key}.TRAINABLE_BLOCKS is -1, or 0 and more for an OpenCLIP backbone or a plain ViT of timm with {key}.FREEZE "
             "False",
         ),
@@ -41,7 +38,15 @@ def _backbone_rules(key: str, backbone: CfgNode) -> list[tuple[bool, str]]:
             not layers or (timm and len(set(layers)) == 4),
             f"{key}.LAYERS is (), or four rising numbers of blocks of a plain ViT with {key}.NAME TimmBackbone",
         ),
-        (timm or not backbone.CHECKPOINT_BLOCKS, f"{key}.CHECKPOINT_BLOCKS is for {key}.NAME TimmBackbone"),
+        (
+            timm or clip or not backbone.CHECKPOINT_BLOCKS,
+            f"{key}.CHECKPOINT_BLOCKS is for {key}.NAME TimmBackbone and OpenCLIP backbones, not {backbone.NAME}",
+        ),
+        (
+            not (backbone.CHECKPOINT_BLOCKS and (backbone.FREEZE or backbone.TRAINABLE_BLOCKS == 0)),
+            f"{key}.CHECKPOINT_BLOCKS saves nothing where no block is trained ({key}.FREEZE True or TRAINABLE_BLOCKS 0): leave it "
+            "False",
+        ),
         (timm or not backbone.FREEZE_NORM, f"{key}.FREEZE_NORM is for {key}.NAME TimmBackbone"),
         (
             backbone.NAME not in ("SwinBackbone", "build_resnet_backbone") or not backbone.WEIGHTS,

@@ -405,7 +405,14 @@ VIT = "MODEL.BACKBONE.ARCH", "vit_tiny_patch16_224"
         ((*VIT, "MODEL.BACKBONE.LAYERS", "(2, 5, 8)"), "LAYERS"),
         ((*VIT, "MODEL.BACKBONE.LAYERS", "(5, 2, 8, 11)"), "LAYERS is .*from low to high"),
         (("MODEL.SENIOR.BACKBONE.LAYERS", "(2, 5, 8, 11)"), "SENIOR.BACKBONE.LAYERS.*TimmBackbone"),
-        (("MODEL.SENIOR.BACKBONE.CHECKPOINT_BLOCKS", "True"), "CHECKPOINT_BLOCKS is for"),
+        (
+            ("MODEL.SENIOR.BACKBONE.CHECKPOINT_BLOCKS", "True", "MODEL.SENIOR.BACKBONE.NAME", "SwinBackbone"),
+            "SENIOR.*CHECKPOINT_BLOCKS is for",
+        ),
+        (
+            ("MODEL.SENIOR.BACKBONE.CHECKPOINT_BLOCKS", "True", "MODEL.SENIOR.BACKBONE.FREEZE", "True"),
+            "SENIOR.*CHECKPOINT_BLOCKS saves nothing",
+        ),
         (("MODEL.BACKBONE.LEVEL_DIMS", "(1, 2)"), "LEVEL_DIMS"),
     ],
 )

@@ -23,6 +23,7 @@ from dearli_d2.modeling.backbone.open_clip import (
     build_frozen_clip,
 )
 from dearli_d2.modeling.backbone.timm import TimmBackbone
+from dearli_d2.rehearsal import LiveBytes
 from tests.conftest import REPO
 
 TINY_VIT = """{"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": 2, "width": 48, "head_width": 16, "patch_size": 16},
@@ -202,6 +203,73 @@ def eva(tmp_path_factory):
     }
     path.write_text(json.dumps(config))
     return OpenCLIPEVA(str(path), "", frozen=False, pyramid_dim=24).eval()
+
+
+@pytest.fixture(params=["vit", "eva", "convnext"])
+def fine_tuned(request):
+    """A tower that trains, with a dropout inside of its last block."""
+    if request.param == "convnext":
+        backbone = OpenCLIPConvNeXt("miniworld-convnext", "shipped", frozen=False)
+    else:
+        backbone = deepcopy(request.getfixturevalue(request.param))
+    backbone.frozen = False
+    backbone._choose_trainable()
+    last = backbone._parts(backbone.clip_model.visual)[0][-1]
+    block = last.blocks[-1] if request.param == "convnext" else last
+    block.mlp = torch.nn.Sequential(block.mlp, torch.nn.Dropout(0.5))
+    return backbone.train()
+
+
+def step_of(backbone, module=None, autocast=False):
+    """Gradients of all trained parameters, and the most bytes that a step needs."""
+    images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(3))
+    backbone.zero_grad(set_to_none=True)
+    torch.manual_seed(5)
+    with LiveBytes() as memory:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            features = (module or backbone)(images)
+            loss = sum(f.float().square().mean() for f in features.values())
+        loss.backward()
+    return {n: p.grad for n, p in backbone.named_parameters() if p.grad is not None}, memory.peak
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_tower_that_computes_its_blocks_again_has_the_same_gradients_in_less_memory(fine_tuned, autocast):
+    expected, much = step_of(fine_tuned, autocast=autocast)
+    fine_tuned.checkpoint = True
+    found, little = step_of(fine_tuned, autocast=autocast)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert little < 0.85 * much
+
+
+def test_blocks_are_computed_again_in_data_parallel_training(fine_tuned):
+    expected, _ = step_of(fine_tuned)
+    fine_tuned.checkpoint = True
+    unused = {n: p for n, p in fine_tuned.named_parameters() if p.requires_grad and n not in expected}
+    for parameter in unused.values():
+        parameter.requires_grad_(False)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        found, _ = step_of(fine_tuned, torch.nn.parallel.DistributedDataParallel(fine_tuned))
+    finally:
+        torch.distributed.destroy_process_group()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_batch_norms_that_would_count_a_batch_twice_are_refused():
+    with pytest.raises(ConfigError, match="has batch norms.*FREEZE_NORM"):
+        TimmBackbone("resnet18", checkpoint=True)
+    TimmBackbone("resnet18", checkpoint=True, freeze_norm=True)
+
+
+@pytest.mark.parametrize("untrained", [("FREEZE", "True"), ("TRAINABLE_BLOCKS", "0")])
+def test_blocks_that_are_not_trained_are_not_computed_again(untrained):
+    options = ["MODEL.BACKBONE.CHECKPOINT_BLOCKS", "True", f"MODEL.BACKBONE.{untrained[0]}", untrained[1]]
+    with pytest.raises(ConfigError, match="CHECKPOINT_BLOCKS saves nothing"):
+        get_config(REPO / "configs/miniworld/hvl.yaml", [*options, "MODEL.HVL.VL_WEIGHT", "0.0"])
 
 
 def test_eva_tokens_equal_open_clips(eva):

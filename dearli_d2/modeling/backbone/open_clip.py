@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from open_clip.transformer import QuickGELU
 from timm.models.eva import Eva
 from torch import nn
+from torch.utils.checkpoint import checkpoint as compute_again
 
 from ...errors import ConfigError, WeightsError
 from ...pretrained import OPENAI_MEAN, OPENAI_STD, clip_facts, text_keys
@@ -40,6 +42,7 @@ class OpenCLIPBackbone(Backbone):
             frozen.
         trainable_blocks: number of its last blocks (stages of a ConvNeXt) that are trained, with all layers after them;
             -1 = all.
+        checkpoint: computes the blocks of the image tower again in the backward pass instead of keeping what is inside of them.
 
     Attributes:
         mean, std: the normalisation of 0..255 RGB that the weights expect; OpenAI's for a random start.
@@ -52,7 +55,15 @@ class OpenCLIPBackbone(Backbone):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __init__(self, arch: str, weights: str, frozen: bool, trainable_blocks: int = -1, tag: str = "") -> None:
+    def __init__(
+        self,
+        arch: str,
+        weights: str,
+        frozen: bool,
+        trainable_blocks: int = -1,
+        tag: str = "",
+        checkpoint: bool = False,
+    ) -> None:
         super().__init__()
         self.arch, self.frozen = Path(arch).stem if arch.endswith(".json") else arch, frozen
         self.clip_model: ClipModel = build_clip(arch, weights, tag)
@@ -60,7 +71,7 @@ class OpenCLIPBackbone(Backbone):
         self.quick_gelu = any(isinstance(m, QuickGELU) for m in self.clip_model.modules())
         self.image_size = None if facts is None else facts.size
         self.mean, self.std = (OPENAI_MEAN, OPENAI_STD) if facts is None else (facts.mean, facts.std)
-        self.trainable_blocks = trainable_blocks
+        self.trainable_blocks, self.checkpoint = trainable_blocks, checkpoint
         self._choose_trainable()
         self.train()
 
@@ -96,7 +107,14 @@ class OpenCLIPBackbone(Backbone):
             "frozen": cfg.MODEL.BACKBONE.FREEZE,
             "trainable_blocks": cfg.MODEL.BACKBONE.TRAINABLE_BLOCKS,
             "tag": cfg.MODEL.BACKBONE.TAG,
+            "checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT_BLOCKS,
         }
+
+    def _run(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The output of a block. With `checkpoint` a backward pass keeps its input alone, and has the same random numbers."""
+        if self.checkpoint and torch.is_grad_enabled():
+            return compute_again(block, *args, use_reentrant=False, **kwargs)
+        return block(*args, **kwargs)
 
     def train(self, mode: bool = True) -> OpenCLIPBackbone:
         """Sets the mode of the trainable parts; frozen towers stay in eval mode."""
@@ -157,8 +175,16 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
     """ConvNeXt tower: `res2`..`res5` and `clip_vis_dense`, the last stage before the head, (B, D, h, w)."""
 
     @configurable
-    def __init__(self, arch: str, weights: str, frozen: bool = True, trainable_blocks: int = -1, tag: str = "") -> None:
-        super().__init__(arch, weights, frozen, trainable_blocks, tag)
+    def __init__(
+        self,
+        arch: str,
+        weights: str,
+        frozen: bool = True,
+        trainable_blocks: int = -1,
+        tag: str = "",
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__(arch, weights, frozen, trainable_blocks, tag, checkpoint)
         trunk: Any = getattr(self.clip_model.visual, "trunk", None)
         if not hasattr(trunk, "stages") or not hasattr(trunk, "stem"):
             raise ConfigError(f"MODEL.BACKBONE.ARCH: {arch} has no ConvNeXt tower; use MODEL.BACKBONE.NAME OpenCLIPViT")
@@ -188,7 +214,10 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
         trunk = (tower or self.clip_model.visual).trunk
         x, features = trunk.stem(images), {}
         for index, stage in enumerate(trunk.stages, start=2):
-            x = features[f"res{index}"] = stage(x)
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                x = self._run(block, x)
+            features[f"res{index}"] = x
         features["clip_vis_dense"] = trunk.norm_pre(x)
         features["clip_pooled"] = features["clip_vis_dense"].mean((2, 3))[:, None]
         return features
@@ -230,8 +259,9 @@ class OpenCLIPViT(OpenCLIPBackbone):
         trainable_blocks: int = -1,
         tag: str = "",
         pyramid_dim: int = 256,
+        checkpoint: bool = False,
     ) -> None:
-        super().__init__(arch, weights, frozen, trainable_blocks, tag)
+        super().__init__(arch, weights, frozen, trainable_blocks, tag, checkpoint)
         width, self.patch = self._prepare_tower()
         self.pyramid = SimpleFeaturePyramid(width, pyramid_dim, self.patch)
 
@@ -292,10 +322,9 @@ class OpenCLIPViT(OpenCLIPBackbone):
         x = visual.ln_pre(x + _position(visual, patches.shape[-2:]).to(x.dtype))
         *blocks, last = visual.transformer.resblocks
         for block in blocks:
-            x = block(x)
-        dense = x + last.ls_1(_value_path(last.attn, last.ln_1(x)))
-        dense = visual.ln_post(dense + last.ls_2(last.mlp(last.ln_2(dense))))[:, 1:] @ visual.proj
-        x = last(x)
+            x = self._run(block, x)
+        dense = visual.ln_post(self._run(_dense_block, last, x))[:, 1:] @ visual.proj
+        x = self._run(last, x)
         return x[:, 1:], dense, visual.ln_post(x[:, :1]) @ visual.proj
 
     def embed_pooled(self, pooled: torch.Tensor, tower: ClipModel | None = None) -> torch.Tensor:
@@ -340,14 +369,19 @@ class OpenCLIPEVA(OpenCLIPViT):
         x = trunk.norm_pre(x)
         *blocks, last = trunk.blocks
         for block in blocks:
-            x = block(x, rope=rope)
-        first, second = (1 if gamma is None else gamma for gamma in (last.gamma_1, last.gamma_2))
-        dense = x + first * _eva_value_path(last.attn, last.norm1(x))
-        dense = trunk.norm(dense + second * last.mlp(last.norm2(dense)))
-        x = last(x, rope=rope)
+            x = self._run(block, x, rope=rope)
+        dense = trunk.norm(self._run(_eva_dense_block, last, x))
+        x = self._run(last, x, rope=rope)
         embed = lambda tokens: trunk.head(trunk.fc_norm(tokens))  # noqa: E731
         start = trunk.num_prefix_tokens
         return x[:, start:], embed(dense[:, start:]), embed(trunk.norm(x[:, :1]))
+
+
+def _eva_dense_block(block: Any, x: torch.Tensor) -> torch.Tensor:
+    """(B, N, C) through a block in which each token attends to itself alone."""
+    first, second = (1 if gamma is None else gamma for gamma in (block.gamma_1, block.gamma_2))
+    x = x + first * _eva_value_path(block.attn, block.norm1(x))
+    return x + second * block.mlp(block.norm2(x))
 
 
 def _eva_value_path(attention: Any, x: torch.Tensor) -> torch.Tensor:
@@ -367,6 +401,12 @@ def _position(visual: ClipModel, grid: torch.Size) -> torch.Tensor:
     patches = position[1:].T.unflatten(1, native)[None].float()
     resized = F.interpolate(patches, size=tuple(grid), mode="bicubic", align_corners=False)
     return torch.cat([position[:1], resized[0].flatten(1).T.to(position.dtype)])
+
+
+def _dense_block(block: Any, x: torch.Tensor) -> torch.Tensor:
+    """See `_eva_dense_block`."""
+    x = x + block.ls_1(_value_path(block.attn, block.ln_1(x)))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def _value_path(attention: nn.MultiheadAttention, x: torch.Tensor) -> torch.Tensor:

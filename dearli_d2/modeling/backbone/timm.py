@@ -17,6 +17,7 @@ from timm.layers import freeze_batch_norm_2d
 from timm.models._features import FeatureGetterNet
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import ConfigError, WeightsError
 from ...weight_list import fetch, find, in_place_of_file
@@ -48,7 +49,7 @@ class TimmBackbone(Backbone):
         freeze_norm: batch norms keep their statistics, weights and biases (FrozenBN of Mask2Former's recipe).
 
     Raises:
-        ConfigError: unknown `arch`, or one without the strides or the layers.
+        ConfigError: unknown `arch`, one without the strides or the layers, or batch norms that `checkpoint` would update twice.
         WeightsError: weights that are missing or do not fit.
     """
 
@@ -99,6 +100,11 @@ class TimmBackbone(Backbone):
             (self.model.model if plain else self.model).set_grad_checkpointing()
         if freeze_norm:
             self.model = freeze_batch_norm_2d(self.model)
+        if checkpoint and any(isinstance(m, _BatchNorm) for m in self.model.modules()):
+            raise ConfigError(
+                f"MODEL.BACKBONE.CHECKPOINT_BLOCKS: {arch} has batch norms, whose statistics would take in each batch twice; keep "
+                "them as they are with FREEZE_NORM True, or leave CHECKPOINT_BLOCKS False"
+            )
         if frozen:
             self.model.requires_grad_(False)
         elif trainable_blocks >= 0:
