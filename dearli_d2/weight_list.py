@@ -3,7 +3,7 @@
 The file `assets/weights.yaml` is the list. Names say who published what:
 
     open_clip/ARCH/TAG, timm/ARCH.TAG    backbones; any other name in the tables of these packages is known too
-    sam/vit_h                            Segment Anything
+    sam/vit_h                            Segment Anything, also sam2/, sam2.1/ and sam3/
     dearli/DATA/ROW/PARTITION            checkpoints of the papers' authors, also mask2former/, fc_clip/, unimatch_v2/
 
 A group of names has its common facts under `all`. Keys of an entry are the fields of `PublishedWeights`:
@@ -54,6 +54,7 @@ class PublishedWeights:
         url: of a direct download.
         hub: repository on the Hugging Face hub, in place of `url`.
         files: names of the file, the best first. The others are the same weights in another format.
+        beside: names of files that must lie in the same folder, such as config.json.
         by_hand: page or command that gives the file, where it is no direct download.
         bytes: exact size.
         about: rounded size, as the publisher prints it.
@@ -67,6 +68,7 @@ class PublishedWeights:
     url: str = ""
     hub: str = ""
     files: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     by_hand: str = ""
     bytes: int = 0
     about: str = ""
@@ -90,6 +92,8 @@ class PublishedWeights:
     @property
     def file(self) -> str:
         """Name for the file in a folder of many weights: the published one, or that of the list where it says too little."""
+        if self.beside:
+            return f"{self.name}/{self.files[0]}"
         if self.files and self.files[0] not in _COMMON_FILES:
             return self.files[0]
         return f"{self.name}{Path(self.files[0]).suffix if self.files else '.pth'}"
@@ -126,7 +130,7 @@ def _made(name: str, facts: dict[str, Any]) -> PublishedWeights:
     if not any(facts.get(key) for key in ("url", "hub", "by_hand")):
         raise ConfigError(f"{LIST}: {name}: give url, hub or by_hand")
     files = tuple(facts.pop("files", ())) or ((facts["url"].rpartition("/")[2],) if facts.get("url") else ())
-    return PublishedWeights(name=name, files=files, **facts)
+    return PublishedWeights(name=name, files=files, beside=tuple(facts.pop("beside", ())), **facts)
 
 
 def find(name: str) -> PublishedWeights:
@@ -251,7 +255,7 @@ def in_place_of_file(path: str | Path) -> str:
 def cached(weights: PublishedWeights) -> Path | None:
     """The file on this machine; None where there is none. Raises `WeightsError` for one of another size."""
     for path in _places(weights):
-        if path.is_file():
+        if path.is_file() and all((path.parent / file).is_file() for file in weights.beside):
             size = path.stat().st_size
             if weights.bytes and size != weights.bytes:
                 raise WeightsError(
@@ -263,8 +267,11 @@ def cached(weights: PublishedWeights) -> Path | None:
 
 def _places(weights: PublishedWeights) -> Iterator[Path]:
     folder = weights_folder()
-    yield from (folder / file for file in weights.files if file not in _COMMON_FILES)
-    yield from (folder / f"{weights.name}{suffix}" for suffix in _SUFFIXES)
+    if weights.beside:
+        yield from (folder / weights.name / file for file in weights.files)
+    else:
+        yield from (folder / file for file in weights.files if file not in _COMMON_FILES)
+        yield from (folder / f"{weights.name}{suffix}" for suffix in _SUFFIXES)
     yield from (download_folder(weights) / file for file in weights.files)
     if weights.hub:
         from huggingface_hub import try_to_load_from_cache
@@ -353,6 +360,8 @@ def _downloaded(weights: PublishedWeights, keys: str) -> Path:
         path = folder / weights.files[0]
         download(url, path, weights.bytes, weights.checksums)
         return path
+    for file in weights.beside:
+        from_hub(weights.hub, [file])
     path = from_hub(weights.hub, weights.files)
     fault = faults(path, weights.bytes, weights.checksums)
     if fault:

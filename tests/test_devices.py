@@ -13,10 +13,9 @@ from dearli_d2.engine.evaluation import evaluate
 from dearli_d2.engine.hooks import PictureHook, PseudoLabelMonitor
 from dearli_d2.engine.strong_views import build_strong_views
 from dearli_d2.engine.trainer import DualStreamTrainer
-from dearli_d2.masks.sam import SamGenerator
 from dearli_d2.modeling.mask2former import mask_losses
 from tests.conftest import SSL
-from tests.masks.test_masks import scene, tiny_sam
+from tests.masks.test_masks import sam_generator, scene, tiny_sam
 from tests.pretend_cuda import CUDA, DeviceMix, PretendCuda, TwoRanks, move
 
 
@@ -149,11 +148,11 @@ def test_ranks_agree_on_a_step_through_one_tensor_on_the_device(ssl_config, monk
 
 def test_sam_on_a_pretended_gpu():
     sam, images = tiny_sam(), [scene(0), scene(1)]
-    generator = SamGenerator(sam, points_per_side=8, prompts=13, predicted_iou=0.4, stability=0.3)
-    expected = generator(images)
+    options = {"prompts": 13, "predicted_iou": 0.4, "stability": 0.3}
+    expected = sam_generator(sam, **options)(images)
     with PretendCuda():
         move(sam)
-        found = generator(images)
+        found = sam_generator(sam, **options)(images)
     assert [len(x) for x in found] == [len(x) for x in expected]
     assert [a["area"] for x in found for a in x] == pytest.approx([a["area"] for x in expected for a in x], rel=0.01)
 

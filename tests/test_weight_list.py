@@ -176,6 +176,25 @@ def test_a_file_is_found_in_the_cache_of_the_hub(tmp_path):
     assert path_of(weights.name) == first
 
 
+def test_weights_with_a_config_are_there_only_with_it(tmp_path):
+    weights = find("sam2.1/hiera_large")
+    with pytest.raises(WeightsError, match=r"as sam2.1/hiera_large/model.safetensors"):
+        path_of(weights.name)
+    for put in (
+        lambda file: hub_file(tmp_path, weights, file),
+        lambda file: tmp_path / "own" / "sam2.1" / "hiera_large" / file,
+    ):
+        path, config = put("model.safetensors"), put("config.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+        config.unlink(missing_ok=True)
+        with pytest.raises(WeightsError, match="is not on this machine"):
+            path_of(weights.name)
+        config.write_text("{}")
+        assert path_of(weights.name) == path
+        path.unlink()
+
+
 @pytest.mark.parametrize(
     ("name", "advice"),
     [

@@ -9,14 +9,15 @@ from PIL import Image
 from skimage.segmentation import felzenszwalb
 
 from ..data.sizes import resize_labels
+from .generator import MaskGenerator
 from .storage import encode
 
 LONG_SIDE = 1024
 """Larger images are segmented at this size, as SAM's are; 12 megapixels of noise took three minutes."""
 
 
-class ClassicalGenerator:
-    """Makes masks without SAM's weights, by Felzenszwalb's segmentation. It has the interface of `SamGenerator`.
+class ClassicalGenerator(MaskGenerator[np.ndarray]):
+    """Makes masks without SAM's weights, by Felzenszwalb's segmentation.
 
     Args:
         scales: of the segmentation; larger ones give larger regions.
@@ -39,12 +40,13 @@ class ClassicalGenerator:
         options = {"scales": list(self.scales), "sigma": self.sigma, "min_share": self.min_share, "same": self.same}
         return {"generator": "felzenszwalb", "options": options}
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[list[dict]]:
-        """(H, W, 3) uint8 RGB images to the annotations of each, see `MaskFolder`."""
-        return [self._annotations(image) for image in images]
+    def find(self, images: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """The images; `annotations` does all of the work, which needs no device."""
+        return images
 
-    def _annotations(self, image: np.ndarray) -> list[dict]:
-        size = image.shape[:2]
+    def annotations(self, found: np.ndarray) -> list[dict]:
+        """(H, W, 3) uint8 RGB image to its annotations."""
+        image, size = found, found.shape[:2]
         if max(size) > LONG_SIDE:
             picture = Image.fromarray(image)
             picture.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.BILINEAR)
@@ -57,20 +59,20 @@ class ClassicalGenerator:
                 mask = regions == region
                 if not any(_iou(mask, other) > self.same for other in masks):
                     masks.append(mask)
-        return [annotation(resize_labels(mask, size)) for mask in masks]
+        return [_annotation(resize_labels(mask, size)) for mask in masks]
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return (a & b).sum() / (a | b).sum()
 
 
-def annotation(mask: np.ndarray, predicted_iou: float = 1.0, stability_score: float = 1.0) -> dict:
-    """Annotation of a (H, W) bool mask that is not empty."""
+def _annotation(mask: np.ndarray) -> dict:
+    """Annotation of a (H, W) bool mask that is not empty. There are no scores, so they are 1."""
     rows, columns = np.nonzero(mask)
     return {
         "segmentation": encode(mask),
         "area": len(rows),
         "bbox": [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1],
-        "predicted_iou": predicted_iou,
-        "stability_score": stability_score,
+        "predicted_iou": 1.0,
+        "stability_score": 1.0,
     }

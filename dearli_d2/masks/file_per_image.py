@@ -1,4 +1,4 @@
-"""Folders with a file for each image of a data set, and a manifest with the settings that made the files."""
+"""Folders with results for each image of a data set, and a manifest with the settings that made them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..errors import DatasetError, first_few
 from ..files import parse_json, write_atomically, write_json
 
 MANIFEST = "manifest.json"
-OTHER_IMAGE = "was made of another image of that name; delete the file and make it again, or choose another folder"
+OTHER_IMAGE = "was made of another image of that name"
 _ENDS = 2**16  # bytes at the start and the end of an image file that tell it from others
 
 
 class FilePerImage(ABC):
     """A folder that holds `manifest.json` and a file for each image, by the stem of the image's file name.
 
-    `failed_I_of_N.jsonl` lists the images that shard I of N could not read. A subclass defines `path` and `stored_digest`,
+    `failed_I_of_N.jsonl` lists the images that process I of N could not read. A subclass defines `path` and `stored_digest`,
     and methods of its own that read and write.
 
     Args:
@@ -35,8 +35,12 @@ class FilePerImage(ABC):
         """The file of an image; it need not exist."""
 
     @abstractmethod
-    def stored_digest(self, path: Path) -> str | None:
-        """The `image_digest` that a file holds; None if it does not say which image it is of."""
+    def stored_digest(self, file_name: str) -> str | None:
+        """The `image_digest` that is stored with the results of an image; None if they do not say which image they are of."""
+
+    def has(self, file_name: str) -> bool:
+        """True if the folder has results for an image of that name."""
+        return self.path(file_name).is_file()
 
     def manifest(self) -> dict[str, Any] | None:
         """The generator's settings; None in a new folder. Raises `DatasetError` if the file cannot be read."""
@@ -56,18 +60,17 @@ class FilePerImage(ABC):
         write_json(self.folder / MANIFEST, manifest, indent=1)
 
     def made_for(self, file_name: str) -> bool:
-        """True if the folder has masks of this very image, and not of another one of the same name.
+        """True if the folder has results for this very image, and not for another one of the same name.
 
-        A mask file that names no image counts as made for this one.
+        Results that name no image count as made for this one.
         """
-        path = self.path(file_name)
-        if not path.is_file():
+        if not self.has(file_name):
             return False
-        found = self.stored_digest(path)
+        found = self.stored_digest(file_name)
         return found is None or not Path(file_name).is_file() or found == image_digest(file_name)
 
     def write_failures(self, index: int, count: int, tried: Sequence[str], failed: list[dict]) -> Path:
-        """Replaces the entries of the files that were `tried` in the list of failures of shard `index` of `count`."""
+        """Replaces the entries of the files that were `tried` in the list of failures of process `index` of `count`."""
         path = self.folder / f"failed_{index}_of_{count}.jsonl"
         stems = {Path(file).stem for file in tried}
         old = _lines(path) if path.is_file() else []
@@ -81,7 +84,11 @@ class FilePerImage(ABC):
 
     def unreadable(self) -> set[str]:
         """Stems of the images in the lists of failures."""
-        return {Path(e["file"]).stem for path in self.folder.glob("failed_*.jsonl") for e in _lines(path)}
+        return {Path(e["file"]).stem for e in self.failures()}
+
+    def failures(self) -> list[dict]:
+        """The entries of all lists of failures: dicts with "file" and "error"."""
+        return [entry for path in sorted(self.folder.glob("failed_*.jsonl")) for entry in _lines(path)]
 
 
 def _lines(path: Path) -> list[dict]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from ..errors import ConfigError, DatasetError, first_few
 from ..files import remove_leftovers
 from ..progress import progress
 from .file_per_image import FilePerImage, check_stems
+from .generator import MaskGenerator
 from .storage import MaskFolder
 
 logger = logging.getLogger(__name__)
@@ -28,18 +29,6 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
-
-
-class Generator(Protocol):
-    """Makes the masks of images; `generate` calls it."""
-
-    def settings(self) -> dict[str, Any]:
-        """The entries of the manifest that the masks depend on."""
-        ...
-
-    def __call__(self, images: Sequence[np.ndarray], /) -> list[list[dict]]:
-        """(H, W, 3) uint8 RGB images to the annotations of each, see `MaskFolder`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -61,10 +50,11 @@ class Work(Generic[Item, Found]):
 
 def generate(
     files: Sequence[str],
-    generator: Generator,
+    generator: MaskGenerator[Any],
     folder: MaskFolder,
     batch_size: int = 1,
     shard: tuple[int, int] = (0, 1),
+    replace: bool = False,
 ) -> Counter[str]:
     """Makes the masks that are missing.
 
@@ -73,7 +63,7 @@ def generate(
         generator: makes the masks.
         folder: stores them.
         batch_size: number of images that the generator gets at a time.
-        shard: see `fill_folder`.
+        shard, replace: see `fill_folder`.
 
     Returns:
         Counts "done", "present", "failed", "masks".
@@ -84,12 +74,15 @@ def generate(
     """
     masks = 0
 
-    def write(file: str, image: np.ndarray, annotations: list[dict]) -> None:
+    def write(file: str, image: np.ndarray, found: Any) -> None:
         nonlocal masks
+        annotations = generator.annotations(found)
         folder.write(file, image.shape[:2], annotations)
         masks += len(annotations)
 
-    counts = fill_folder(files, Work(generator.settings(), read_image, generator, write), folder, batch_size, shard)
+    work = Work(generator.settings(), read_image, generator.find, write)
+    counts = fill_folder(files, work, folder, batch_size, shard, replace)
+    folder.pack(files[shard[0] :: shard[1]])
     counts["masks"] = masks
     return counts
 
@@ -100,6 +93,7 @@ def fill_folder(
     folder: FilePerImage,
     batch_size: int = 1,
     shard: tuple[int, int] = (0, 1),
+    replace: bool = False,
 ) -> Counter[str]:
     """Makes the files of a folder that are missing.
 
@@ -110,7 +104,8 @@ def fill_folder(
         work: the work to do for each.
         folder: the folder that `work` writes to.
         batch_size: number of inputs that `work.find` gets at a time.
-        shard: (i, n) chooses every n-th image from the i-th on. Any number of shards may run at once.
+        shard: (i, n) chooses every n-th image from the i-th on. Any number of processes may run at once.
+        replace: make the results anew of images that have changed.
 
     Returns:
         Counts "done", "present", "failed".
@@ -127,14 +122,15 @@ def fill_folder(
         remove_leftovers(place)
     _claim(folder, work.settings)
     mine = list(files)[index::count]
-    present = {
-        f: folder.made_for(f) for f in progress(mine, "masks that are there", len(mine)) if folder.path(f).is_file()
-    }
-    if other := [f for f, same in present.items() if not same]:
+    present = {f: folder.made_for(f) for f in progress(mine, "masks that are there", len(mine)) if folder.has(f)}
+    other = [f for f, same in present.items() if not same]
+    if other and not replace:
         raise DatasetError(
             f"{folder.folder} holds masks of other images with the names of {len(other)} of these: {first_few(other)}; choose "
-            "another --out, or delete those masks if the images have changed"
+            "another --out, or give --replace if the images have changed"
         )
+    for file in other:
+        del present[file]
     missing = [f for f in mine if f not in present]
     counts: Counter[str] = Counter(present=len(mine) - len(missing))
     failed: list[dict] = []
@@ -179,10 +175,11 @@ def _claim(folder: FilePerImage, settings: dict) -> None:
     if present is None:
         folder.write_manifest({**settings, "dearli_d2": __version__})
         return
+    before = {"precision": "fp32", **present}  # manifests did not always name it
     for key, value in settings.items():
-        if present.get(key) != value:
+        if before.get(key) != value:
             raise ConfigError(
-                f"{folder.folder} holds masks made with {key} {present.get(key)}, not {value}; choose another --out"
+                f"{folder.folder} holds masks made with {key} {before.get(key)}, not {value}; choose another --out"
             )
 
 

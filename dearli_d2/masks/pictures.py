@@ -30,7 +30,7 @@ def write_pictures(files: Sequence[str], masks: Path, out: Path, count: int) -> 
         ConfigError: no image has masks, or a picture would replace an image.
     """
     folder = folder_of(masks)
-    have = [f for f in files if folder.path(f).is_file()]
+    have = [f for f, there in zip(files, folder.have(files), strict=True) if there]
     if not have:
         raise ConfigError(f"{masks} has masks of none of the {len(files)} images")
     chosen = [have[i] for i in np.linspace(0, len(have) - 1, min(count, len(have))).astype(int)]

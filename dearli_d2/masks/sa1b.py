@@ -10,19 +10,21 @@ from ..data.images import image_size
 from ..errors import DatasetError, first_few
 from ..files import parse_json
 from .generate import Work, fill_folder
-from .storage import MaskFolder, size_problem
+from .storage import MaskFolder, parsed
 
 _KEYS = ("segmentation", "area", "bbox", "predicted_iou", "stability_score")
 Content = tuple[tuple[int, int], list[dict]]  # height and width, and the annotations
 
 
-def import_masks(files: Sequence[str], folder: MaskFolder, shard: tuple[int, int] = (0, 1)) -> Counter[str]:
+def import_masks(
+    files: Sequence[str], folder: MaskFolder, shard: tuple[int, int] = (0, 1), replace: bool = False
+) -> Counter[str]:
     """Stores the masks of SA-1B's own files in a folder for the decoder warm-up.
 
     Args:
         files: images `sa_N.jpg` with `sa_N.json` beside them.
         folder: stores them.
-        shard: see `fill_folder`.
+        shard, replace: see `fill_folder`.
 
     Returns:
         Counts "done", "present", "failed", "masks".
@@ -45,7 +47,8 @@ def import_masks(files: Sequence[str], folder: MaskFolder, shard: tuple[int, int
         masks += len(annotations)
 
     work = Work({"generator": "sa1b"}, _read, lambda contents: [found for _, found in contents], write)
-    counts = fill_folder(files, work, folder, shard=shard)
+    counts = fill_folder(files, work, folder, shard=shard, replace=replace)
+    folder.pack(files[shard[0] :: shard[1]])
     counts["masks"] = masks
     return counts
 
@@ -54,12 +57,13 @@ def _read(file: str) -> Content:
     """Raises `DatasetError` for a JSON file of another kind or of an image of another size."""
     path, size = Path(file).with_suffix(".json"), image_size(file)
     try:
-        content = parse_json(path.read_text())
-        own = content["image"]["height"], content["image"]["width"]
-        found = [{key: a[key] for key in _KEYS if key in a} for a in content["annotations"] if not a.get("iscrowd", 0)]
-        problem = size_problem(own, size, [a["segmentation"] for a in found])
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} is no file of SA-1B's masks: {error}") from error
+    own, _, problem = parsed(text, size)
+    if not own:
+        raise DatasetError(f"{path} is no file of SA-1B's masks: {problem}")
     if problem:
         raise DatasetError(f"{path}: {problem}")
-    return size, found
+    found = [a for a in parse_json(text)["annotations"] if not a.get("iscrowd", 0)]
+    return size, [{key: a[key] for key in _KEYS if key in a} for a in found]

@@ -19,8 +19,12 @@ from dearli_d2.data import miniworld
 from dearli_d2.errors import ConfigError, DatasetError, WeightsError
 from dearli_d2.masks.classical import ClassicalGenerator
 from dearli_d2.masks.generate import generate, shard_of_process
-from dearli_d2.masks.sam import SamGenerator, load_sam
+from dearli_d2.masks.generator import MaskGenerator
+from dearli_d2.masks.point_grid import PointGridGenerator
+from dearli_d2.masks.run_lengths import RunLengths
+from dearli_d2.masks.sam import SamNetwork, load_sam
 from dearli_d2.masks.storage import MaskFolder, _run_lengths, encode
+from tests.pretend_cuda import PretendCuda
 
 
 def tiny_sam(seed: int = 0) -> Sam:
@@ -57,6 +61,10 @@ def tiny_sam(seed: int = 0) -> Sam:
     return sam.eval()
 
 
+def sam_generator(sam: Sam, points_per_side: int = 8, **options) -> PointGridGenerator:
+    return PointGridGenerator(SamNetwork(sam), points_per_side, **options)
+
+
 def scene(index: int, size: int = 96) -> np.ndarray:
     return miniworld.make_scene(0, index, size=size).image
 
@@ -82,7 +90,7 @@ def test_sam_equals_the_automatic_mask_generator(shape, nms):
     images = [scene(i)[: shape[0], : shape[1]] for i in range(2)]
     options = {"points_per_side": 8, "pred_iou_thresh": 0.4, "stability_score_thresh": 0.3, "box_nms_thresh": nms}
     reference = SamAutomaticMaskGenerator(sam, **options, points_per_batch=7, output_mode="binary_mask")
-    ours = SamGenerator(sam, points_per_side=8, prompts=13, predicted_iou=0.4, stability=0.3, nms=nms)(images)
+    ours = sam_generator(sam, prompts=13, predicted_iou=0.4, stability=0.3, nms=nms)(images)
     for image, found in zip(images, ours, strict=True):
         expected = [e for e in reference.generate(image) if e["area"]]
         assert len(expected) == len(found)
@@ -105,10 +113,50 @@ def distance(e: dict, a: dict) -> float:
 
 def test_sam_filters_drop_masks():
     sam, image = tiny_sam(), [scene(0)]
-    everything = len(SamGenerator(sam, 8, predicted_iou=-1e9, stability=0.0, nms=1.0)(image)[0])
-    assert len(SamGenerator(sam, 8, predicted_iou=-1e9, stability=0.0, nms=0.7)(image)[0]) < everything
-    assert len(SamGenerator(sam, 8, predicted_iou=-1e9, stability=0.9, nms=1.0)(image)[0]) < everything
-    assert SamGenerator(sam, 8, predicted_iou=1e9)(image) == [[]]  # none is good enough: no masks, no error
+    everything = len(sam_generator(sam, predicted_iou=-1e9, stability=0.0, nms=1.0)(image)[0])
+    assert len(sam_generator(sam, predicted_iou=-1e9, stability=0.0, nms=0.7)(image)[0]) < everything
+    assert len(sam_generator(sam, predicted_iou=-1e9, stability=0.9, nms=1.0)(image)[0]) < everything
+    assert sam_generator(sam, predicted_iou=1e9)(image) == [[]]  # none is good enough: no masks, no error
+
+
+def test_masks_do_not_depend_on_batches():
+    sam = tiny_sam()
+    images = [scene(i)[: 96 - 20 * i] for i in range(3)]
+    options = {"predicted_iou": 0.4, "stability": 0.3}
+    alone = [a for i in images for a in sam_generator(sam, prompts=1, **options)([i])]
+    together = sam_generator(sam, prompts=64, **options)(images)
+    assert [len(x) for x in together] == [len(x) for x in alone]
+    for one, other in zip(alone, together, strict=True):
+        assert all(distance(pixels(a), b) < 0.01 for a, b in zip(one, other, strict=True))
+
+
+def test_bf16_finds_the_masks_of_fp32():
+    sam, images = tiny_sam(), [scene(i) for i in range(2)]
+    sam.mask_threshold = 0.0
+    for (
+        name,
+        weight,
+    ) in sam.named_parameters():  # layers that keep the variance, as trained ones; tiny_sam's amplify rounding
+        if weight.dim() > 1 and "pe_layer" not in name:
+            torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+    options = {"predicted_iou": -1e9, "stability": 0.0, "nms": 1.0}  # the masks themselves: no score close to a limit
+    exact, fast = (sam_generator(sam, precision=p, **options)(images) for p in ("fp32", "bf16"))
+    best = []
+    for one, other in zip(exact, fast, strict=True):
+        own, close = (
+            rle.decode([a["segmentation"] for a in x]).reshape(-1, len(x)).astype(float) for x in (one, other)
+        )
+        both = own.T @ close
+        best.append((both / (own.sum(0)[:, None] + close.sum(0) - both)).max(1))  # NMS sorts by score, so places differ
+    overlap = np.concatenate(best)
+    assert len(overlap) > 300
+    assert overlap.mean() > 0.98
+    assert np.quantile(overlap, 0.05) > 0.95
+    assert sam_generator(sam, precision="bf16").settings()["precision"] == "bf16"
+
+
+def pixels(annotation: dict) -> dict:
+    return {**annotation, "segmentation": rle.decode(annotation["segmentation"]).astype(bool)}
 
 
 def test_sam_weights_of_another_model_are_refused(tmp_path):
@@ -198,6 +246,19 @@ def test_run_lengths_add_up_to_the_number_of_pixels():
             assert _run_lengths(code["counts"].encode()) == shape[0] * shape[1]
 
 
+def test_run_lengths_of_the_device_are_those_of_pycocotools():
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (7, 5), (300, 200), (3, 5000)):
+        masks = np.stack([rng.random(shape) < density for density in (0.0, 0.001, 0.02, 0.5, 1.0)])
+        parts = [RunLengths.of(torch.from_numpy(part)) for part in (masks[:2], masks[2:2], masks[2:])]
+        texts, areas = RunLengths.joined(parts, shape).encoded()
+        assert texts == [encode(m)["counts"] for m in masks]
+        assert areas == [m.sum() for m in masks]
+        with PretendCuda():
+            assert RunLengths.of(torch.from_numpy(masks).cuda()).encoded() == (texts, areas)
+    assert RunLengths.joined([], (4, 6)).encoded() == ([], [])
+
+
 def test_a_mask_file_whose_size_would_fill_the_memory(shared):
     with pytest.raises(DatasetError, match="has the size"):
         MaskFolder(shared.parent / "cases" / "20_rle_huge").read("a.jpg")
@@ -238,7 +299,7 @@ def test_a_list_of_failures_that_was_cut_off_is_read_as_far_as_it_goes(images, t
 # ---------------------------------------------------------------------------------------------- the run
 
 
-class Counting:
+class Counting(MaskGenerator):
     """A generator that notes what it was given."""
 
     def __init__(self, setting: int = 1) -> None:
@@ -247,9 +308,12 @@ class Counting:
     def settings(self) -> dict:
         return {"generator": "counting", "options": {"setting": self.setting}}
 
-    def __call__(self, images):
+    def find(self, images):
         self.seen += len(images)
-        return [[{"segmentation": encode(np.ones(i.shape[:2], bool))}] for i in images]
+        return images
+
+    def annotations(self, found):
+        return [{"segmentation": encode(np.ones(found.shape[:2], bool))}]
 
 
 @pytest.fixture
@@ -263,7 +327,7 @@ def images(tmp_path):
 
 
 def test_a_run_resumes_skips_broken_images_and_lists_them(images, tmp_path):
-    folder, generator = MaskFolder(tmp_path / "out"), Counting()
+    folder, generator = MaskFolder(tmp_path / "out", shard=0), Counting()
     counts = generate(images, generator, folder, batch_size=3)
     assert dict(counts) == {"present": 0, "done": 7, "masks": 7, "failed": 1}
     failed = [json.loads(line) for line in (folder.folder / "failed_0_of_1.jsonl").read_text().splitlines()]
@@ -285,7 +349,8 @@ def test_shards_are_disjoint_and_whole(images, tmp_path, monkeypatch):
     counts = [generate(images, Counting(), folder, shard=(i, 3)) for i in range(3)]
     assert sum(c["done"] for c in counts) == 7
     assert all(c["present"] == 0 for c in counts)  # no shard met another's images
-    assert len(list((folder.folder / "masks").iterdir())) == 7
+    assert len(folder.shards) == 7
+    assert len(folder.shards.files()) == 3
     with pytest.raises(ConfigError, match="--shard 3/3"):
         generate(images, Counting(), folder, shard=(3, 3))
     monkeypatch.setenv("RANK", "2")
@@ -302,10 +367,10 @@ def test_masks_of_other_settings_are_not_mixed(images, tmp_path):
 
 def test_a_killed_run_loses_at_most_the_image_at_hand(images, tmp_path):
     class Failing(Counting):
-        def __call__(self, given):
+        def find(self, given):
             if self.seen == 4:
                 raise KeyboardInterrupt
-            return super().__call__(given)
+            return super().find(given)
 
     folder = MaskFolder(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):

@@ -33,9 +33,9 @@ class RegionFolder(FilePerImage):
         about = {"digest": image_digest(file_name)} if Path(file_name).is_file() else None
         write_atomically(self.path(file_name), lambda temporary: save_file(content, temporary, about))
 
-    def stored_digest(self, path: Path) -> str | None:
+    def stored_digest(self, file_name: str) -> str | None:
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(self.path(file_name), "pt") as file:
                 return (file.metadata() or {}).get("digest")
         except (SafetensorError, OSError):  # `read` names it
             return None
@@ -53,7 +53,9 @@ class RegionFolder(FilePerImage):
         if not path.is_file():
             return None
         if not self.made_for(file_name):
-            raise DatasetError(f"{file_name}: {path} {OTHER_IMAGE}")
+            raise DatasetError(
+                f"{file_name}: {path} {OTHER_IMAGE}; delete the file and make it again, or choose another folder"
+            )
         try:
             content = load_file(path)
             return Regions(content["cells"], content["embeddings"], int(content["size"]))
