@@ -14,6 +14,7 @@ from .completion import completion
 from .data import data
 from .demo import demo
 from .env import env
+from .export import export
 from .keys import keys
 from .masks import masks
 from .plan import plan
@@ -49,6 +50,7 @@ for _command in (
     train,
     evaluate,
     predict,
+    export,
     pseudo_label,
     suggest,
     report,

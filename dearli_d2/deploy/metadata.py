@@ -136,8 +136,8 @@ class VocabularyInput:
     """Classes that are an input of the graph. `classes` of the file are then those of the training, an example.
 
     `class_embeddings` is (K, S, E): row k holds the unit-norm text embeddings of the S names of class k. A class with fewer names
-    repeats one of them, which changes nothing, since the best name counts. A vocabulary file (`dearli export vocabulary`) holds such
-    arrays, made by the same text tower.
+    repeats one of them, which changes nothing, since the best name counts. A vocabulary file (`dearli export --format vocabulary`) holds
+    such arrays, made by the same text tower.
 
     Attributes:
         dim: E.

@@ -46,6 +46,19 @@ class PseudoLabeling:
     loss_weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """Says how `MaskClassifier.semantic_scores` scores the classes of pixels; see `dearli_d2.deploy.metadata.ReadOut`.
+
+    `ensembled`: whether `predict` asks CLIP too.
+    """
+
+    activation: str = "softmax"
+    semantic: str = "marginal"
+    penalty: tuple[float, ...] = ()
+    ensembled: bool = False
+
+
 class MaskClassifier(Segmenter):
     """A model whose queries each give a class and a mask. A subclass has `predict` and `losses`.
 
@@ -180,6 +193,15 @@ class MaskClassifier(Segmenter):
         losses = self.criterion(self.class_logits(output.class_outputs), output, targets, groups)
         weight = self.pseudo_labeling.loss_weight
         return {name: loss * weight if name.startswith("unlabeled_") else loss for name, loss in losses.items()}
+
+    def raw_outputs(self, images: torch.Tensor, samples: Sequence[dict] | None = None) -> dict[str, torch.Tensor]:
+        class_logits, mask_logits = self.predict(images)
+        return {"class_logits": class_logits, "mask_logits": mask_logits}
+
+    @property
+    def scoring(self) -> Scoring:
+        """Describes `semantic_scores` for programs that read out on their own."""
+        return Scoring()
 
     def semantic_scores(self, class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
         """(B, Q, K + 1) and (B, Q, H, W) to (B, K, H, W): what TEST.SEMANTIC_ON returns."""

@@ -105,6 +105,32 @@ class ReadOut:
         )
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """Says how the sides of an image become those of the network's input; see `dearli_d2.deploy.metadata.Preparation`.
+
+    `pad`: the colour of the padding, 0..255; None = `pixel_mean`, which is 0 behind the normalisation.
+    """
+
+    divisor: int
+    fit: str = "pad"
+    least: int = 0
+    pad: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Words:
+    """The classes of a model that takes any words, as `Segmenter.raw_outputs_of` takes them.
+
+    `embeddings` (K, S, E) holds S names a class. `alpha` (K,) is the weight of the learned classifier for each class, None where it is
+    the same for all. `fingerprint` is that of the text tower and the prompts.
+    """
+
+    embeddings: torch.Tensor
+    alpha: torch.Tensor | None
+    fingerprint: str
+
+
 class Segmenter(nn.Module, ABC):
     """A model of this project. Training, evaluation, prediction and planning use the methods below and no others.
 
@@ -149,6 +175,24 @@ class Segmenter(nn.Module, ABC):
     @abstractmethod
     def network(self, images: torch.Tensor) -> Any:
         """Everything that the network computes for normalised (B, 3, H, W) images, for an estimate of memory."""
+
+    @abstractmethod
+    def raw_outputs(self, images: torch.Tensor, samples: Sequence[dict] | None = None) -> dict[str, torch.Tensor]:
+        """Tensors that read-outs are made of, for normalised (B, 3, H, W) images; `dearli_d2.deploy.metadata` says the names.
+
+        Args:
+            samples: the dicts that the images come from, or one for all. None = nothing is known about them.
+        """
+
+    def words(self) -> Words:
+        """Text embeddings of the classes. Raises `ConfigError` where `takes_words` is False."""
+        raise ConfigError(f"{type(self).__name__} has fixed classes; only a text classifier (M2F-Lang) takes others")
+
+    def raw_outputs_of(
+        self, images: torch.Tensor, embeddings: torch.Tensor, alpha: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """`raw_outputs` with the classes of `Words`, for a model that `takes_words`."""
+        raise NotImplementedError
 
     @abstractmethod
     def outputs(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -256,6 +300,11 @@ class Segmenter(nn.Module, ABC):
     def training_divisor(self) -> int:
         """The sides of training crops must be multiples of this; 1 where the images are padded."""
         return 1
+
+    @property
+    def fitting(self) -> Fitting:
+        """Says how `preprocess` makes the sides of images fit, for programs that prepare images themselves."""
+        return Fitting(input_divisor(self.backbone))
 
     @property
     def device(self) -> torch.device:

@@ -13,10 +13,19 @@ from torch import nn
 from ...data.taxonomy import Taxonomy, names_in
 from ...errors import ConfigError
 from ...modeling.clip.ensembling import geometric_ensemble, mask_pool
-from ...modeling.clip.text import Vocabulary, build_vocabulary, cosine_similarity, read_templates
+from ...modeling.clip.text import (
+    GivenVocabulary,
+    Vocabulary,
+    build_vocabulary,
+    cosine_similarity,
+    padded_embeddings,
+    read_templates,
+    text_fingerprint,
+)
 from ...modeling.mask2former.head import build_head
 from ...modeling.mask2former.segmenter import MaskFormerSegmenter
-from ...modeling.segmenter import level_channels
+from ...modeling.mask_classifier import Scoring
+from ...modeling.segmenter import Words, level_channels
 
 
 class DEARLi(MaskFormerSegmenter):
@@ -50,7 +59,7 @@ class DEARLi(MaskFormerSegmenter):
         self.templates = templates
         self.ensemble_alpha, self.uniform_if_empty = ensemble_alpha, uniform_if_empty
         self.seen, self.alpha_unseen = frozenset(seen), alpha_unseen
-        self._vocabulary: Vocabulary | None = None
+        self._vocabulary: Vocabulary | GivenVocabulary | None = None
         self.void_embedding = nn.Embedding(1, self.backbone.embedding_dim)
         nn.init.normal_(self.void_embedding.weight)
 
@@ -130,6 +139,30 @@ class DEARLi(MaskFormerSegmenter):
             return logits
         empty = (pooled == 0).all(-1, keepdim=True)
         return torch.where(empty, torch.zeros_like(logits), logits)
+
+    def words(self) -> Words:
+        alpha = self.inference_alpha()
+        clip = self.backbone
+        return Words(
+            padded_embeddings(self.vocabulary),
+            alpha if isinstance(alpha, torch.Tensor) else None,
+            text_fingerprint(clip.clip_model, clip.arch, self.templates),
+        )
+
+    def raw_outputs_of(
+        self, images: torch.Tensor, embeddings: torch.Tensor, alpha: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        own, self._vocabulary = self._vocabulary, GivenVocabulary(embeddings)
+        try:
+            class_logits, mask_logits = self.predict(images, alpha)
+        finally:
+            self._vocabulary = own
+        return {"class_logits": class_logits, "mask_logits": mask_logits}
+
+    @property
+    def scoring(self) -> Scoring:
+        alpha = self.inference_alpha()
+        return Scoring(ensembled=isinstance(alpha, torch.Tensor) or alpha < 1)
 
     def predict(
         self, images: torch.Tensor, alpha: float | torch.Tensor | None = None

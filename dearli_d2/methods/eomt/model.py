@@ -15,7 +15,7 @@ from ...errors import ConfigError
 from ...modeling.mask2former.criterion import SetCriterion
 from ...modeling.mask2former.transformer_decoder import DecoderOutput
 from ...modeling.mask_classifier import MaskClassifier, PseudoLabeling
-from ...modeling.segmenter import BackbonePaths, LearningRate, ReadOut
+from ...modeling.segmenter import BackbonePaths, Fitting, LearningRate, ReadOut
 from .annealing import mask_probabilities
 from .names import our_names
 from .network import attention_mask, build_mask_head, build_upscale
@@ -69,6 +69,7 @@ class EoMT(MaskClassifier):
         self.upscale = build_upscale(backbone.dim, backbone.patch)
         # part of a checkpoint: one from the middle of a training is evaluated as it was trained
         self.register_buffer("attn_mask_probs", torch.ones(options.blocks))
+        self._probabilities: list[float] = []
 
     @classmethod
     def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
@@ -152,8 +153,10 @@ class EoMT(MaskClassifier):
         x, outputs = vit.embed(images), []
         for index in range(first):
             x = vit.block(index, x)
-        x = torch.cat([self.q.weight.expand(len(x), -1, -1), x], 1)
-        for index, probability in enumerate(self.attn_mask_probs.tolist(), start=first):
+        x = torch.cat([self.q.weight.expand(x.shape[0], -1, -1), x], 1)
+        if not torch.compiler.is_exporting():  # a graph has the values of the call before
+            self._probabilities = self.attn_mask_probs.tolist()
+        for index, probability in enumerate(self._probabilities, start=first):
             if not self.training:
                 probability = float(probability >= 0.5)
             mask = None
@@ -171,6 +174,11 @@ class EoMT(MaskClassifier):
         return DecoderOutput(self.class_head(queries)[None], self.mask_head(queries)[None], features)
 
     # ------------------------------------------------------------------------------------------ inference
+
+    @property
+    def fitting(self) -> Fitting:
+        """Says what `preprocess` does."""
+        return Fitting(self.backbone.patch, least=self.backbone.image_size, pad=(self.pad_value,) * 3)
 
     def preprocess(self, batch: list[dict]) -> ImageList:
         """Normalises images and pads them at the right and bottom.

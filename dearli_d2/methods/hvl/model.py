@@ -25,6 +25,7 @@ from ...modeling.mask2former.inference import resize_logits, semantic_inference
 from ...modeling.mask2former.matcher import build_matcher
 from ...modeling.mask2former.segmenter import MaskFormerSegmenter
 from ...modeling.mask2former.transformer_decoder import DecoderOutput, GivenQueries
+from ...modeling.mask_classifier import Scoring
 from ...modeling.per_pixel.semantic import confident_targets, entropy, normalized, semantic_argmax
 from ...modeling.segmenter import BackbonePaths, levels_of
 from ...structures import Targets
@@ -182,7 +183,7 @@ class HVL(MaskFormerSegmenter):
         """
         options, language, text = self.options, self.language, self.fixed_text()
         if options.presence == "all":
-            return torch.ones(len(images), self.num_classes, device=images.device)
+            return torch.ones(images.shape[0], self.num_classes, device=images.device)
         features, tower = self._reference(images), self.reference_tower
         with torch.autocast(images.device.type, enabled=False):  # scaled by up to 100
             if options.presence == "image":
@@ -318,6 +319,10 @@ class HVL(MaskFormerSegmenter):
     def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         output = self.network(images)
         return output.class_outputs[-1], output.mask_logits()
+
+    @property
+    def scoring(self) -> Scoring:
+        return Scoring(semantic=self.options.inference)
 
     def semantic_scores(self, class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
         read_out = {"marginal": semantic_inference, "argmax": semantic_argmax}[self.options.inference]

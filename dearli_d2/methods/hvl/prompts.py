@@ -66,6 +66,8 @@ class PromptLearner(nn.Module):
         """
         if torch.is_grad_enabled() and self.prompt.requires_grad:
             return self._embed(text_tower)
+        if torch.compiler.is_exporting() and self._cache is not None:  # a constant, made by a call before
+            return self._cache[1]
         # every optimiser or EMA step and every load changes the prompt in place, which counts its version up
         state = (self.prompt._version, self.prompt.data_ptr(), self.prompt.device)
         if self._cache is None or self._cache[0] != state:

@@ -129,7 +129,13 @@ def presence_of_cells(
         (B, K) in 0..1.
     """
     posterior = logits.float().softmax(-1)
-    best = posterior.topk(max(1, round(share * posterior.shape[1])), dim=1).values
+    cells = posterior.shape[1]
+    if torch.compiler.is_exporting():  # graphs have no `topk` of a number that depends on the image's size
+        count = (torch.ones((), dtype=torch.float64, device=logits.device) * cells * share).round().clamp(min=1)
+        chosen = torch.arange(cells, device=logits.device) < count
+        largest = posterior.sort(dim=1, descending=True).values * chosen[:, None]
+        return _relative(largest.sum(1) / count.float(), threshold, background)
+    best = posterior.topk(max(1, round(share * cells)), dim=1).values
     return _relative(best.mean(1), threshold, background)
 
 

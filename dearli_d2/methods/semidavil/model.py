@@ -177,16 +177,16 @@ class SemiDAViL(PixelSegmenter):
             self.encoder.forget()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def captions_of(self, count: int, samples: Sequence[dict] | None) -> list[str]:
-        """The caption of each of `count` images.
+    def captions_of(self, samples: Sequence[dict] | None) -> list[str]:
+        """The caption of each image, or one for all.
 
         Raises:
             DatasetError: a sample has none although the model was trained with captions.
         """
         if samples is None:
-            return [_NEUTRAL] * count
+            return [_NEUTRAL]
         if self.captions == "class_names":
-            return [self._class_caption()] * count
+            return [self._class_caption()]
         without = [x.get("file_name", "an image") for x in samples if "caption" not in x]
         if without:
             raise DatasetError(
@@ -206,10 +206,11 @@ class SemiDAViL(PixelSegmenter):
         features = self.feature_map(images)
         if self.guidance is not None and self.encoder is not None:
             if self.captions == "words":
-                features = self.guidance(features, self.class_words(self.encoder).expand(len(images), -1, -1))
+                features = self.guidance(features, self.class_words(self.encoder).expand(images.shape[0], -1, -1))
             else:
-                text, present = self.encoder(self.language.clip_model, self.captions_of(len(images), samples))
-                features = self.guidance(features, text, present)
+                text, present = self.encoder(self.language.clip_model, self.captions_of(samples))
+                every = images.shape[0]
+                features = self.guidance(features, text.expand(every, -1, -1), present.expand(every, -1))
         return self.head(features)
 
     def class_words(self, encoder: CaptionEncoder) -> torch.Tensor:

@@ -29,6 +29,7 @@ from ...modeling.mask2former.matcher import loss_weights
 from ...modeling.mask2former.pixel_decoder import PixelFeatures
 from ...modeling.mask2former.segmenter import MaskFormerSegmenter
 from ...modeling.mask2former.transformer_decoder import MLP, DecoderOutput, GivenQueries
+from ...modeling.mask_classifier import Scoring
 from ...modeling.norms import norm_on
 from ...modeling.segmenter import level_channels
 from ...structures import Targets
@@ -92,6 +93,7 @@ class SplitMatching(MaskFormerSegmenter):
         classes = self.criterion.num_classes + len(unseen)
         self.register_buffer("seen_index", torch.full((classes,), -1), persistent=False)
         self._text: dict[tuple[int, ...], Vocabulary] = {}
+        self._noise: list[torch.Tensor] = []
         if self.taxonomy is not None:  # else a checkpoint brings the names
             self.set_taxonomy(self.taxonomy)
         self.class_bias = nn.Parameter(torch.tensor(_START_PROBABILITY).logit())
@@ -308,19 +310,22 @@ class SplitMatching(MaskFormerSegmenter):
 
     def network(self, images: torch.Tensor) -> DecoderOutput:
         pixels = self.sem_seg_head.pixel_decoder(self.backbone(images))
-        return self.sem_seg_head.predictor(pixels, self._random_queries(len(images)))
+        return self.sem_seg_head.predictor(pixels, self._random_queries(images.shape[0]))
 
     def _random_queries(self, batch: int) -> GivenQueries | None:
         """Random queries with the mean and variance of the learned ones, the same in every call."""
         count = self.options.random_queries
         if not count:
             return None
-        predictor, drawn = self.sem_seg_head.predictor, []
-        generator = torch.Generator().manual_seed(self.options.random_seed)
-        for learned in (predictor.query_feat.weight, predictor.query_embed.weight):
-            noise = torch.randn(count, learned.shape[1], generator=generator).to(learned.device)
-            drawn.append((learned.mean(0) + learned.std(0) * noise).detach().expand(batch, -1, -1))
-        content, position = drawn
+        predictor = self.sem_seg_head.predictor
+        learned = predictor.query_feat.weight, predictor.query_embed.weight
+        if not torch.compiler.is_exporting():  # a graph draws nothing: it has the noise of the call before
+            generator = torch.Generator().manual_seed(self.options.random_seed)
+            self._noise = [torch.randn(count, x.shape[1], generator=generator).to(x.device) for x in learned]
+        content, position = (
+            (x.mean(0) + x.std(0) * noise).detach().expand(batch, -1, -1)
+            for x, noise in zip(learned, self._noise, strict=True)
+        )
         return GivenQueries(content, position, torch.zeros(batch, count, dtype=torch.bool, device=self.device))
 
     def predict(self, images: torch.Tensor, alpha: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -354,6 +359,15 @@ class SplitMatching(MaskFormerSegmenter):
         """Logits of the geometric mean of independent class probabilities and a posterior (DEARLi, eq. 6)."""
         log_mean = alpha * F.logsigmoid(logits.float()) + (1 - alpha) * posterior.clamp(min=1e-8).log()
         return log_mean - torch.log1p(-log_mean.exp().clamp(max=1 - 1e-6))
+
+    @property
+    def scoring(self) -> Scoring:
+        penalties = [self.options.seen_penalty * (c in self.seen) for c in range(len(self.seen_index))]
+        return Scoring(
+            activation="sigmoid",
+            penalty=tuple(penalties) if self.options.seen_penalty else (),
+            ensembled=self.ensemble_alpha < 1,
+        )
 
     def semantic_scores(self, class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
         """Sum over queries of class times mask probability; seen classes less the penalty (calibrated stacking)."""

@@ -318,7 +318,7 @@ class OpenCLIPViT(OpenCLIPBackbone):
         """Patch tokens of the last block (B, N, C); embeddings of patches (B, N, E) and of the image (B, 1, E)."""
         patches = visual.conv1(images)
         x = patches.flatten(2).transpose(1, 2)
-        x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
+        x = torch.cat([visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], 1)
         x = visual.ln_pre(x + _position(visual, patches.shape[-2:]).to(x.dtype))
         *blocks, last = visual.transformer.resblocks
         for block in blocks:

@@ -247,7 +247,7 @@ def _dinov2_pos_embed(vit: Any, x: torch.Tensor) -> torch.Tensor:
         scale = tuple((side + _DINOV2_OFFSET) / old for side, old in zip(grid, native, strict=True))
         patches = F.interpolate(patches, scale_factor=scale, mode="bicubic")
         position = torch.cat([position[:, :1], patches.flatten(2).transpose(1, 2).to(position.dtype)], 1)
-    return vit.pos_drop(torch.cat([vit.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], 1) + position)
+    return vit.pos_drop(torch.cat([vit.cls_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], 1) + position)
 
 
 def _load(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:

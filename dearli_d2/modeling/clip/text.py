@@ -105,6 +105,35 @@ class Vocabulary(nn.Module):
         return best.scatter_reduce(-1, self.owner.expand_as(similarity), similarity, "amax", include_self=False)
 
 
+class GivenVocabulary(nn.Module):
+    """A `Vocabulary` whose embeddings come from outside, with as many names for each class.
+
+    Args:
+        embeddings: (K, S, E) unit-norm, the S names of each class.
+    """
+
+    def __init__(self, embeddings: torch.Tensor) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+
+    def cosine(self, embedding: torch.Tensor) -> torch.Tensor:
+        """See `Vocabulary.cosine`."""
+        similarity = cosine_similarity(embedding, self.embeddings.flatten(0, 1))
+        return similarity.unflatten(-1, self.embeddings.shape[:2]).amax(-1)
+
+
+def padded_embeddings(vocabulary: Vocabulary) -> torch.Tensor:
+    """(K, S, E): the embeddings of a vocabulary, where classes with fewer names repeat their first one."""
+    rows = [vocabulary.embeddings[vocabulary.owner == c] for c in range(len(vocabulary))]
+    most = max(map(len, rows))
+    return torch.stack([torch.cat([row, row[:1].expand(most - len(row), -1)]) for row in rows])
+
+
+def text_fingerprint(clip_model: ClipModel, model_name: str, templates: Sequence[str]) -> str:
+    """A hash of what embeddings depend on beside the names: the text tower and the prompts."""
+    return _fingerprint(clip_model, [tokenizer_of(model_name)([template.format("") for template in templates])])
+
+
 @torch.no_grad()
 def build_vocabulary(clip_model: ClipModel, model_name: str, names: Names, templates: Sequence[str]) -> Vocabulary:
     """Encodes names x templates: per synonym the unit-norm mean over templates of unit-norm embeddings.

@@ -43,6 +43,8 @@ def multi_scale_deformable_attention(
     Returns:
         (B, M, h * d) in fp32 (positions in half precision would be off by up to a cell).
     """
+    if torch.compiler.is_exporting():  # operators that every runtime of graphs knows
+        return _by_grid_sample(value.float(), spatial_shapes, sampling_locations.float(), attention_weights.float())
     if implementation == "auto":
         forward_only = not (torch.is_grad_enabled() and value.requires_grad)
         if value.device.type == "cpu":
@@ -147,12 +149,14 @@ def _heads_first(
 def _blocks(spatial_shapes: Shapes, locations: torch.Tensor) -> Iterator[tuple[int, slice, slice]]:
     """(level, its tokens, queries): on a CPU queries come in blocks whose samples stay in the cache."""
     queries = locations.shape[1]
-    count = max(round(queries / _CPU_BLOCK), 1) if locations.device.type == "cpu" else 1
-    size = -(-queries // count)  # equal blocks
+    blocks = [slice(None)]
+    if locations.device.type == "cpu" and not torch.compiler.is_exporting():
+        size = -(-queries // max(round(queries / _CPU_BLOCK), 1))  # equal blocks
+        blocks = [slice(first, first + size) for first in range(0, queries, size)]
     start = 0
     for level, (height, width) in enumerate(spatial_shapes):
         tokens = slice(start, start + height * width)
-        yield from ((level, tokens, slice(first, first + size)) for first in range(0, queries, size))
+        yield from ((level, tokens, block) for block in blocks)
         start += height * width
 
 
@@ -188,6 +192,14 @@ def _by_gather(
 
 _PLAIN: dict[str, Callable[..., torch.Tensor]] = {"grid_sample": _by_grid_sample, "gather": _by_gather}
 IMPLEMENTATIONS = (*_PLAIN, "triton")
+
+
+def _level_sizes(spatial_shapes: Shapes, like: torch.Tensor) -> torch.Tensor:
+    """(L, 2): width and height of each level, of the type of `like`."""
+    if not torch.compiler.is_exporting():
+        return like.new_tensor([(w, h) for h, w in spatial_shapes])
+    one = like.new_ones(())  # `new_tensor` would fix sizes that are symbols
+    return torch.stack([torch.stack([one * w, one * h]) for h, w in spatial_shapes])
 
 
 class MSDeformAttn(nn.Module):
@@ -244,7 +256,7 @@ class MSDeformAttn(nn.Module):
         per_head = (batch, queries, self.heads, self.levels, self.points)
         offsets = self.sampling_offsets(query).float().view(*per_head, 2)  # pixels of the level
         weights = self.attention_weights(query).float().view(*per_head[:3], -1).softmax(-1).view(per_head)
-        sizes = offsets.new_tensor([(w, h) for h, w in spatial_shapes])
+        sizes = _level_sizes(spatial_shapes, offsets)
         locations = reference_points[:, None, None, None] + offsets / sizes[:, None]
         attended = multi_scale_deformable_attention(value, spatial_shapes, locations, weights, self.implementation)
         return self.output_proj(attended.to(value.dtype))

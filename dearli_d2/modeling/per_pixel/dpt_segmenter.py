@@ -19,7 +19,7 @@ from ..backbone.pyramid import LEVELS
 from ..backbone.timm import TimmBackbone
 from ..mask2former.inference import resize_logits
 from ..norms import norm_on
-from ..segmenter import ReadOut, input_divisor, level_channels
+from ..segmenter import Fitting, ReadOut, input_divisor, level_channels
 from . import DPTHead
 from .dpt_names import our_names
 from .losses import consistency_loss, hard_targets, supervised_loss
@@ -91,6 +91,10 @@ class DPTSegmenter(PixelSegmenter):
     def divisor(self) -> int:
         """The sides of the input are multiples of this at inference."""
         return input_divisor(self.backbone)
+
+    @property
+    def fitting(self) -> Fitting:
+        return Fitting(self.divisor, "resize")
 
     @property
     def training_divisor(self) -> int:

@@ -30,6 +30,9 @@ class PixelSegmenter(Segmenter):
     def logits(self, images: torch.Tensor, samples: Sequence[dict] | None) -> torch.Tensor:
         """Normalised (B, 3, H, W) images to (B, K, h, w) at any resolution; `samples` are the dicts they come from."""
 
+    def raw_outputs(self, images: torch.Tensor, samples: Sequence[dict] | None = None) -> dict[str, torch.Tensor]:
+        return {"logits": self.logits(images, samples)}
+
     def network(self, images: torch.Tensor) -> Any:
         """The logits of images about which nothing else is known."""
         return self.logits(images, None)

@@ -24,7 +24,7 @@ def semantic_argmax(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> to
     """
     label, classes = class_logits.argmax(-1), class_logits.shape[-1] - 1
     response = mask_logits.float().sigmoid()
-    scores = response.new_zeros(len(response), classes + 1, *response.shape[2:])
+    scores = response.new_zeros(response.shape[0], classes + 1, *response.shape[2:])
     scores.scatter_reduce_(1, label[..., None, None].expand_as(response), response, "amax")
     return scores[:, :classes]
 
