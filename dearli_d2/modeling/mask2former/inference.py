@@ -104,8 +104,8 @@ def segments_of(regions: Sequence[PanopticRegions], min_area: int = 0) -> list[t
     return results
 
 
-# pixels that compete at a time
-_CPU_BLOCK = 4096
+# pixels that compete at a time, at least, and elements of all masks
+_CPU_BLOCK, _CPU_ELEMENTS = 4096, 2**18
 
 
 @dataclass
@@ -173,10 +173,11 @@ def _compete(
     for the device to know them, so all queries compete, and a dropped one with -1, below every kept one.
     """
     if pixels.device.type == "cpu":
-        rows, block = keep.nonzero()[:, 0], _CPU_BLOCK
+        rows = keep.nonzero()[:, 0]
         if not len(rows):
             winner.zero_()
             return
+        block = max(_CPU_BLOCK, _CPU_ELEMENTS // len(rows))
         strength = score[rows, None]
     else:
         rows, block = torch.arange(len(score), device=score.device), pixels.shape[1]
