@@ -35,7 +35,7 @@ from .taxonomy import Taxonomy
 
 logger = logging.getLogger(__name__)
 
-TRAIN, VAL, UNLABELED = "custom_train", "custom_val", "custom_unlabeled"
+TRAIN, VAL, TEST, UNLABELED = "custom_train", "custom_val", "custom_test", "custom_unlabeled"
 _UNLABELED_HINT = (
     "put unlabelled images there, set DATASETS.CUSTOM.UNLABELED, or train with labels alone by DATASETS.UNLABELED '()'"
 )
@@ -124,7 +124,7 @@ def listed_classes(custom: CfgNode) -> Taxonomy | None:
 
 
 def register_custom(custom: CfgNode) -> None:
-    """Makes `custom_train`, `custom_val` and `custom_unlabeled` known; converts the masks unless the cache has them.
+    """Makes `custom_train`, `custom_val`, `custom_test` and `custom_unlabeled` known; converts the masks unless the cache has them.
 
     Raises:
         ConfigError, DatasetError: with the file, the key and what to do.
@@ -150,17 +150,19 @@ def register_custom(custom: CfgNode) -> None:
         register(VAL, PanopticSource(images, folder / "val.json", panoptic, semantic, hint=hint))
     else:
         register(VAL, _no_validation)
+    register(TEST, _no_test)
     register(UNLABELED, ImageFolder(root / custom.UNLABELED, _UNLABELED_HINT))
 
 
 def _register_labels(custom: CfgNode, root: Path) -> None:
     folder, panoptic = from_labels(custom, root)
-    hint = "see DATASETS.CUSTOM.LABELS"
-    register(TRAIN, PanopticSource(root, folder / "train.json", panoptic, folder / "semantic", hint=hint))
-    if holds_back(custom):
-        register(VAL, PanopticSource(root, folder / "val.json", panoptic, folder / "semantic", hint=hint))
-    else:
+    for name, split in ((TRAIN, "train"), (VAL, "val"), (TEST, "test")):
+        path = folder / f"{split}.json"
+        register(name, PanopticSource(root, path, panoptic, folder / "semantic", hint="see DATASETS.CUSTOM.LABELS"))
+    if not holds_back(custom):
         register(VAL, _no_validation)
+    if not (folder / "test.json").is_file():
+        register(TEST, _no_test)
     # often the folder that holds the labelled images too
     labelled = frozenset(os.path.realpath(image.file) for image in labels_of(custom).images)
     register(UNLABELED, ImageFolder(root / custom.UNLABELED, _UNLABELED_HINT, labelled))
@@ -170,6 +172,10 @@ def _no_validation() -> PanopticSource:
     raise DatasetError(
         f"{VAL}: no labelled image is held back, since DATASETS.CUSTOM.VAL_FRACTION is 0 and DATASETS.CUSTOM.VAL is empty"
     )
+
+
+def _no_test() -> PanopticSource:
+    raise DatasetError(f"{TEST}: no image of DATASETS.CUSTOM.LABELS is in a split that is called test")
 
 
 def output_among_images(cfg: CfgNode) -> str:

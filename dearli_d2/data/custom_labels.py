@@ -126,29 +126,29 @@ def targets_of(labels: LabelSet, classes: Sequence[CustomClass]) -> dict[str, Ta
 def from_labels(custom: CfgNode, root: Path) -> tuple[Path, Path]:
     """Converts the labels unless the cache has them; returns the folder of the JSON files and that of the panoptic PNG files.
 
-    Images of the split "val" are held back for validation unless DATASETS.CUSTOM.VAL names others. Those of the split "test" are
-    left out.
+    Images of the split "val" are held back for validation unless DATASETS.CUSTOM.VAL names others. Those of the split "test" are a
+    part of their own, `test.json`.
 
     Raises:
         DatasetError, ConfigError: faulty labels, or classes that the class list has not.
     """
     labels, classes = labels_of(custom), label_classes(custom)
-    images = {relative_name(i.file, root): i for i in labels.images if i.split != "test"}
-    left_out = len(labels.images) - len(images)
+    images = {relative_name(i.file, root): i for i in labels.images}
+    names = sorted(images)
+    test = {name for name in names if images[name].split == "test"}
     logger.info(
         "%s: %s, %s images%s", labels.path, labels.format, len(images),
-        f"; {left_out} of the split test are left out" if left_out else "",
+        f"; {len(test)} of the split test train nothing; DATASETS.TEST \"('custom_test',)\" evaluates on them" if test else "",
     )  # fmt: skip
-    names = sorted(images)
     held_back = {name for name in names if images[name].split == "val"}
     if custom.VAL or not held_back:
-        held_back = held_back_of(custom, root, names)
+        held_back = held_back_of(custom, root, [name for name in names if name not in test])
     elif custom.VAL_FRACTION == 0:
         held_back = set()
     folder = cache_folder(
         "labels", labels.fingerprint, labels.format, [[n, *images[n].size] for n in names],
         [c.category for c in classes], custom.BACKGROUND, custom.IGNORE_VALUE, custom.MASK_NAME, custom.MIN_THING_AREA,
-        sorted(held_back),
+        sorted(held_back), sorted(test),
     )  # fmt: skip
     panoptic = folder / "panoptic"
     notes = folder / "notes.json"
@@ -174,7 +174,7 @@ def from_labels(custom: CfgNode, root: Path) -> tuple[Path, Path]:
         ],
         "categories": [c.category for c in classes],
     }
-    write_splits(folder, content, held_back)
+    write_splits(folder, content, held_back, test)
     return folder, panoptic
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,17 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write_splits(folder: Path, content: dict, held_back: set[str]) -> None:
-    """train.json and val.json of a COCO-panoptic dict."""
-    for split in ("train", "val"):
-        images = [i for i in content["images"] if (i["file_name"] in held_back) == (split == "val")]
+def write_splits(folder: Path, content: dict, held_back: set[str], test: Collection[str] = ()) -> None:
+    """Writes train.json and val.json of a COCO-panoptic dict, and test.json where there are images for it."""
+    splits = {
+        "test": set(test),
+        "train": {i["file_name"] for i in content["images"]} - held_back - set(test),
+        "val": held_back,
+    }
+    for split, names in splits.items():  # val.json last: it says that the folder is whole
+        if split == "test" and not names:
+            continue
+        images = [i for i in content["images"] if i["file_name"] in names]
         ids = {i["id"] for i in images}
         annotations = [a for a in content["annotations"] if a["image_id"] in ids]
         write_json(folder / f"{split}.json", {**content, "images": images, "annotations": annotations})

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..data.images import SUFFIXES, files_below
+from ..errors import first_few
 from ..files import same_writing
 from .structures import Problems
 
 _MISSING = "images that are not found below {root}"
+_UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")  # Label Studio puts eight characters before the name of an uploaded file
 _DOUBLE = "images whose name several files below {root} have, so that the right one is not clear"
 
 
@@ -19,7 +22,8 @@ class ImageFinder:
     """Finds images below a folder by the names that a label file gives them.
 
     A name is looked up below the folder of the label file, then below the root, then below their folders `images`, then by its
-    last part alone, which must be the name of one file only.
+    last part alone, which must be the name of one file only. Then names count as equal that differ in what tools change: small and
+    capital letters, spaces and signs, and the prefix of Label Studio's uploads.
 
     Args:
         root: the folder.
@@ -33,6 +37,7 @@ class ImageFinder:
         places = [beside, root] if beside is not None else [root]
         self.places = [place / part for part in ("", "images") for place in places]
         self._owners: dict[Path, str] = {}
+        self._similar: dict[str, Path] = {}
 
     @cached_property
     def by_name(self) -> dict[str, list[Path]]:
@@ -52,6 +57,14 @@ class ImageFinder:
                 found.setdefault(same_writing(path.stem), []).append(path)
         return found
 
+    @cached_property
+    def _plain_names(self) -> dict[str, list[Path]]:
+        return _merged(self.by_name)
+
+    @cached_property
+    def _plain_stems(self) -> dict[str, list[Path]]:
+        return _merged(self.by_stem)
+
     def find(self, name: str, problems: Problems) -> Path | None:
         """The image of that name; None, with a note in `problems`, where there is none or more than one."""
         path = _portable(name)
@@ -59,14 +72,8 @@ class ImageFinder:
             for place in self.places:
                 if os.path.isfile(place / path):
                     return place / path
-        return self._only(self.by_name.get(same_writing(path.name), []), name, problems)
-
-    def first(self, names: Sequence[str], problems: Problems) -> Path | None:
-        """The image of the first of several names that has one; the note in `problems` is that of the first name."""
-        for name in names[1:] if self.find(names[0], Problems(self.root)) is None else ():
-            if (path := self.find(name, Problems(self.root))) is not None:
-                return path
-        return self.find(names[0], problems)
+        found = self._named(path.name, self.by_name) or self._similar_to(path.name, self._plain_names)
+        return self._only(found, name, problems)
 
     def claim(self, file: Path, entry: str, problems: Problems) -> bool:
         """Takes an image for one entry of the labels; False, with a note in `problems`, if another entry has it.
@@ -88,7 +95,8 @@ class ImageFinder:
             key: path of the label file without its suffix, below its folder.
             folders: where images of that path are first looked for.
         """
-        found = self.by_stem.get(same_writing(PurePosixPath(key).name), [])
+        stem = PurePosixPath(key).name
+        found = self._named(stem, self.by_stem)
         if len(found) == 1 and found[0].with_suffix("") in [folder / key for folder in folders]:
             return found[0]  # the usual case, without a look at the disk for each suffix
         for folder in folders:
@@ -96,13 +104,47 @@ class ImageFinder:
                 for path in (folder / f"{key}{suffix}", folder / f"{key}{suffix.upper()}"):
                     if path not in self.without and os.path.isfile(path):
                         return path
-        return self._only(found, key, problems)
+        return self._only(found or self._similar_to(stem, self._plain_stems), key, problems)
 
-    def _only(self, found: Sequence[Path], name: str, problems: Problems) -> Path | None:
+    def notes(self) -> list[str]:
+        """A note on the images that were found by a similar name."""
+        shown = [f"{name} is {path.name}" for name, path in self._similar.items()]
+        return [f"{len(shown)} images have a similar name, not the same: {first_few(shown)}"] if shown else []
+
+    @staticmethod
+    def _named(name: str, table: Mapping[str, list[Path]]) -> list[Path]:
+        return next((found for n in _originals(name) if (found := table.get(same_writing(n)))), [])
+
+    def _similar_to(self, name: str, table: Mapping[str, list[Path]]) -> list[Path]:
+        found = next((found for n in _originals(name) if (found := table.get(_plain(n)))), [])
+        if len(found) == 1:
+            self._similar[name] = found[0]
+        return found
+
+    def _only(self, found: Sequence[Path], entry: str, problems: Problems) -> Path | None:
         if len(found) == 1:
             return found[0]
-        problems.add((_DOUBLE if found else _MISSING).format(root=self.root), name)
+        problems.add((_DOUBLE if found else _MISSING).format(root=self.root), entry)
         return None
+
+
+def _originals(name: str) -> list[str]:
+    """The name, and the one that it had before an upload."""
+    uploaded = _UPLOADED.fullmatch(name)
+    return [name, uploaded.group(1)] if uploaded else [name]
+
+
+def _merged(table: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
+    """Files by what is left of their names when tools change them."""
+    found: dict[str, list[Path]] = {}
+    for name, paths in table.items():
+        found.setdefault(_plain(name), []).extend(paths)
+    return found
+
+
+def _plain(name: str) -> str:
+    """A file name without capital letters and signs, with _ for spaces, as web servers store uploads."""
+    return re.sub(r"[^-\w.\x00-\x1f]", "", same_writing(name).strip().replace(" ", "_")).casefold()
 
 
 def _portable(name: str) -> PurePosixPath:

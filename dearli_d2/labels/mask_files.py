@@ -21,6 +21,7 @@ from ..data.index_masks import read_index_mask, size_problem
 from ..errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from ..files import same_writing
 from .images import ImageFinder
+from .reading import split_in
 from .structures import Problems, Request
 
 SUFFIXES_OF_MASKS = {".png", ".tif", ".tiff", ".bmp"}
@@ -31,9 +32,6 @@ USUAL = (
 _FOLDERS = ("masks", "annotations", "labels")  # inside the folder of the labels
 _FIELDS = {"stem", "name", "class", "n"}
 _KEY = "DATASETS.CUSTOM.MASK_NAME"
-_SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
-}  # fmt: skip
 _LOOKED_AT = 8  # masks, to recognise a format
 
 
@@ -120,8 +118,8 @@ def masked_images(
     several: bool = False,
     folder: Path | None = None,
     others: Collection[Path] = (),
-) -> list[MaskedImage]:
-    """Pairs the masks of a folder with images.
+) -> tuple[list[MaskedImage], list[str]]:
+    """Pairs the masks of a folder with images; returns notes too.
 
     Args:
         classes: names that `{class}` can have; () for any.
@@ -163,7 +161,7 @@ def masked_images(
             problems.add(f"masks are of an image that {by_image[image][0].path.relative_to(folder)} labels too", path)
             continue
         by_image.setdefault(image, []).append(Mask(files[path], fields.get("class", "")))
-        splits[image] = split_of(below)
+        splits[image] = split_in(below)
     problems.check()
     sizes = image_sizes(list(by_image))
     pairs = [(m.path, i, size) for (i, masks), size in zip(by_image.items(), sizes, strict=True) for m in masks]
@@ -171,15 +169,8 @@ def masked_images(
         for fault in pool.map(_size_fault, *zip(*pairs, strict=True)) if pairs else ():
             if fault:
                 problems.add(*fault)
-    return [MaskedImage(i, size, tuple(m), splits[i]) for (i, m), size in zip(by_image.items(), sizes, strict=True)]
-
-
-def split_of(path: str) -> str:
-    """The split that a folder in a path is called after, or ""."""
-    parts = (
-        part.lower().removesuffix("annot") for part in PurePosixPath(path).parts[:-1]
-    )  # datumaro's CamVid: trainannot
-    return next((_SPLITS[part] for part in parts if part in _SPLITS), "")
+    masked = [MaskedImage(i, size, tuple(m), splits[i]) for (i, m), size in zip(by_image.items(), sizes, strict=True)]
+    return masked, finder.notes()
 
 
 def check_size(mask: Path, image: Path, size: tuple[int, int], problems: Problems) -> None:

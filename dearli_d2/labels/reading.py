@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import DatasetError
 from ..files import parse_json, read_text
 from .structures import Problems
 
-_SPLITS = {"train": "train", "training": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
+_SPLITS = {
+    "train": "train", "training": "train", "valid": "val", "val": "val", "validation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
 _HEAD = 2**20  # characters
 
 
 def split_of(name: str) -> str:
     """ "train", "val" or "test" for the name that a tool gives a part of its data; "" for any other."""
     return _SPLITS.get(name.strip().lower(), "")
+
+
+def split_in(path: str) -> str:
+    """The split that a folder in a path is called after, or "". datumaro's CamVid has trainannot."""
+    names = (part.lower().removesuffix("annot") for part in PurePosixPath(path).parts[:-1])
+    return next(filter(None, map(split_of, names)), "")
 
 
 def only_file(path: Path, suffix: str) -> Path | None:

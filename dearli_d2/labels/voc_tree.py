@@ -23,11 +23,11 @@ from ..files import read_text
 from .colors import Coding, void_pixels
 from .geometry import encode
 from .mask_files import check_size, masked_images, masks_below, stamps_of, unlabeled_note
+from .reading import split_of
 from .structures import LabeledImage, LabelSet, Problems, Request, Shape
 
 CLASSES, OBJECTS = "SegmentationClass", "SegmentationObject"
 LABEL_MAP = "labelmap.txt"
-_SPLITS = ("train", "val", "test")
 
 
 def tree_of(path: Path) -> Path | None:
@@ -61,7 +61,7 @@ def read_tree(request: Request, name: str, coding_of: Callable[[Path], Coding]) 
     problems = Problems(request.path)
     others = masks_below(objects) if objects is not None else []
     asked = replace(request, path=tree, mask_name=request.mask_name or "{stem}")
-    images = masked_images(asked, problems, folder=classes, others=others)
+    images, notes = masked_images(asked, problems, folder=classes, others=others)
     problems.check()
     splits, listed = _lists(tree)
     labeled, masks = [], []
@@ -82,9 +82,10 @@ def read_tree(request: Request, name: str, coding_of: Callable[[Path], Coding]) 
     problems.check()
     there = {m.relative_to(classes).with_suffix("").as_posix() for m in masks}
     without = sorted(listed - there)
-    notes = [] if listed else unlabeled_note(asked, images)
+    if not listed:
+        notes += unlabeled_note(asked, images)
     if without:
-        notes = [f"{tree}: {len(without)} of {len(listed)} images of ImageSets have no mask: {first_few(without)}"]
+        notes += [f"{tree}: {len(without)} of {len(listed)} images of ImageSets have no mask: {first_few(without)}"]
     return LabelSet(
         request.path, name, coding.classes(), labeled, objects is not None,
         stamps_of([*masks, *others], coding.names, coding.by_color, coding.by_value),
@@ -98,9 +99,10 @@ def _lists(tree: Path) -> tuple[dict[str, str], set[str]]:
     listed: set[str] = set()
     for path in sorted((tree / "ImageSets" / "Segmentation").glob("*.txt")):
         names = {line.strip() for line in read_text(path, DatasetError).splitlines() if line.strip()}
-        if path.stem.lower() in _SPLITS:
-            splits |= dict.fromkeys(names, path.stem.lower())
-        if path.stem.lower() != "test":
+        split = split_of(path.stem)
+        if split:
+            splits |= dict.fromkeys(names, split)
+        if split != "test":
             listed |= names
     return splits, listed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dearli_d2.data.catalog import dataset_dicts
-from dearli_d2.data.custom import TRAIN, UNLABELED, VAL, register_custom
+from dearli_d2.data.custom import TEST, TRAIN, UNLABELED, VAL, register_custom
 from dearli_d2.errors import DatasetError
 from dearli_d2.labels.geometry import decode
 from dearli_d2.labels.recognition import read_labels, recognize
@@ -173,6 +174,18 @@ def test_the_splits_of_an_export_are_used(kind, tmp_path):
     register_custom(cfg.DATASETS.CUSTOM)
     assert [Path(d["file_name"]).name for d in dataset_dicts(TRAIN)] == ["t.jpg"]
     assert [Path(d["file_name"]).name for d in dataset_dicts(VAL)] == ["v.jpg"]
+    assert [Path(d["file_name"]).name for d in dataset_dicts(TEST)] == ["e.jpg"]
+    assert dataset_dicts(TEST)[0]["segments_info"]
+
+
+def test_labels_without_a_test_split_say_so(tmp_path):
+    split_folders(tmp_path, "coco")
+    shutil.rmtree(tmp_path / "test")
+    register_custom(config(tmp_path, "DATASETS.CUSTOM.LABELS", ".", "DATASETS.CUSTOM.CLASSES", "[]", "DATASETS.CUSTOM.UNLABELED", ".").DATASETS.CUSTOM)  # fmt: skip
+    with pytest.raises(
+        DatasetError, match="custom_test: no image of DATASETS.CUSTOM.LABELS is in a split that is called test"
+    ):
+        dataset_dicts(TEST)
 
 
 def test_a_folder_without_an_unlabelled_image_says_how_to_train_without(tmp_path):

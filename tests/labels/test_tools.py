@@ -312,3 +312,56 @@ def test_the_table_of_formats_in_the_docs_says_what_is_written():
         written, trip = rows[name][3].strip(), rows[name][4]
         assert written.startswith("yes") == (formats()[name].writer is not None)
         assert ("within a pixel" in trip) == (name in POLYGONS)
+
+
+# ---------------------------------------------------------------------------------------------- names of images
+
+NAMES = {  # as the label file has it, as the file is called
+    "a prefix and spaces replaced, as Label Studio stores uploads": ("images/0a1b2c3d-My_photo_1.jpg", "My photo (1).jpg", True),
+    "a prefix": ("0a1b2c3d-photo.jpg", "photo.jpg", False),
+    "other letters": ("IMG_01.JPG", "img_01.jpg", True),
+    "composed letters": ("cafe\u0301.jpg", "caf\u00e9.jpg", False),
+    "decomposed letters": ("caf\u00e9.jpg", "cafe\u0301.jpg", False),
+    "a path of Windows": ("C:\\data set\\day\\photo.jpg", "day/photo.jpg", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["coco-instances", "yolo-seg", "index-png"])
+def test_images_are_found_where_a_tool_changed_their_names(name, kind, tmp_path):
+    given, file, told = NAMES[name]
+    photo(tmp_path / "images" / file)
+    stem = given.replace("\\", "/").rpartition("/")[2][:-4]
+    (tmp_path / "labels").mkdir()
+    path = tmp_path / "labels"
+    if kind == "coco-instances":
+        content = {
+            "images": [{"id": 1, "file_name": given}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]}],
+            "categories": [{"id": 1, "name": "car"}],
+        }
+        path = path / "labels.json"
+        path.write_text(json.dumps(content))
+    elif kind == "yolo-seg":
+        (path / "classes.txt").write_text("car\n")
+        (path / f"{stem}.txt").write_text("0 0.1 0.1 0.4 0.1 0.4 0.4\n")
+    else:
+        Image.fromarray(np.ones((HEIGHT, WIDTH), np.uint8)).save(path / f"{stem}.png")
+    labels = read_labels(Request(path, tmp_path, classes=("1 thing car",)))
+    assert [i.file for i in labels.images] == [tmp_path / "images" / file]
+    assert any("have a similar name" in note for note in labels.notes) == told
+
+
+def test_a_name_that_is_similar_to_several_is_none_of_them(tmp_path):
+    for name in ("My photo.jpg", "my_photo.jpg"):
+        photo(tmp_path / "images" / name)
+    (tmp_path / "0a1b2c3d-MY_PHOTO.json").write_text('{"imagePath": "MY_PHOTO.jpg", "shapes": []}')
+    with pytest.raises(DatasetError, match=r"1 images whose name several files .* have"):
+        read_labels(Request(tmp_path, tmp_path))
+
+
+def test_a_mask_is_no_image_that_is_called_like_it(tmp_path):
+    photo(tmp_path / "masks" / "a.jpg.png")
+    (tmp_path / "a.json").write_text('{"imagePath": "a.jpg", "shapes": []}')
+    with pytest.raises(DatasetError, match="1 images that are not found"):
+        read_labels(Request(tmp_path / "a.json", tmp_path))

@@ -52,7 +52,7 @@ def read(request: Request) -> LabelSet:
     problems = Problems(request.path)
     names = [n.strip() for line in request.classes for n in line.split(maxsplit=2)[-1].split(",")] if by_class else []
     foreground, background = (None, None) if by_class else _two_classes(request)
-    images = masked_images(request, problems, names, several=by_class or by_object)
+    images, notes = masked_images(request, problems, names, several=by_class or by_object)
     problems.check()
     if foreground is None:
         classes = [LabelClass(name) for name in sorted({m.label for i in images for m in i.masks})]
@@ -62,7 +62,7 @@ def read(request: Request) -> LabelSet:
     labeled = [LabeledImage(i.file, i.size, partial(_shapes, i.masks, *labels, not by_object), i.split) for i in images]
     masks = [m.path for i in images for m in i.masks]
     return LabelSet(
-        request.path, FORMAT.name, classes, labeled, by_object, stamps_of(masks, labels), unlabeled_note(request, images),
+        request.path, FORMAT.name, classes, labeled, by_object, stamps_of(masks, labels), [*notes, *unlabeled_note(request, images)],
         partial(_check, masks),
     )  # fmt: skip
 

@@ -26,7 +26,8 @@ from ...errors import DatasetError, first_few
 from ..colors import read_color_map
 from ..geometry import encode
 from ..images import ImageFinder
-from ..mask_files import check_size, masks_below, split_of, stamps_of
+from ..mask_files import check_size, masks_below, stamps_of
+from ..reading import split_in
 from ..structures import RLE, Format, LabelClass, LabeledImage, LabelSet, Problems, Request, Shape
 
 _NAME = re.compile(r"(?P<stem>.+?)(_gt(Fine|Coarse))?_(?P<kind>instanceIds|labelIds|labelTrainIds)\.png", re.IGNORECASE)
@@ -82,7 +83,7 @@ def read(request: Request) -> LabelSet:
     meanings = {path: _meaning(classes, own, masks[path]["kind"].lower(), request.ignore) for path in images.values()}
     labeled = [
         LabeledImage(
-            image, size, partial(_shapes, path, meanings[path]), split_of(masks[path]["stem"]), partial(_ignored, path, meanings[path])
+            image, size, partial(_shapes, path, meanings[path]), split_in(masks[path]["stem"]), partial(_ignored, path, meanings[path])
         )
         for (image, path), size in zip(images.items(), sizes, strict=True)
     ]  # fmt: skip

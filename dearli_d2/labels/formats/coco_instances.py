@@ -131,7 +131,7 @@ def _read_file(path: Path, request: Request, split: str, claims: ImageFinder) ->
                 shapes.append(Shape(names[_key(annotation["category_id"])].name, rle, crowd, score=score))
         labeled.append(LabeledImage(file, size, partial(list, shapes), split))
     problems.check()
-    notes = [f"{path}: {count} {what}" for what, count in remarks.items()]
+    notes = [*(f"{path}: {count} {what}" for what, count in remarks.items()), *finder.notes()]
     return LabelSet(path, FORMAT.name, list(names.values()), labeled, True, "", notes)
 
 

@@ -56,6 +56,9 @@ def read(request: Request) -> LabelSet:
     left_out = without_annotation(content)
     images = {i["id"]: i for i in content["images"] if i["file_name"] not in set(left_out)}
     files = {key: finder.find(image["file_name"], problems) for key, image in images.items()}
+    for key, file in files.items():
+        if file is not None:
+            finder.claim(file, f"image {key}", problems)
     problems.check()
     sizes = dict(zip(files, image_sizes([p for p in files.values() if p is not None]), strict=True))
     classes = {
@@ -81,6 +84,7 @@ def read(request: Request) -> LabelSet:
         stamps.append([str(png), png.stat().st_mtime_ns, png.stat().st_size])
     problems.check()
     notes = [f"{path}: {len(left_out)} images have no annotation and are left out"] if left_out else []
+    notes += finder.notes()
     return LabelSet(
         request.path, FORMAT.name, list(classes.values()), labeled, True, json.dumps([file_digest(path), stamps]), notes
     )

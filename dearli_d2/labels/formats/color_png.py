@@ -49,7 +49,7 @@ def read(request: Request) -> LabelSet:
         raise DatasetError(f"{request.path} has no {_FILES[0]} with a line 'name:r,g,b::' for each class")
     coding = Coding.of(request, read_color_map(source), {}, True, str(source), free_background=False)
     problems = Problems(request.path)
-    images = masked_images(request, problems)
+    images, notes = masked_images(request, problems)
     problems.check()
     masks = [i.masks[0].path for i in images]
     labeled = [
@@ -60,7 +60,7 @@ def read(request: Request) -> LabelSet:
     ]
     return LabelSet(
         request.path, FORMAT.name, coding.classes(), labeled, False, stamps_of(masks, coding.names, coding.by_color),
-        unlabeled_note(request, images), partial(coding.check, masks),
+        [*notes, *unlabeled_note(request, images)], partial(coding.check, masks),
     )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def read(request: Request) -> LabelSet:
             classes.update({r.name: LabelClass(r.name) for r in regions})
         images.append(LabeledImage(file, size, partial(_shapes, regions, size), split_of(element.get("subset", ""))))
     problems.check()
-    notes = [f"{path}: {count} {what}" for what, count in remarks.items()]
+    notes = [*(f"{path}: {count} {what}" for what, count in remarks.items()), *finder.notes()]
     return LabelSet(request.path, FORMAT.name, list(classes.values()), images, True, file_digest(path), notes)
 
 

@@ -61,7 +61,7 @@ def read(request: Request) -> LabelSet:
     """Reads the names of all masks, and a mask when its image is asked for. See `Format.read`."""
     classes = listed_classes(request)
     problems = Problems(request.path)
-    images = masked_images(request, problems)
+    images, notes = masked_images(request, problems)
     problems.check()
     names = {c.id: c.name for c in classes if c.id is not None}
     masks = {str(i.file): i.masks[0].path for i in images}
@@ -74,7 +74,7 @@ def read(request: Request) -> LabelSet:
     ]  # fmt: skip
     return LabelSet(
         request.path, FORMAT.name, classes, labeled, False, stamps_of(list(masks.values()), sorted(names.items()), request.ignore),
-        unlabeled_note(request, images), partial(check_values, masks, set(names), request.ignore),
+        [*notes, *unlabeled_note(request, images)], partial(check_values, masks, set(names), request.ignore),
     )  # fmt: skip
 
 

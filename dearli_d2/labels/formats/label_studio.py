@@ -30,7 +30,6 @@ from ..reading import check_size, head, only_file, read_json
 from ..structures import RLE, Format, LabelClass, LabeledImage, LabelSet, Problems, Request, Shape
 
 _TASKS = re.compile(r'"(annotations|predictions|completions|original_width)"\s*:')
-_UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")  # Label Studio puts eight characters before the name of an uploaded file
 _READ = ("polygon", "brush", "rectangle", "ellipse")
 _LEFT_OUT = ("keypoint", "vector", "bitmask")
 _KINDS = {"points": "polygon", "rle": "brush", "radiusX": "ellipse", "vertices": "vector", "imageDataURL": "bitmask"}
@@ -86,13 +85,13 @@ def read(request: Request) -> LabelSet:
     images = []
     for number, task in enumerate(tasks, start=1):
         entry = f"task {task.get('id', number)}"
-        annotation, names = _newest(task, "predictions" if predicted else "annotations"), _image_names(task)
+        annotation, name = _newest(task, "predictions" if predicted else "annotations"), _image_name(task)
         if annotation is None:
             remarks["tasks have no labels and are left out"] += 1
-        elif not names:
+        elif not name:
             problems.add("tasks without one image in their 'data'", entry)
         else:
-            file = finder.first(names, problems)
+            file = finder.find(name, problems)
             if file is None or not finder.claim(file, entry, problems):
                 continue
             try:
@@ -108,6 +107,7 @@ def read(request: Request) -> LabelSet:
         len(_entries(task, "annotations")) > 1 for task in tasks
     )
     notes = [f"{path}: {count} {what}" for what, count in remarks.items() if count]
+    notes += finder.notes()
     if predicted and images:
         notes.append(f"{path}: no task has an annotation; the predictions are read")
     ordered = [classes[name] for name in sorted(classes)]
@@ -144,16 +144,12 @@ def _age(annotation: dict[str, Any]) -> tuple[str, int]:
     return str(time), identifier if isinstance(identifier, int) else 0
 
 
-def _image_names(task: dict[str, Any]) -> list[str]:
-    """Names under which the image of a task may lie; none if the task has no image, or several."""
+def _image_name(task: dict[str, Any]) -> str:
+    """The name of the image of a task; "" if the task has no image, or several."""
     data = task["data"]
     texts = {key: _path_of(value) for key, value in data.items() if isinstance(value, str)}
     found = [name for name in texts.values() if Path(name).suffix.lower() in SUFFIXES]
-    name = texts.get("image") or (found[0] if len(found) == 1 else "")
-    if not name:
-        return []
-    uploaded = _UPLOADED.fullmatch(name.rpartition("/")[2])
-    return [name, uploaded.group(1)] if uploaded else [name]
+    return texts.get("image") or (found[0] if len(found) == 1 else "")
 
 
 def _path_of(value: str) -> str:

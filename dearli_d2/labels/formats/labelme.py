@@ -84,6 +84,7 @@ def read(request: Request) -> LabelSet:
         images.append(LabeledImage(file, size, partial(_shapes, parts, size)))
     problems.check()
     notes = [f"{request.path}: {left_out} points and lines have no area and are left out"] if left_out else []
+    notes += finder.notes()
     stamps = [[str(p), p.stat().st_mtime_ns, p.stat().st_size] for p in files]
     names = sorted(classes)
     return LabelSet(request.path, FORMAT.name, [classes[n] for n in names], images, True, json.dumps(stamps), notes)

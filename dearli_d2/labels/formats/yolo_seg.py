@@ -23,7 +23,7 @@ from ...errors import ConfigError, DatasetError, UnreadableImageError
 from ...files import read_text, write_atomically
 from .. import geometry
 from ..images import ImageFinder
-from ..reading import split_of
+from ..reading import split_in
 from ..structures import Format, LabelClass, LabeledImage, LabelSet, Problems, Request, Shape
 
 _LINE = re.compile(r"\d+(\s+-?\d*\.?\d+(e-?\d+)?){4,}\s*", re.IGNORECASE)
@@ -73,8 +73,9 @@ def read(request: Request) -> LabelSet:
     folder = source.parent if source is not None else request.path
     names = _names(source) if source is not None else _listed(folder)
     images = _images(source, folder, problems) if source is not None else {}
+    finder = ImageFinder(request.root, folder)
     if not images:
-        images = _of_labels(folder, request.root, problems)
+        images = _of_labels(folder, finder, problems)
     problems.check()
     if not images:
         raise DatasetError(
@@ -93,6 +94,7 @@ def read(request: Request) -> LabelSet:
         stamps.append([str(label), label.stat().st_mtime_ns, label.stat().st_size])
     problems.check()
     notes = [f"{request.path}: {boxes} lines are boxes without an outline; they are left out"] if boxes else []
+    notes += finder.notes()
     classes = [LabelClass(name, number) for number, name in names.items()]
     fingerprint = json.dumps([list(names.items()), stamps])
     return LabelSet(request.path, FORMAT.name, classes, labeled, True, fingerprint, notes)
@@ -157,10 +159,9 @@ def _label_of(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _of_labels(folder: Path, root: Path, problems: Problems) -> dict[Path, tuple[Path, str]]:
+def _of_labels(folder: Path, finder: ImageFinder, problems: Problems) -> dict[Path, tuple[Path, str]]:
     """The images of all label files of a folder, where no YAML file names images."""
     above = folder / "labels" if (folder / "labels").is_dir() else folder
-    finder = ImageFinder(root, folder)
     found: dict[Path, tuple[Path, str]] = {}
     for label in files_below(above):
         if label.suffix != ".txt" or label.name in _CLASS_FILES:
@@ -168,7 +169,7 @@ def _of_labels(folder: Path, root: Path, problems: Problems) -> dict[Path, tuple
         key = label.relative_to(above).with_suffix("").as_posix()
         image = finder.of_stem(key, problems, [above, *finder.places])
         if image is not None and finder.claim(image, key, problems):
-            found[image] = (label, next(filter(None, map(split_of, Path(key).parts[:-1])), ""))
+            found[image] = (label, split_in(key))
     return found
 
 
