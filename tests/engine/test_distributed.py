@@ -1,4 +1,4 @@
-"""Two processes on the CPU (gloo) against one with the joint batch."""
+"""Losses and evaluation of two processes on the CPU (gloo) against one; tests/engine/test_joint_batch.py compares whole steps."""
 
 from __future__ import annotations
 
@@ -10,24 +10,19 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from dearli_d2.config import get_config
-from dearli_d2.engine import metrics
 from dearli_d2.engine.launch import launch
-from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.methods.hvl.vision_language import region_losses
 from dearli_d2.methods.split_matching.matching import SplitTargets, candidate_cosine, pixel_losses
 from dearli_d2.modeling.mask2former.criterion import SetCriterion
 from dearli_d2.modeling.mask2former.matcher import HungarianMatcher, Matches
 from dearli_d2.modeling.mask2former.transformer_decoder import DecoderOutput
-from dearli_d2.modeling.per_pixel.losses import LOSSES, PixelLoss, dyce_loss
+from dearli_d2.modeling.per_pixel.losses import LOSSES, PixelLoss, dyce_loss, hard_targets
 from dearli_d2.modeling.ranks import mean_over_ranks
 from dearli_d2.structures import Targets
 from tests.conftest import MINI_OVERRIDES, REPO
-from tests.engine.test_trainer import losses_of
 
 CONFIG = REPO / "configs" / "miniworld" / "m2f_lang.yaml"
 
-# many points, so that the two runs' different random points hardly matter
 OPTIONS = (
     "SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "2", "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "4000",
     "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", "0.0", "DATASETS.TEST", "('miniworld_val@0.05',)", "TEST.PICTURES", "0",
@@ -40,16 +35,6 @@ def _no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-def train(folder, config=CONFIG, options=()):
-    """One process of a training that logs every step."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("PERIOD", "WINDOW"):
-            patch.setattr(metrics, name, 1)
-        DualStreamTrainer(
-            get_config(config, [*MINI_OVERRIDES, *OPTIONS, "DATASETS.TEST", "()", "OUTPUT_DIR", str(folder), *options])
-        ).train()
-
-
 def command_line(folder, processes, *arguments):
     command = [sys.executable, "-W", "ignore", "train_net.py", "--config-file", str(CONFIG), "--num-gpus", str(processes),
                *arguments, *MINI_OVERRIDES, *OPTIONS, "OUTPUT_DIR", str(folder)]  # fmt: skip
@@ -58,41 +43,6 @@ def command_line(folder, processes, *arguments):
 
 def run(command, *overrides):
     return subprocess.run([*command, *overrides], cwd=REPO, capture_output=True, text=True, timeout=300)
-
-
-def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
-    for processes in (1, 2):
-        (tmp_path / str(processes)).mkdir()
-        launch(train, processes, arguments=(tmp_path / str(processes),))
-    one, two = (losses_of(tmp_path / str(n)) for n in (1, 2))
-    assert sorted(one) == sorted(two) == [0, 1]
-    for name, value in one[0].items():  # before the first update, where only the points differ
-        assert two[0][name] == pytest.approx(value, rel=0.05), name
-    weights = [torch.load(tmp_path / str(n) / "model_final.pth", weights_only=True)["model"] for n in (1, 2)]
-    moved = (
-        weights[0]["sem_seg_head.predictor.query_feat.weight"] - weights[1]["sem_seg_head.predictor.query_feat.weight"]
-    )
-    assert moved.abs().median() < 5e-4  # half a step of the learning rate
-
-
-def test_two_semi_supervised_processes_equal_one_with_the_joint_batch(tmp_path):
-    """The teacher is not wrapped; every rank updates its own from the same student. CutMix, whose boxes are drawn per rank,
-    is off. Mask points are drawn per rank, so the losses are only nearly equal."""
-    options = ("SSL.START", "0", "SSL.IMS_PER_BATCH", "4", "SSL.CUTMIX", "0.0", "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "2",
-               "SSL.MONITOR_IMAGES", "4")  # fmt: skip
-    for processes in (1, 2):
-        (tmp_path / str(processes)).mkdir()
-        launch(train, processes, arguments=(tmp_path / str(processes), CONFIG.with_name("dear.yaml"), options))
-    one, two = (losses_of(tmp_path / str(n)) for n in (1, 2))
-    assert sorted(one) == sorted(two) == [0, 1]
-    assert any(name.startswith("unlabeled_") for name in one[0])
-    for name, value in one[0].items():
-        assert two[0][name] == pytest.approx(value, rel=0.08, abs=0.02), name
-    states = [torch.load(tmp_path / str(n) / "model_final.pth", weights_only=True) for n in (1, 2)]
-    name = "sem_seg_head.predictor.query_feat.weight"
-    for part in ("model", "teacher"):
-        a, b = (s["model"] if part == "model" else s["teacher"]["model"] for s in states)
-        assert (a[name] - b[name]).abs().median() < 5e-4, part
 
 
 def test_evaluation_on_two_processes_of_torchrun_equals_one(tmp_path):
@@ -118,34 +68,40 @@ def test_an_error_in_a_worker_is_a_line_and_no_stack_trace(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def _dyce_of_rank(folder, same, hard_fraction):
-    """One process: DyCE of its part of two images, and the averaged gradient of a weight."""
-    rank = comm.get_rank()
-    generator = torch.Generator().manual_seed(0)
-    images, target = torch.randn(2, 3, 8, 8, generator=generator), torch.randint(0, 4, (2, 8, 8), generator=generator)
-    target[1, :2] = 255
-    if same:
-        images, target = images[:1].repeat(2, 1, 1, 1), target[:1].repeat(2, 1, 1)
-    if comm.get_world_size() > 1:
-        images, target = images[rank : rank + 1], target[rank : rank + 1]
-    weight = torch.linspace(-1, 1, 12).view(4, 3, 1, 1).requires_grad_()
-    loss = dyce_loss(torch.nn.functional.conv2d(images, weight), target, hard_fraction, 0.5)
-    loss.backward()
-    if comm.get_world_size() > 1:  # as data-parallel training does
-        torch.distributed.all_reduce(weight.grad)
-        weight.grad /= comm.get_world_size()
-    torch.save({"loss": loss.detach(), "gradient": weight.grad}, folder / f"{comm.get_world_size()}_{rank}.pt")
+MINED = [(True, 0.2), (False, 1.0), (False, 0.2), (False, 1e-9)]
 
 
-@pytest.mark.parametrize(("same", "hard_fraction"), [(True, 0.2), (False, 1.0)])
-def test_dyce_of_two_ranks_equals_one(tmp_path, same, hard_fraction):
+def _mined_of_rank(folder):
+    """One process: DyCE of its part of two images with the averaged gradient of a weight, and the pixels that are mined."""
+    results = []
+    for same, hard_fraction in MINED:
+        generator = torch.Generator().manual_seed(0)
+        images, target = (
+            torch.randn(2, 3, 8, 8, generator=generator),
+            torch.randint(0, 4, (2, 8, 8), generator=generator),
+        )
+        target[1, :2] = 255
+        if same:  # each loss is there twice
+            images, target = images[:1].repeat(2, 1, 1, 1), target[:1].repeat(2, 1, 1)
+        weight = torch.linspace(-1, 1, 12).view(4, 3, 1, 1).requires_grad_()
+        logits = torch.nn.functional.conv2d(_part(images), weight)
+        loss = dyce_loss(logits, _part(target), hard_fraction, 0.5)
+        loss.backward()
+        hard = hard_targets(logits.detach(), _part(target), keep=10, below=0.05)
+        results.append((mean_over_ranks(loss.detach()), mean_over_ranks(weight.grad), hard))
+    torch.save(results, folder / f"{comm.get_world_size()}_{comm.get_rank()}.pt")
+
+
+def test_pixels_are_mined_as_by_one_process(tmp_path):
     for processes in (1, 2):
-        launch(_dyce_of_rank, processes, arguments=(tmp_path, same, hard_fraction))
+        launch(_mined_of_rank, processes, arguments=(tmp_path,))
     one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
-    assert torch.allclose(two[0]["gradient"], one["gradient"], atol=1e-6)
-    assert torch.allclose((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"])
-    if same:
-        assert torch.allclose(two[0]["loss"], one["loss"])
+    for mined, expected, first, second in zip(MINED, one, *two, strict=True):
+        for rank in (first, second):
+            torch.testing.assert_close(
+                rank[:2], expected[:2], rtol=1e-5, atol=1e-6, msg=lambda text, mined=mined: f"{mined} {text}"
+            )
+        assert torch.equal(torch.cat([first[2], second[2]]), expected[2])
 
 
 def _part(sequence):
@@ -222,48 +178,6 @@ def test_losses_and_gradients_of_two_ranks_are_those_of_one_with_the_joint_batch
                 torch.testing.assert_close(
                     value, wanted, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
                 )
-
-
-SEMIDAVIL = ("MODEL.SEMIDAVIL.LOSS", "ce", "SSL.START", "0", "SSL.IMS_PER_BATCH", "4", "SSL.SOURCE_IMS_PER_BATCH", "4",
-             "SSL.PICTURE_PERIOD", "0", "SSL.MONITOR_PERIOD", "0")  # fmt: skip
-
-
-def test_three_streams_train_in_two_processes(tmp_path):
-    """Every trained parameter takes part, and the ranks' mean of the supervised loss is that of the joint batch."""
-    config = CONFIG.with_name("semidavil.yaml")
-    for processes in (1, 2):
-        (tmp_path / str(processes)).mkdir()
-        launch(train, processes, arguments=(tmp_path / str(processes), config, SEMIDAVIL))
-    one, two = (losses_of(tmp_path / str(n)) for n in (1, 2))
-    assert two[0]["loss_sup"] == pytest.approx(one[0]["loss_sup"], rel=0.02)  # padding differs from rank to rank
-
-
-SEGKC = ("SSL.START", "0", "SSL.IMS_PER_BATCH", "4", "SSL.CUTMIX", "0.0", "SSL.CONFIDENCE", "0.1", "SSL.PICTURE_PERIOD", "0",
-         "SSL.MONITOR_PERIOD", "0", "SOLVER.BASE_LR", "1e-4", "INPUT.SCALE_RANGE", "(2.0, 2.4)")  # fmt: skip
-
-
-@pytest.mark.parametrize("norm", ["GN", "BN"])
-def test_cross_supervision_in_two_processes_equals_one_with_the_joint_batch(tmp_path, norm):
-    """Losses, weights and running statistics. The junior's ResNet has statistics of its own ranks, as everywhere in
-    detectron2, so here a network without them takes its place."""
-    tower = ("MODEL.BACKBONE.NAME", "OpenCLIPConvNeXt", "MODEL.BACKBONE.ARCH", "miniworld-convnext", "MODEL.BACKBONE.WEIGHTS",
-             "shipped", "MODEL.DPT.NORM", norm)  # fmt: skip
-    for processes in (1, 2):
-        (tmp_path / str(processes)).mkdir()
-        config = CONFIG.with_name("segkc.yaml")
-        launch(train, processes, arguments=(tmp_path / str(processes), config, (*SEGKC, *tower)))
-    one, two = (losses_of(tmp_path / str(n)) for n in (1, 2))
-    assert sorted(one) == sorted(two) == [0, 1]
-    for step in one:
-        assert {"loss_kd", "unlabeled_loss_con_junior", "unlabeled_loss_con_senior"} <= set(one[step])
-        for name, value in one[step].items():
-            assert two[step][name] == pytest.approx(value, rel=0.02), (step, name)
-    states = [torch.load(tmp_path / str(n) / "model_final.pth", weights_only=True)["model"] for n in (1, 2)]
-    for name, tensor in states[0].items():
-        if tensor.is_floating_point():
-            assert (tensor - states[1][name]).abs().mean() < 5e-4, (
-                name
-            )  # torch has the unbiased variance, detectron2 not
 
 
 def _note_shutdown(folder):

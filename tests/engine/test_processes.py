@@ -23,10 +23,11 @@ from dearli_d2.engine.launch import _meet, launch
 from dearli_d2.engine.watch import mark
 from dearli_d2.environment import Started
 from dearli_d2.errors import ConfigError, WeightsError
-from tests.conftest import MINI_OVERRIDES, REPO
+from tests.conftest import MINI_OVERRIDES, REPO, SSL
 
 TRAIN = ("train_net.py", "--config-file", str(REPO / "configs/miniworld/m2f_lang.yaml"))
 LONG = ("SOLVER.MAX_ITER", "100000", "SOLVER.KEEP_CHECKPOINTS", "100000")
+MONITOR = ("SSL.MONITOR_PERIOD", "2", "SSL.MONITOR_IMAGES", "4", "SSL.CUTMIX", "0.0")
 SOON = 30.0  # seconds; the documentation says 10, and a test may run beside others
 
 
@@ -74,10 +75,11 @@ def kill_rank_1(log: Path) -> str:
 
 
 def test_a_killed_rank_ends_a_run_of_torchrun_with_a_line_that_names_it(tmp_path, begin):
-    run = begin(
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *TRAIN, *options(tmp_path, *LONG)
-    )
+    words = [word.replace("m2f_lang", "dear") for word in TRAIN]
+    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
+    run = begin(*torchrun, *words, *options(tmp_path, *LONG, *SSL, *MONITOR))
     wait_for(tmp_path / "model_0000002.pth", run)
+    assert "pseudo-labels of 4 images" in (tmp_path / "log.txt").read_text()  # of both ranks
     name = kill_rank_1(tmp_path / "log.txt.rank1")
     _, errors = run.communicate(timeout=SOON)
     assert run.returncode not in (0, None)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError
 from ..mask2former.inference import resize_logits
-from ..ranks import over_ranks
+from ..ranks import gather_rows, kth_largest, over_ranks
 
 IGNORE = 255
 # number of full-size logits that a summed loss holds at once, 64 MB in fp32
@@ -38,8 +38,7 @@ def dyce_loss(
 
     L = sum over hard pixels i of n_H^-omega n_c(i)^-(1 - omega) l_i, where n_H counts the hard pixels and n_c those of class c.
     With omega 1 it is their mean, with omega 0 the sum of the means of their classes. No gradient passes through the choice or
-    the counts. Each rank chooses its own hard pixels, and the counts are those of all ranks. The number of valid pixels goes
-    to the host, once a call.
+    the counts. The hard pixels are those of all ranks. Their number goes to the host.
 
     Args:
         logits: (B, C, H, W).
@@ -54,9 +53,8 @@ def dyce_loss(
     losses, labels = pixel_cross_entropy(logits, target, ignore_index).flatten(), target.flatten()
     with torch.no_grad():
         valid = labels != ignore_index
-        count = int(valid.sum())
-        hard = torch.where(valid, losses, -1.0).topk(min(max(1, round(hard_fraction * count)), count), sorted=False)
-        classes = labels[hard.indices]
+        hard = _hardest(torch.where(valid, losses, -1.0), valid, hard_fraction)
+        classes = labels[hard]
         counts = torch.zeros(logits.shape[1] + 1, device=logits.device)  # the last one is n_H
         counts[:-1] = torch.bincount(classes, minlength=logits.shape[1])
         counts[-1] = len(classes)
@@ -66,7 +64,26 @@ def dyce_loss(
         counts = counts.clamp(min=1)
         # data-parallel training averages the gradients of the ranks; this is a sum over them
         weights = ranks * (counts[:-1] ** (omega - 1) * counts[-1] ** -omega)[classes]
-    return (losses[hard.indices] * weights).sum()
+    return (losses[hard] * weights).sum()
+
+
+def _hardest(losses: torch.Tensor, valid: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Indices of the valid pixels of this rank that are among the hardest `fraction` of all ranks, at least one of them.
+
+    Args:
+        losses: (N,), 0 or more where `valid`, -1 elsewhere.
+    """
+    if comm.get_world_size() == 1:
+        count = int(valid.sum())
+        return losses.topk(min(max(1, round(fraction * count)), count), sorted=False).indices
+    total = gather_rows(valid.sum()[None].float()).sum()
+    wanted = torch.minimum((fraction * total).round().clamp(min=1), total)
+    least = kth_largest(losses, wanted)
+    above, equal = losses > least, losses == least
+    counts = gather_rows(torch.stack([above.sum(), equal.sum()]).float())
+    # of pixels with the same loss the first ranks take theirs first
+    left = wanted - counts[:, 0].sum() - counts[: comm.get_rank(), 1].sum()
+    return (above | (equal & (equal.cumsum(0) <= left))).nonzero()[:, 0]
 
 
 def cross_entropy_loss(
@@ -173,8 +190,8 @@ def supervised_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def hard_targets(logits: torch.Tensor, target: torch.Tensor, keep: int, below: float = 0.7) -> torch.Tensor:
     """The target without its easy pixels (online hard example mining, as in UniMatch V2 on Cityscapes).
 
-    Hard are the pixels whose true class has at most the probability `below`, and the `keep` hardest of each image on average.
-    Each rank chooses its own.
+    Hard are the pixels whose true class has at most the probability `below`, and the `keep` hardest of each image on average
+    over all ranks.
 
     Args:
         logits: (B, C, h, w), resized to the target.
@@ -190,7 +207,7 @@ def hard_targets(logits: torch.Tensor, target: torch.Tensor, keep: int, below: f
     losses = torch.cat([pixel_cross_entropy(resize_logits(x.float(), size), of_one) for x, of_one in pairs])
     count = min(keep * len(target), target.numel())
     # ignored pixels have the loss 0, so they are among the hardest only where all others are too
-    hardest = losses.flatten().topk(count, sorted=False).values.min()
+    hardest = kth_largest(losses.flatten(), comm.get_world_size() * count)
     return target.masked_fill(losses < hardest.clamp(max=-math.log(max(below, 1e-6))), IGNORE)
 
 
