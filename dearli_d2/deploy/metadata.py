@@ -100,8 +100,8 @@ class ReadOut:
     """From the graph's outputs to labels. All steps in float32.
 
     1. "masks": resize `mask_logits` (bilinear, half-pixel centres) to the size of the graph's input, cut off the padding; resize to
-       the size of the output. "pixels": resize `logits` to the size of the graph's input, softmax over the classes; cut off the
-       padding, or with `fit` "resize" resize the scores to the size of the image before step 3; resize to the size of the output.
+       the size of the output. "pixels": resize `logits` to the size of the graph's input, or with `fit` "resize" to the size of the
+       image before step 3; softmax over the classes; cut off the padding; resize the scores to the size of the output.
        A resize to the same size does nothing. The output has the size of the image, but at most `max_pixels` pixels: both sides are
        scaled by sqrt(max_pixels / pixels) and rounded, the labels are then enlarged to the nearest pixel.
     2. Semantic scores of "masks": probabilities are the softmax of `class_logits` over C + 1 without the last ("no object"), or with

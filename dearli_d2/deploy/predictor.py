@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -144,9 +144,18 @@ class OnnxPredictor:
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """The graph's outputs by name, without the axis of the batch, for (h, w, 3) uint8 RGB of the size that the model wants."""
-        inputs = {IMAGE: network_input(pixels, self.metadata.preparation), **self._arrays}
-        outputs = self._session.run(list(self.metadata.outputs), inputs)
+        outputs = self._session.run(list(self.metadata.outputs), self._feed(pixels))
         return {name: output[0] for name, output in zip(self.metadata.outputs, outputs, strict=True)}
+
+    def _feed(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        return {IMAGE: network_input(pixels, self.metadata.preparation), **self._arrays}
+
+    def inputs(self, image: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """All inputs of the graph for an (H, W, 3) uint8 RGB image, one for each window of it."""
+        preparation = self.metadata.preparation
+        pixels = resized_image(image, preparation)
+        for place in windows(pixels, preparation) if preparation.window else [(slice(None), slice(None))]:
+            yield self._feed(pixels[place])
 
 
 def taxonomy_of(classes: Sequence[ClassInfo]) -> Taxonomy:
