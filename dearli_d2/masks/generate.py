@@ -1,15 +1,14 @@
-"""Masks of a whole data set: sharded, resumable, with progress."""
+"""Masks of a whole data set: shared by processes, resumable, with progress."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace as changed
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,35 +16,15 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..data.mappers import read_image
-from ..errors import ConfigError, DatasetError, first_few
+from ..errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from ..files import remove_leftovers
+from ..pipeline import Work, chunks_of, run, shard_of
 from ..progress import progress
 from .file_per_image import FilePerImage, check_stems
 from .generator import MaskGenerator
 from .storage import MaskFolder
 
 logger = logging.getLogger(__name__)
-
-
-Item = TypeVar("Item")
-Found = TypeVar("Found")
-
-
-@dataclass(frozen=True)
-class Work(Generic[Item, Found]):
-    """The work that `fill_folder` does for each image.
-
-    Args:
-        settings: the entries of the manifest that the results depend on.
-        read: reads the input from an image file. It raises `DatasetError` for one that cannot be read.
-        find: makes the results of several inputs.
-        write: stores the result of an image file. It also gets the input.
-    """
-
-    settings: dict[str, Any]
-    read: Callable[[str], Item]
-    find: Callable[[Sequence[Item]], Sequence[Found]]
-    write: Callable[[str, Item, Found], None]
 
 
 def generate(
@@ -72,56 +51,70 @@ def generate(
         ConfigError: see `fill_folder`.
         DatasetError: see `fill_folder`.
     """
-    masks = 0
+    return fill_masks(files, mask_work(generator, folder), generator.settings(), folder, batch_size, shard, replace)
 
-    def write(file: str, image: np.ndarray, found: Any) -> None:
-        nonlocal masks
+
+def mask_work(generator: MaskGenerator[Any], folder: MaskFolder) -> Work[str, np.ndarray, Any]:
+    """The work of `generate` for each image file; the record of an image has the number of its "masks"."""
+
+    def write(file: str, image: np.ndarray, found: Any) -> dict[str, int]:
         annotations = generator.annotations(found)
         folder.write(file, image.shape[:2], annotations)
-        masks += len(annotations)
+        return {"masks": len(annotations)}
 
-    work = Work(generator.settings(), read_image, generator.find, write)
-    counts = fill_folder(files, work, folder, batch_size, shard, replace)
-    folder.pack(files[shard[0] :: shard[1]])
-    counts["masks"] = masks
+    return Work(read_image, generator.find, write)
+
+
+def fill_masks(
+    files: Sequence[str],
+    work: Work[str, Any, Any],
+    settings: dict[str, Any],
+    folder: MaskFolder,
+    batch_size: int = 1,
+    shard: tuple[int, int] = (0, 1),
+    replace: bool = False,
+) -> Counter[str]:
+    """Fills a folder of masks as `fill_folder` does, and puts them into shards at the end."""
+    counts = fill_folder(files, work, settings, folder, batch_size, shard, replace)
+    folder.pack(_share(files, batch_size, shard))
     return counts
 
 
 def fill_folder(
     files: Sequence[str],
-    work: Work[Item, Found],
+    work: Work[str, Any, Any],
+    settings: dict[str, Any],
     folder: FilePerImage,
     batch_size: int = 1,
     shard: tuple[int, int] = (0, 1),
     replace: bool = False,
 ) -> Counter[str]:
-    """Makes the files of a folder that are missing.
+    """Makes the results of a folder that are missing. Reading and writing happen beside the model.
 
     Images that cannot be read are skipped and listed in `failed_I_of_N.jsonl` of the folder; a later run tries them again.
 
     Args:
         files: the images.
-        work: the work to do for each.
+        work: the work to do for each; the numbers in its records are added up. Its `read` raises `DatasetError` for an image that
+            cannot be read.
+        settings: the entries of the manifest that the results depend on.
         folder: the folder that `work` writes to.
         batch_size: number of inputs that `work.find` gets at a time.
-        shard: (i, n) chooses every n-th image from the i-th on. Any number of processes may run at once.
+        shard: (i, n) chooses every n-th batch from the i-th on. Any number of processes may run at once.
         replace: make the results anew of images that have changed.
 
     Returns:
-        Counts "done", "present", "failed".
+        Counts "done", "present", "failed", and those of the records.
 
     Raises:
         ConfigError: the folder holds results of other settings, or the shard is impossible.
         DatasetError: two images with one stem, results of other images of the same names.
     """
-    index, count = shard
-    if not 0 <= index < count:
-        raise ConfigError(f"--shard {index}/{count}: the shard must be one of 0..{count - 1}")
+    mine = _share(files, batch_size, shard)
     check_stems(list(files))
     for place in (folder.folder, folder.path("any").parent):
         remove_leftovers(place)
-    _claim(folder, work.settings)
-    mine = list(files)[index::count]
+    _claim(folder, settings)
     present = {f: folder.made_for(f) for f in progress(mine, "masks that are there", len(mine)) if folder.has(f)}
     other = [f for f, same in present.items() if not same]
     if other and not replace:
@@ -131,27 +124,32 @@ def fill_folder(
         )
     for file in other:
         del present[file]
-    missing = [f for f in mine if f not in present]
-    counts: Counter[str] = Counter(present=len(mine) - len(missing))
+    counts: Counter[str] = Counter(present=len(present), done=0, failed=0)
     failed: list[dict] = []
-    with tqdm(total=len(mine), initial=counts["present"], desc=f"masks {index}/{count}", unit="image") as bar:
-        for batch in _read_ahead(missing, batch_size, work.read):
-            good = []
-            for file, item in batch:
-                if isinstance(item, DatasetError):
-                    failed.append({"file": file, "error": str(item)})
-                else:
-                    good.append((file, item))
-            results = work.find([item for _, item in good]) if good else []
-            for (file, item), found in zip(good, results, strict=True):
-                work.write(file, item, found)
-            counts["done"] += len(good)
-            bar.update(len(batch))
-    counts["failed"] = len(failed)
+
+    def read(file: str) -> Any:
+        try:
+            return work.read(file)
+        except DatasetError as error:
+            raise UnreadableImageError(str(error)) from error
+
+    index, count = shard
+    chunks = shard_of(chunks_of(files, batch_size), shard)
+    with tqdm(total=len(mine), initial=len(present), desc=f"masks {index}/{count}", unit="image") as bar:
+        for outcome in run(changed(work, read=read), chunks, done=present):
+            if outcome.skipped:
+                failed.append({"file": outcome.key, "error": str(outcome.skipped)})
+            counts.update({"failed" if outcome.skipped else "done": 1, **outcome.record})
+            bar.update()
     log = folder.write_failures(index, count, mine, failed)
     if failed:
         logger.warning("%d images could not be read and are skipped, see %s", len(failed), log)
     return counts
+
+
+def _share(files: Sequence[str], batch_size: int, shard: tuple[int, int]) -> list[str]:
+    """The files of a process. Raises `ConfigError` for an impossible shard."""
+    return [file for chunk in shard_of(chunks_of(files, batch_size), shard) for file in chunk]
 
 
 def shard_of_process() -> tuple[int, int]:
@@ -181,30 +179,6 @@ def _claim(folder: FilePerImage, settings: dict) -> None:
             raise ConfigError(
                 f"{folder.folder} holds masks made with {key} {before.get(key)}, not {value}; choose another --out"
             )
-
-
-def _read_ahead(
-    files: Sequence[str], batch_size: int, read: Callable[[str], Item]
-) -> Iterator[list[tuple[str, Item | DatasetError]]]:
-    """Batches of (file, image or error). The next batches are read in the background."""
-
-    def attempt(file: str) -> tuple[str, Item | DatasetError]:
-        try:
-            return file, read(file)
-        except DatasetError as error:
-            return file, error
-
-    def attempt_all(chunk: Sequence[str]) -> list[tuple[str, Any | DatasetError]]:
-        return [attempt(file) for file in chunk]
-
-    chunks = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
-    with ThreadPoolExecutor(2) as pool:
-        pending = [pool.submit(attempt_all, chunk) for chunk in chunks[:3]]
-        for index in range(len(chunks)):
-            batch = pending.pop(0).result()
-            if index + 3 < len(chunks):
-                pending.append(pool.submit(attempt_all, chunks[index + 3]))
-            yield batch
 
 
 def default_device() -> str:

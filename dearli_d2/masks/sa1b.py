@@ -9,7 +9,8 @@ from pathlib import Path
 from ..data.images import image_size
 from ..errors import DatasetError, first_few
 from ..files import parse_json
-from .generate import Work, fill_folder
+from ..pipeline import Work
+from .generate import fill_masks
 from .storage import MaskFolder, parsed
 
 _KEYS = ("segmentation", "area", "bbox", "predicted_iou", "stability_score")
@@ -39,18 +40,13 @@ def import_masks(
             f"{len(without)} of {len(files)} images have no JSON file with masks beside them: {first_few(without)}; SA-1B's archives "
             "hold both, unpack them into the same folder"
         )
-    masks = 0
 
-    def write(file: str, content: Content, annotations: list[dict]) -> None:
-        nonlocal masks
+    def write(file: str, content: Content, annotations: list[dict]) -> dict[str, int]:
         folder.write(file, content[0], annotations)
-        masks += len(annotations)
+        return {"masks": len(annotations)}
 
-    work = Work({"generator": "sa1b"}, _read, lambda contents: [found for _, found in contents], write)
-    counts = fill_folder(files, work, folder, shard=shard, replace=replace)
-    folder.pack(files[shard[0] :: shard[1]])
-    counts["masks"] = masks
-    return counts
+    work = Work(_read, lambda contents: [found for _, found in contents], write)
+    return fill_masks(files, work, {"generator": "sa1b"}, folder, shard=shard, replace=replace)
 
 
 def _read(file: str) -> Content:

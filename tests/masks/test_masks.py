@@ -365,7 +365,7 @@ def test_masks_of_other_settings_are_not_mixed(images, tmp_path):
         generate(images, Counting(2), folder)
 
 
-def test_a_killed_run_loses_at_most_the_image_at_hand(images, tmp_path):
+def test_an_interrupted_run_leaves_whole_results_and_goes_on(images, tmp_path):
     class Failing(Counting):
         def find(self, given):
             if self.seen == 4:
@@ -375,10 +375,12 @@ def test_a_killed_run_loses_at_most_the_image_at_hand(images, tmp_path):
     folder = MaskFolder(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         generate(images, Failing(), folder)
-    assert all(len(folder.read(p.name)) == 1 for p in (folder.folder / "masks").iterdir())
+    there = list((folder.folder / "masks").glob("[!.]*"))
+    assert all(len(folder.read(p.name)) == 1 for p in there)
     rest = Counting()
     generate(images, rest, folder)
-    assert rest.seen == 3
+    assert rest.seen == 7 - len(there)
+    assert len(folder.shards) == 7
 
 
 def test_command_line_generates_and_shows(images, tmp_path, capsys):

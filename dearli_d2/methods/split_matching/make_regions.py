@@ -10,8 +10,9 @@ from detectron2.config import CfgNode
 
 from ...data.build import labeled_dicts
 from ...errors import ConfigError
-from ...masks.generate import Work, fill_folder
+from ...masks.generate import fill_folder
 from ...modeling import build_model
+from ...pipeline import Work
 from ...visualization import save_mask_picture
 from .data import whole_image
 from .model import SplitMatching
@@ -53,13 +54,13 @@ def fill(cfg: CfgNode, out: Path, shard: tuple[int, int], batch_size: int, pictu
     for name in dicts:  # a damaged file is made again
         if folder.path(name).is_file() and folder.read(name) is None:
             folder.path(name).unlink()
-    work = Work(
-        settings=model.cache_settings(cfg),
-        read=lambda name: whole_image(dicts[name], size),
-        find=find,
-        write=lambda name, _, regions: folder.write(name, regions),
-    )
-    counts = fill_folder(list(dicts), work, folder, batch_size, shard)
+
+    def write(name: str, _: object, regions: Regions) -> dict[str, int]:
+        folder.write(name, regions)
+        return {}
+
+    work = Work(lambda name: whole_image(dicts[name], size), find, write)
+    counts = fill_folder(list(dicts), work, model.cache_settings(cfg), folder, batch_size, shard)
     chosen = list(dicts)[:: max(1, len(dicts) // pictures)][:pictures] if pictures else []
     for name in chosen:
         found = folder.read(name)
