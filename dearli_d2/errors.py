@@ -29,6 +29,10 @@ class RequirementsError(DearliError):
     """Data, weights or settings that several stages of a row need are missing; the message lists all."""
 
 
+class ClusterError(DearliError):
+    """A Ray cluster cannot be reached, does not fit, or has lost its workers."""
+
+
 class TrainingError(DearliError):
     """Training cannot go on (losses that are not finite)."""
 

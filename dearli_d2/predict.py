@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from .prediction import Picture, Prediction, as_pixels
 from .prediction_files import Maps, check_ids, per_pixel, picture
 from .prediction_folder import PredictionFolder, Summary, WriteTask
 from .prediction_inputs import Inputs, Task, tasks_of
+from .ray_engine import RayCluster, RayEngine
 from .weights import read_file
 
 logger = logging.getLogger(__name__)
@@ -250,6 +251,27 @@ class ReadTask:
         return load_pixels(self.mapper, read_image(task.path), task.caption)
 
 
+@dataclass(frozen=True)
+class LoadFind:
+    """Loads the model where it is to run, on the GPU of that machine if it has one, and returns `Work.find` of prediction."""
+
+    config: CfgNode
+    weights: Path
+    taxonomy: Taxonomy
+    semantic: bool
+    amp: torch.dtype | None
+
+    def __call__(self) -> Callable[[Sequence[Loaded]], Sequence[Maps]]:
+        """Loads it."""
+        config = self.config.clone()
+        config.defrost()
+        config.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+        predictor = Predictor(config, self.weights)
+        if predictor.model.taxonomy != self.taxonomy:
+            predictor.model.set_taxonomy(self.taxonomy)
+        return partial(predictor.maps, semantic=self.semantic, amp=self.amp)
+
+
 def prediction_work(
     predictor: Predictor, folder: PredictionFolder, amp: torch.dtype | None = None, shard: tuple[int, int] = (0, 1)
 ) -> Work[Task, Loaded, Maps]:
@@ -291,6 +313,7 @@ def predict_files(
     amp: torch.dtype | None = None,
     shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
+    cluster: RayCluster | None = None,
 ) -> Summary:
     """Predicts and writes the images of a folder that are missing there; those that cannot be predicted are reported and skipped.
 
@@ -304,8 +327,10 @@ def predict_files(
         shard: (i, n) chooses every n-th batch from the i-th on. Any number of shards may run at once. The one that ends last
             completes `predictions.json`.
         workers: number of threads that read, and that write; None = by the number of cores.
+        cluster: does the work on a Ray cluster; None = in this process.
 
     Raises:
+        ClusterError: see `RayEngine`.
         ConfigError: an impossible shard.
         DatasetError: another process works on this shard.
         OSError: a file cannot be written, as on a full disk; `predictions.json` then says that it is not complete.
@@ -313,9 +338,12 @@ def predict_files(
     taxonomy = predictor.model.known_taxonomy()
     check_ids(taxonomy)
     work = prediction_work(predictor, folder, amp, shard)
-    return folder.fill(
-        work, shard_of(chunks_of(tasks_of(folder.inputs, captions), batch), shard), taxonomy, shard, workers
-    )
+    chunks = shard_of(chunks_of(tasks_of(folder.inputs, captions), batch), shard)
+    if cluster is None:
+        return folder.fill(work, chunks, taxonomy, shard, workers)
+    load = LoadFind(predictor.config, predictor.weights, taxonomy, per_pixel(folder.kinds), amp)
+    engine: RayEngine[Loaded, Maps] = RayEngine(cluster, load, folder.staging(shard) / "ray")
+    return folder.fill(work, chunks, taxonomy, shard, workers, engine)
 
 
 def output_picture(kind: str, image: np.ndarray, prediction: Prediction) -> Image.Image:

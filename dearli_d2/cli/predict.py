@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +16,9 @@ from .base import FILE_OR_FOLDER, POSITIVE, Overrides, command, config_file
 def at_scale(command: Callable) -> Callable:
     """The options of predictions of many images."""
     for option in (
+        click.option("--ray-actors", type=POSITIVE, metavar="N", help="Models with --engine ray; default: one for each GPU of the cluster, else for each 4 CPUs."),
+        click.option("--ray-address", metavar="HOST:PORT", help="A running Ray cluster; default: one is started on this machine."),
+        click.option("--engine", type=click.Choice(("process", "ray")), default="process", show_default=True, help="Who works: this process, or a Ray cluster (extra `ray`)."),
         click.option("--workers", type=POSITIVE, metavar="N", help="Threads that read images, and that write; default: by the number of cores."),
         click.option("--shard", metavar="I/N", help="This process's share of the images, from 0/N to N-1/N; default: as torchrun says."),
         click.option("--amp", type=click.Choice(("bf16", "fp16")), help="Run the network in this precision, by autocast."),
@@ -72,6 +76,7 @@ def predict(
     amp: str | None,
     shard: str | None,
     workers: int | None,
+    **ray: Any,
 ) -> int:
     """Segments image files with a trained model.
 
@@ -103,17 +108,19 @@ def predict(
     from ..predict import Predictor, captions_of, identity, precision, predict_files, use_own_gpu
     from ..prediction_files import chosen_kinds
     from ..prediction_folder import PredictionFolder, find_inputs
+    from ..ray_engine import chosen_cluster
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     images, overrides = split_at_first_key(words)
     kinds, part = chosen_kinds([word.strip() for word in files.split(",") if word.strip()]), parse_shard(shard)
     inputs = find_inputs(images)
     use_own_gpu()
-    predictor = Predictor(get_config(config_file, overrides), weights, text)
-    of_images = None if captions is None else captions_of(inputs, captions)
-    run = identity(predictor, text, captions, amp)
-    folder = PredictionFolder(out, inputs, run, overwrite, kinds, formats)
-    done = predict_files(predictor, folder, of_images, batch, precision(amp, predictor), part, workers)
+    with chosen_cluster(**ray) as cluster:
+        predictor = Predictor(get_config(config_file, overrides), weights, text)
+        of_images = None if captions is None else captions_of(inputs, captions)
+        run = identity(predictor, text, captions, amp)
+        folder = PredictionFolder(out, inputs, run, overwrite, kinds, formats)
+        done = predict_files(predictor, folder, of_images, batch, precision(amp, predictor), part, workers, cluster)
     print(
         json.dumps(
             {"predicted": done.predicted, "skipped": len(done.skipped), "complete": done.complete, "out": str(out)}

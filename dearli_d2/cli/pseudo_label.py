@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -46,6 +47,7 @@ def pseudo_label(
     shard: str | None,
     workers: int | None,
     overrides: tuple[str, ...],
+    **ray: Any,
 ) -> int:
     """Labels the unlabelled images of a training run, to be corrected in a labelling tool.
 
@@ -61,17 +63,19 @@ def pseudo_label(
     from ..predict import precision, predict_files, use_own_gpu
     from ..prediction_files import KINDS
     from ..prediction_folder import PredictionFolder, find_inputs
+    from ..ray_engine import chosen_cluster
     from ..run_model import RunModel
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     names, part = [writable(name) for name in formats], parse_shard(shard)
     use_own_gpu()
-    model = RunModel(run, weights, which, overrides)
-    inputs = find_inputs([images] if images else model.unlabeled_images())
-    predictor = model.predictor()
-    identity = model.identity(predictor, amp)
-    folder = PredictionFolder(out or run / "pseudo_labels", inputs, identity, overwrite, KINDS, names)
-    done = predict_files(predictor, folder, None, batch, precision(amp, predictor), part, workers)
+    with chosen_cluster(**ray) as cluster:
+        model = RunModel(run, weights, which, overrides)
+        inputs = find_inputs([images] if images else model.unlabeled_images())
+        predictor = model.predictor()
+        identity = model.identity(predictor, amp)
+        folder = PredictionFolder(out or run / "pseudo_labels", inputs, identity, overwrite, KINDS, names)
+        done = predict_files(predictor, folder, None, batch, precision(amp, predictor), part, workers, cluster)
     print(
         json.dumps(
             {
