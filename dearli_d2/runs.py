@@ -140,6 +140,12 @@ def evaluate(cfg: CfgNode) -> dict[str, float]:
 def run_folder(cfg: CfgNode, resume: bool | None = None) -> Iterator[None]:
     """OUTPUT_DIR, locked and checked, with the log files open. `resume` is for a training, None for an evaluation."""
     _forget_logs()
+    started = started_by(os.environ)
+    if started is not None and started.world > 1 and comm.get_world_size() == 1:
+        raise ConfigError(
+            f"{started.by} has started {started.world} processes that are not joined; let it start `dearli train`, `dearli eval` or "
+            "train_net.py, or call torch.distributed.init_process_group first"
+        )
     check_settings_alike(cfg)
     with FolderLock(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
         if resume is not None:

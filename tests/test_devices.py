@@ -45,7 +45,12 @@ CASES = {
     "split_matching": ("split_matching.yaml", (), (0, 40, 0)),
     "semidavil": ("semidavil.yaml", (*SSL, *SOURCE), (2, 1, 0)),
     "segkc": ("segkc.yaml", (*SSL, *VIEWS), (4, 0, 0)),
-    "dpt_segmenter": ("segkc.yaml", (*SSL, "MODEL.META_ARCHITECTURE", "DPTSegmenter"), (2, 0, 0)),
+    "dpt_segmenter": (
+        "segkc.yaml",
+        (*SSL, "MODEL.META_ARCHITECTURE", "DPTSegmenter", "MODEL.DPT.HARD_PIXELS", "100"),
+        (2, 0, 0),
+    ),
+    "eomt": ("eomt_ssl.yaml", SSL, (3, 5, 3)),
 }
 
 

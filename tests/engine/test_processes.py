@@ -16,6 +16,7 @@ import torch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
+from dearli_d2 import runs
 from dearli_d2.config.run_sections import Ranks
 from dearli_d2.engine import agreement
 from dearli_d2.engine.checkpoints import RunCheckpoints
@@ -218,3 +219,13 @@ def test_a_checkpoint_that_rank_0_does_not_have_is_no_start_at_step_0(tmp_path, 
         WeightsError, match="no checkpoint in .* of rank 0, but n2 of rank 1 has model_0001000.pth; start"
     ):
         agreement.load_last_of_rank_0(RunCheckpoints(tmp_path, 1))
+
+
+def test_processes_of_torchrun_that_are_not_joined_do_not_train_side_by_side_into_one_folder(mini_config, monkeypatch):
+    place = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        ConfigError, match="torchrun has started 2 processes that are not joined; let it start `dearli train`"
+    ):
+        runs.train(mini_config())

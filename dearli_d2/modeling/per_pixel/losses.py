@@ -76,11 +76,11 @@ def _hardest(losses: torch.Tensor, valid: torch.Tensor, fraction: float) -> torc
     if comm.get_world_size() == 1:
         count = int(valid.sum())
         return losses.topk(min(max(1, round(fraction * count)), count), sorted=False).indices
-    total = gather_rows(valid.sum()[None].float()).sum()
-    wanted = torch.minimum((fraction * total).round().clamp(min=1), total)
+    total = gather_rows(valid.sum()[None]).sum()
+    wanted = torch.minimum((fraction * total.double()).round().long().clamp(min=1), total)
     least = kth_largest(losses, wanted)
     above, equal = losses > least, losses == least
-    counts = gather_rows(torch.stack([above.sum(), equal.sum()]).float())
+    counts = gather_rows(torch.stack([above.sum(), equal.sum()]))
     # of pixels with the same loss the first ranks take theirs first
     left = wanted - counts[:, 0].sum() - counts[: comm.get_rank(), 1].sum()
     return (above | (equal & (equal.cumsum(0) <= left))).nonzero()[:, 0]
