@@ -163,6 +163,8 @@ DOORS = (
         r"dearli predict --config-file output/miniworld/", "start",
         makes=("predictions/predictions.json", "predictions/photo_overlay.png"),
     ),
+    Door(r"dearli export --weights output/miniworld/.* --static ", "start", makes=("small.onnx",), once=True),
+    Door(r"dearli export ", why=SAME),
     Door(r"dearli plan --config-file configs/miniworld/", "start"),
     Door(
         r"dearli demo$", "demo", append="--iterations 5 --warmup 2",

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from ..deploy.metadata import CLASS_ALPHA, CLASS_EMBEDDINGS, IMAGE
 from ..modeling.segmenter import Segmenter, Words
@@ -108,7 +109,24 @@ def trace(network: Network, examples: Examples) -> ExportedProgram:
     with _fixed_padding(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(network, (), kwargs=inputs, dynamic_shapes=examples.free_sizes, strict=False)
+    _drop_unused(program)
     return program
+
+
+def _drop_unused(program: ExportedProgram) -> None:
+    """Drops weights that no output depends on, such as a text tower whose embeddings are constants."""
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    specs = program.graph_signature.input_specs
+    unused = [
+        (node, spec)
+        for node, spec in zip(placeholders, specs, strict=True)
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and not node.users
+    ]
+    for node, spec in unused:
+        program.graph.erase_node(node)
+        specs.remove(spec)
+        program.state_dict.pop(str(spec.target), None)
+    program.graph_module.recompile()
 
 
 @contextmanager

@@ -48,10 +48,12 @@ def halve(model: Any) -> None:
         if _is_layer(node, weights):
             node.input[:] = [half_input(name) if name else "" for name in node.input]
             result, node.output[0] = node.output[0], f"{node.output[0]}_half"
+            casts[result] = node.output[0]  # the next layer takes it as it is
             nodes += [node, helper.make_node("Cast", [node.output[0]], [result], to=TensorProto.FLOAT)]
         else:
             nodes.append(node)
     used = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
+    nodes = [node for node in nodes if node.op_type != "Cast" or node.output[0] in used]
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(kept)

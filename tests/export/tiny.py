@@ -10,16 +10,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
-from dearli_d2.config import get_config
+from benchmarks.export import random_checkpoint
 from dearli_d2.export.write import export_model
-from dearli_d2.modeling import build_model
 from dearli_d2.predict import Predictor
-from tests.conftest import REPO
 
 SMALL = (
-    "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.TEXT.TEMPLATES", "name", "MODEL.PIXEL_DECODER.LAYERS", "1",
+    "MODEL.TEXT.TEMPLATES", "name", "MODEL.PIXEL_DECODER.LAYERS", "1",
     "MODEL.MASK_FORMER.LAYERS", "1", "MODEL.MASK_FORMER.NUM_QUERIES", "10", "TEST.WEIGHTS", "student",
 )  # fmt: skip
 CAPTION = "a meadow with red things"
@@ -35,19 +31,8 @@ MODELS = {
 
 
 def checkpoint(folder: Path, name: str, file: str, *overrides: str) -> Path:
-    """A checkpoint of a config of miniworld whose weights are all random: layers that start at zero would hide faults."""
-    config = get_config(REPO / "configs" / "miniworld" / file, [*SMALL, *overrides])
-    torch.manual_seed(0)
-    model = build_model(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.02 * torch.randn_like(parameter))
-    path = folder / f"{name}.pth"
-    torch.save(
-        {"model": model.state_dict(), "config": config.dump(), "taxonomy": model.known_taxonomy().to_json()}, path
-    )
-    return path
+    """A checkpoint of the smallest networks of a config of miniworld, with random weights."""
+    return random_checkpoint(folder, name, f"miniworld/{file}", *SMALL, *overrides)
 
 
 def predictor(folder: Path, name: str) -> Predictor:

@@ -123,9 +123,12 @@ class GivenVocabulary(nn.Module):
 
 
 def padded_embeddings(vocabulary: Vocabulary) -> torch.Tensor:
-    """(K, S, E): the embeddings of a vocabulary, where classes with fewer names repeat their first one."""
+    """(K, S, E): the embeddings of a vocabulary, where classes with fewer names repeat their first one.
+
+    S is at least 2: a traced graph takes a side of 1 for a constant.
+    """
     rows = [vocabulary.embeddings[vocabulary.owner == c] for c in range(len(vocabulary))]
-    most = max(map(len, rows))
+    most = max(2, *map(len, rows))
     return torch.stack([torch.cat([row, row[:1].expand(most - len(row), -1)]) for row in rows])
 
 
