@@ -7,8 +7,8 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -252,16 +252,26 @@ class ReadTask:
 
 
 @dataclass(frozen=True)
-class LoadFind:
-    """Loads the model where it is to run, on the GPU of that machine if it has one, and returns `Work.find` of prediction."""
+class LoadWork:
+    """`prediction_work`, whose model is loaded where it is to run: on the GPU of that machine if it has one.
 
+    Args:
+        work: that of this process, without its model.
+        config: of the model.
+        weights: of the model.
+        taxonomy: its classes.
+        semantic: see `Predictor.maps`.
+        amp: see `Predictor.maps`.
+    """
+
+    work: Work[Task, Loaded, Maps]
     config: CfgNode
     weights: Path
     taxonomy: Taxonomy
     semantic: bool
     amp: torch.dtype | None
 
-    def __call__(self) -> Callable[[Sequence[Loaded]], Sequence[Maps]]:
+    def __call__(self) -> Work[Task, Loaded, Maps]:
         """Loads it."""
         config = self.config.clone()
         config.defrost()
@@ -269,7 +279,11 @@ class LoadFind:
         predictor = Predictor(config, self.weights)
         if predictor.model.taxonomy != self.taxonomy:
             predictor.model.set_taxonomy(self.taxonomy)
-        return partial(predictor.maps, semantic=self.semantic, amp=self.amp)
+        return replace(self.work, find=partial(predictor.maps, semantic=self.semantic, amp=self.amp))
+
+
+def _no_model(images: Sequence[Loaded]) -> Sequence[Maps]:
+    raise AssertionError("the model is in the actors")
 
 
 def prediction_work(
@@ -341,7 +355,8 @@ def predict_files(
     chunks = shard_of(chunks_of(tasks_of(folder.inputs, captions), batch), shard)
     if cluster is None:
         return folder.fill(work, chunks, taxonomy, shard, workers)
-    load = LoadFind(predictor.config, predictor.weights, taxonomy, per_pixel(folder.kinds), amp)
+    parts = replace(work, find=_no_model)
+    load = LoadWork(parts, predictor.config, predictor.weights, taxonomy, per_pixel(folder.kinds), amp)
     engine: RayEngine[Loaded, Maps] = RayEngine(cluster, load, folder.staging(shard) / "ray")
     return folder.fill(work, chunks, taxonomy, shard, workers, engine)
 

@@ -6,7 +6,7 @@ starts a lost actor again and gives it the same row. The new actor finds the not
 twice.
 
     with RayCluster(address=None, actors=2) as cluster:
-        for outcome in RayEngine(cluster, load_model, scratch)(work, chunks):
+        for outcome in RayEngine(cluster, load_work, scratch)(work, chunks):
             journal.append(str(outcome.key), outcome.record)
 
 The package ray is imported where it is used: without the extra `ray` everything else works.
@@ -23,7 +23,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
@@ -36,8 +36,6 @@ _SECONDS = 5.0  # that an address has to answer
 _CPUS = 4  # of an actor without a GPU, where the user says nothing
 _OBJECT_STORE = 100 * 2**20  # bytes; rows hold names of files and records, no images
 _RESTARTS = 20  # of lost actors, in all; more have a reason, such as too little memory
-
-Find = Callable[[Sequence[Item]], Sequence[Found]]
 
 
 class RayCluster:
@@ -150,12 +148,12 @@ class RayEngine(Generic[Item, Found]):
 
     Args:
         cluster: an open connection.
-        load: makes `Work.find` where the model is. It can be pickled, as `read`, `write` and `group` of the work can.
+        load: makes the work, with its model, in an actor. It can be pickled.
         scratch: a folder that all machines share, for notes while it runs.
     """
 
     cluster: RayCluster
-    load: Callable[[], Find]
+    load: Callable[[], Work[Any, Item, Found]]
     scratch: Path
 
     def __call__(
@@ -165,7 +163,7 @@ class RayEngine(Generic[Item, Found]):
         done: Container[Key] = frozenset(),
         workers: int | None = None,
     ) -> Iterator[Outcome[Key]]:
-        """Outcomes as they come, see `pipeline.run`; `workers` are the threads of an actor.
+        """Outcomes as they come, see `pipeline.run`. The actors have `load()` in place of `work`, and `workers` threads each.
 
         Raises:
             ClusterError: a machine without the project or without the folders, or actors that die again and again.
@@ -189,7 +187,6 @@ class RayEngine(Generic[Item, Found]):
             ready = {n for chunk in numbers for n in chunk if keys[n] in done}
             rows.append({"row": pickle.dumps(([[_Numbered(n, keys[n]) for n in chunk] for chunk in numbers], ready))})
         worker = (
-            replace(work, find=_no_model),
             self.load,
             self.scratch.resolve(),
             Path.cwd(),
@@ -220,10 +217,6 @@ class RayEngine(Generic[Item, Found]):
             shutil.rmtree(self.scratch, ignore_errors=True)
 
 
-def _no_model(items: Sequence[Any]) -> Sequence[Any]:
-    raise AssertionError("the model is in the actors")
-
-
 class _Worker:
     """An actor: `pipeline.run` on the rows that Ray Data gives it, with notes of what it has done."""
 
@@ -246,7 +239,7 @@ class _Worker:
             return RuntimeError(f"on {socket.gethostname()}:\n{traceback.format_exc()}")
 
     def _start(self) -> None:
-        work, load, scratch, folder, self.workers, starts, version = pickle.loads(self.parts)
+        load, scratch, folder, self.workers, starts, version = pickle.loads(self.parts)
         host = socket.gethostname()
         if version != __version__:
             raise ClusterError(f"{host} has dearli_d2 {__version__}, the process that asks it has {version}")
@@ -263,8 +256,9 @@ class _Worker:
             )
         for path in notes:
             self.noted |= {key: record for key, record, *_ in entries(path)}
-        write = _Noted(work.write, Journal(scratch / f"{uuid.uuid4().hex}.jsonl"))
-        self.work = Work(_Read(work.read), load(), write, work.group)
+        journal = Journal(scratch / f"{uuid.uuid4().hex}.jsonl")
+        work = load()
+        self.work = Work(_Read(work.read), work.find, _Noted(work.write, journal), work.group)
 
     def _outcomes(self, chunks: list[list[_Numbered]], ready: set[int]) -> list[tuple[int, dict[str, Any], str]]:
         assert self.work is not None

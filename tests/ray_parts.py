@@ -27,8 +27,10 @@ class Load:
 
     marker: Path
 
+    folder: Path
+
     def __call__(self):
-        return self.find
+        return Work(read, self.find, Write(self.folder))
 
     def find(self, items):
         if FATAL.upper() in items and not self.marker.exists():
@@ -46,11 +48,6 @@ class Write:
         with (self.folder / key).open("a") as file:
             file.write(f"{found}\n")
         return {"found": found}
-
-
-def work_to(folder, find):
-    folder.mkdir()
-    return Work(read, find, Write(folder))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 from dearli_d2.errors import ClusterError, ConfigError
 from dearli_d2.pipeline import chunks_of, run
 from dearli_d2.ray_engine import RayCluster, RayEngine, chosen_cluster
-from tests.ray_parts import ALL, DAMAGED, Broken, Load, work_to
+from tests.ray_parts import ALL, DAMAGED, Broken, Load
 
 
 def ended(outcomes):
@@ -22,12 +22,14 @@ def ended(outcomes):
 def test_a_worker_that_is_killed_loses_no_image_and_none_is_done_twice(tmp_path):
     pytest.importorskip("ray.data")
     chunks, done = chunks_of(ALL, 2), {"image 2", "image 8", "image 9"}
+    for name in ("one", "ray"):
+        (tmp_path / name).mkdir()
     (tmp_path / "never").touch()
-    find = Load(tmp_path / "never")()
-    expected = ended(run(work_to(tmp_path / "one", find), chunks, done))
+    work = Load(tmp_path / "never", tmp_path / "one")()
+    expected = ended(run(work, chunks, done))
     with RayCluster(actors=2) as cluster:
-        engine = RayEngine(cluster, Load(tmp_path / "killed"), tmp_path / "notes")
-        assert ended(engine(work_to(tmp_path / "ray", find), chunks, done)) == expected
+        engine = RayEngine(cluster, Load(tmp_path / "killed", tmp_path / "ray"), tmp_path / "notes")
+        assert ended(engine(work, chunks, done)) == expected
         assert (tmp_path / "killed").exists()
         assert not (tmp_path / "notes").exists()
         files = [{p.name: p.read_text() for p in (tmp_path / name).iterdir()} for name in ("one", "ray")]
@@ -36,7 +38,7 @@ def test_a_worker_that_is_killed_loses_no_image_and_none_is_done_twice(tmp_path)
         # an error of the work is that error
         broken = RayEngine(cluster, Broken(), tmp_path / "notes")
         with pytest.raises(ConfigError, match="no weights"):
-            list(broken(work_to(tmp_path / "broken", find), chunks))
+            list(broken(work, chunks))
 
 
 def test_a_cluster_that_cannot_be_had_is_a_line_in_seconds():

@@ -204,6 +204,17 @@ def shared_out(command: Callable) -> Callable:
     return command
 
 
+def on_ray(command: Callable) -> Callable:
+    """The options of what a Ray cluster may do, see `ray_engine.chosen_cluster`."""
+    for option in (
+        click.option("--ray-actors", type=POSITIVE, metavar="N", help="Models with --engine ray; default: one for each GPU of the cluster, else for each 4 CPUs."),
+        click.option("--ray-address", metavar="HOST:PORT", help="A running Ray cluster; default: one is started on this machine."),
+        click.option("--engine", type=click.Choice(("process", "ray")), default="process", show_default=True, help="Who works: this process, or a Ray cluster (extra `ray`)."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 class PictureFile(click.ParamType):
     """A file to write, with the suffix of a picture."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .base import FILE_OR_FOLDER, POSITIVE, Group, shared_out
+from .base import FILE_OR_FOLDER, POSITIVE, Group, on_ray, shared_out
 
 if TYPE_CHECKING:
     from ..masks.generator import MaskGenerator
@@ -87,6 +88,7 @@ def _image_source(function: Callable) -> Callable:
     help="Of SAM.  [default: bf16 on a GPU that has it, else fp32]",
 )
 @click.option("--replace", is_flag=True, help="Make the masks anew of images that have changed.")
+@on_ray
 @shared_out
 def generate(
     dataset: str | None,
@@ -95,6 +97,9 @@ def generate(
     batch_size: int,
     replace: bool,
     shard: str | None,
+    engine: str,
+    ray_address: str | None,
+    ray_actors: int | None,
     **segmentation: Any,
 ) -> None:
     """Makes the masks of a data set or of a folder of images that are missing.
@@ -114,16 +119,24 @@ def generate(
         dearli masks generate --dataset sa1b_train --out masks_sa1b --generator sa1b
         torchrun --nproc-per-node 2 -m dearli_d2 masks generate --images my_data/images --out masks_2 --generator classical
     """
-    from ..masks.generate import generate, parse_shard
+    from ..errors import ConfigError
+    from ..masks.generate import LoadMasks, generate, parse_shard
     from ..masks.sa1b import import_masks
     from ..masks.storage import MaskFolder
+    from ..pipeline import run
+    from ..ray_engine import RayEngine, chosen_cluster
 
     folder, part = MaskFolder(out), parse_shard(shard)
-    if segmentation["generator"] == "sa1b":
-        counts = import_masks(_files(dataset, images), folder, part, replace)
-    else:
-        generator = _generator(**segmentation)
-        counts = generate(_files(dataset, images), generator, folder, batch_size, part, replace)
+    with chosen_cluster(engine, ray_address, ray_actors) as cluster:
+        if segmentation["generator"] == "sa1b":
+            if cluster is not None:
+                raise ConfigError("--generator sa1b has no model to run on a cluster: leave out --engine ray")
+            counts = import_masks(_files(dataset, images), folder, part, replace)
+        else:
+            load = LoadMasks(partial(_generator, **segmentation), folder)
+            works = run if cluster is None else RayEngine(cluster, load, out / f"ray-{part[0]}-of-{part[1]}")
+            generator = _generator(**segmentation)
+            counts = generate(_files(dataset, images), generator, folder, batch_size, part, replace, works)
     print(
         f"{out}: {counts['done']} images done ({counts['masks']} masks), {counts['present']} were there, "
         f"{counts['failed']} could not be read"

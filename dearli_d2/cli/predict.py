@@ -10,15 +10,13 @@ from typing import Any
 
 import click
 
-from .base import FILE_OR_FOLDER, POSITIVE, Overrides, command, config_file
+from .base import FILE_OR_FOLDER, POSITIVE, Overrides, command, config_file, on_ray
 
 
 def at_scale(command: Callable) -> Callable:
     """The options of predictions of many images."""
+    command = on_ray(command)
     for option in (
-        click.option("--ray-actors", type=POSITIVE, metavar="N", help="Models with --engine ray; default: one for each GPU of the cluster, else for each 4 CPUs."),
-        click.option("--ray-address", metavar="HOST:PORT", help="A running Ray cluster; default: one is started on this machine."),
-        click.option("--engine", type=click.Choice(("process", "ray")), default="process", show_default=True, help="Who works: this process, or a Ray cluster (extra `ray`)."),
         click.option("--workers", type=POSITIVE, metavar="N", help="Threads that read images, and that write; default: by the number of cores."),
         click.option("--shard", metavar="I/N", help="This process's share of the images, from 0/N to N-1/N; default: as torchrun says."),
         click.option("--amp", type=click.Choice(("bf16", "fp16")), help="Run the network in this precision, by autocast."),

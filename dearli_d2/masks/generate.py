@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from .. import __version__
 from ..data.mappers import read_image
 from ..errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from ..files import remove_leftovers
-from ..pipeline import Work, chunks_of, run, shard_of
+from ..pipeline import Outcome, Work, chunks_of, run, shard_of
 from ..progress import progress
 from .file_per_image import FilePerImage, check_stems
 from .generator import MaskGenerator
 from .storage import MaskFolder
 
 logger = logging.getLogger(__name__)
+
+Engine = Callable[..., Iterator[Outcome[str]]]
 
 
 def generate(
@@ -34,6 +37,7 @@ def generate(
     batch_size: int = 1,
     shard: tuple[int, int] = (0, 1),
     replace: bool = False,
+    engine: Engine = run,
 ) -> Counter[str]:
     """Makes the masks that are missing.
 
@@ -42,7 +46,7 @@ def generate(
         generator: makes the masks.
         folder: stores them.
         batch_size: number of images that the generator gets at a time.
-        shard, replace: see `fill_folder`.
+        shard, replace, engine: see `fill_folder`.
 
     Returns:
         Counts "done", "present", "failed", "masks".
@@ -51,7 +55,25 @@ def generate(
         ConfigError: see `fill_folder`.
         DatasetError: see `fill_folder`.
     """
-    return fill_masks(files, mask_work(generator, folder), generator.settings(), folder, batch_size, shard, replace)
+    work, settings = mask_work(generator, folder), generator.settings()
+    return fill_masks(files, work, settings, folder, batch_size, shard, replace, engine)
+
+
+@dataclass(frozen=True)
+class LoadMasks:
+    """`mask_work`, whose generator is made where it is to run: for an engine on several machines.
+
+    Args:
+        make: makes the generator. It can be pickled.
+        folder: stores the masks.
+    """
+
+    make: Callable[[], MaskGenerator[Any]]
+    folder: MaskFolder
+
+    def __call__(self) -> Work[str, np.ndarray, Any]:
+        """Makes it."""
+        return _skipping(mask_work(self.make(), self.folder))
 
 
 def mask_work(generator: MaskGenerator[Any], folder: MaskFolder) -> Work[str, np.ndarray, Any]:
@@ -73,9 +95,11 @@ def fill_masks(
     batch_size: int = 1,
     shard: tuple[int, int] = (0, 1),
     replace: bool = False,
+    engine: Engine = run,
 ) -> Counter[str]:
     """Fills a folder of masks as `fill_folder` does, and puts them into shards at the end."""
-    counts = fill_folder(files, work, settings, folder, batch_size, shard, replace)
+    counts = fill_folder(files, work, settings, folder, batch_size, shard, replace, engine)
+    folder.refresh()  # others may have written
     folder.pack(_share(files, batch_size, shard))
     return counts
 
@@ -88,6 +112,7 @@ def fill_folder(
     batch_size: int = 1,
     shard: tuple[int, int] = (0, 1),
     replace: bool = False,
+    engine: Engine = run,
 ) -> Counter[str]:
     """Makes the results of a folder that are missing. Reading and writing happen beside the model.
 
@@ -102,6 +127,7 @@ def fill_folder(
         batch_size: number of inputs that `work.find` gets at a time.
         shard: (i, n) chooses every n-th batch from the i-th on. Any number of processes may run at once.
         replace: make the results anew of images that have changed.
+        engine: has the arguments of `pipeline.run`.
 
     Returns:
         Counts "done", "present", "failed", and those of the records.
@@ -126,17 +152,10 @@ def fill_folder(
         del present[file]
     counts: Counter[str] = Counter(present=len(present), done=0, failed=0)
     failed: list[dict] = []
-
-    def read(file: str) -> Any:
-        try:
-            return work.read(file)
-        except DatasetError as error:
-            raise UnreadableImageError(str(error)) from error
-
     index, count = shard
     chunks = shard_of(chunks_of(files, batch_size), shard)
     with tqdm(total=len(mine), initial=len(present), desc=f"masks {index}/{count}", unit="image") as bar:
-        for outcome in run(changed(work, read=read), chunks, done=present):
+        for outcome in engine(_skipping(work), chunks, present):
             if outcome.skipped:
                 failed.append({"file": outcome.key, "error": str(outcome.skipped)})
             counts.update({"failed" if outcome.skipped else "done": 1, **outcome.record})
@@ -145,6 +164,18 @@ def fill_folder(
     if failed:
         logger.warning("%d images could not be read and are skipped, see %s", len(failed), log)
     return counts
+
+
+def _skipping(work: Work[str, Any, Any]) -> Work[str, Any, Any]:
+    """The work, which skips an image with any `DatasetError`."""
+
+    def read(file: str) -> Any:
+        try:
+            return work.read(file)
+        except DatasetError as error:
+            raise UnreadableImageError(str(error)) from error
+
+    return changed(work, read=read)
 
 
 def _share(files: Sequence[str], batch_size: int, shard: tuple[int, int]) -> list[str]:
