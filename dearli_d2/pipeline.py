@@ -72,11 +72,17 @@ def chunks_of(keys: Sequence[Key], size: int) -> list[Sequence[Key]]:
     return [keys[start : start + size] for start in range(0, len(keys), size)]
 
 
-def shard_of(chunks: Sequence[Sequence[Key]], shard: tuple[int, int]) -> list[Sequence[Key]]:
-    """Every n-th chunk from the i-th on, for a shard (i, n). Raises `ConfigError` for an impossible one."""
+def check_shard(shard: tuple[int, int]) -> None:
+    """Raises `ConfigError` for a shard that is impossible."""
     index, count = shard
     if not 0 <= index < count:
         raise ConfigError(f"--shard {index}/{count}: the shard must be one of 0..{count - 1}")
+
+
+def shard_of(chunks: Sequence[Sequence[Key]], shard: tuple[int, int]) -> list[Sequence[Key]]:
+    """Every n-th chunk from the i-th on, for a shard (i, n). Raises `ConfigError` for an impossible one."""
+    check_shard(shard)
+    index, count = shard
     return list(chunks[index::count])
 
 

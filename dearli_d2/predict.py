@@ -37,6 +37,7 @@ from .prediction_files import Maps, check_ids, per_pixel, picture
 from .prediction_folder import PredictionFolder, Summary, WriteTask
 from .prediction_inputs import Inputs, Task, tasks_of
 from .ray_engine import RayCluster, RayEngine
+from .tiles import Tiles, predict_tiles
 from .weights import read_file
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ class Loaded:
 
     Args:
         pixels: (H, W, 3) uint8 RGB.
-        sample: see `Segmenter.forward`.
+        sample: see `Segmenter.forward`; without "image" for one that is cut into tiles.
     """
 
     pixels: np.ndarray
@@ -183,7 +184,9 @@ def load_pixels(mapper: TestMapper, pixels: np.ndarray, caption: str | None = No
 
 
 def padded_size(divisor: int, image: Loaded) -> tuple[int, int]:
-    """The size of an image in the network, whose sides are multiples of `divisor`."""
+    """The size of an image in the network, whose sides are multiples of `divisor`. One that is cut into tiles has its own."""
+    if "image" not in image.sample:
+        return id(image), 0
     height, width = (-(-side // divisor) * divisor for side in image.sample["image"].shape[-2:])
     return height, width
 
@@ -225,7 +228,11 @@ def captions_of(inputs: Inputs, path: Path) -> dict[Path, str]:
 
 
 def identity(
-    predictor: Predictor, class_names: str | None, captions: Path | None, amp: str | None = None
+    predictor: Predictor,
+    class_names: str | None,
+    captions: Path | None,
+    amp: str | None = None,
+    tiles: Tiles | None = None,
 ) -> dict[str, str]:
     """Digests of everything that the prediction of an image depends on, under names that a user knows."""
     config = predictor.config.clone()
@@ -237,6 +244,7 @@ def identity(
         "classes": class_names or "",
         "captions": file_digest(captions) if captions else "",
         **({"--amp": amp} if amp else {}),
+        **({"--tile": f"{tiles.size} {tiles.overlap}"} if tiles else {}),
     }
 
 
@@ -245,10 +253,49 @@ class ReadTask:
     """`Work.read` of prediction: decodes and resizes an image."""
 
     mapper: TestMapper
+    tiles: Tiles | None = None
 
     def __call__(self, task: Task) -> Loaded:
-        """The image. Raises `UnreadableImageError`."""
-        return load_pixels(self.mapper, read_image(task.path), task.caption)
+        """The image, of any size where it is cut into tiles. Raises `UnreadableImageError`."""
+        if self.tiles is not None:
+            Image.MAX_IMAGE_PIXELS = None
+        pixels = read_image(task.path)
+        if self.tiles is None or self.tiles.hold(*pixels.shape[:2]):
+            return load_pixels(self.mapper, pixels, task.caption)
+        return Loaded(pixels, {} if task.caption is None else {"caption": task.caption})
+
+
+@dataclass(frozen=True)
+class FindMaps:
+    """`Work.find` of prediction: the maps of images that share a batch, or of one that is cut into tiles.
+
+    Args:
+        predictor: the model.
+        semantic, amp: see `Predictor.maps`.
+        tiles: cut images that are larger than a tile.
+        batch: number of tiles that go through the network at once.
+    """
+
+    predictor: Predictor
+    semantic: bool = True
+    amp: torch.dtype | None = None
+    tiles: Tiles | None = None
+    batch: int = 1
+
+    def __call__(self, images: Sequence[Loaded]) -> list[Maps]:
+        """The maps of each image."""
+        if "image" in images[0].sample:
+            return self.predictor.maps(images, self.semantic, self.amp)
+        return [self._by_tiles(image) for image in images]
+
+    def _by_tiles(self, image: Loaded) -> Maps:
+        def find(parts: Sequence[np.ndarray]) -> list[Maps]:
+            loaded = [load_pixels(self.predictor.mapper, part, image.sample.get("caption")) for part in parts]
+            return self.predictor.maps(loaded, self.semantic, self.amp)
+
+        assert self.tiles is not None
+        taxonomy = self.predictor.model.known_taxonomy()
+        return predict_tiles(find, image.pixels, self.tiles, taxonomy, self.batch)
 
 
 @dataclass(frozen=True)
@@ -260,8 +307,7 @@ class LoadWork:
         config: of the model.
         weights: of the model.
         taxonomy: its classes.
-        semantic: see `Predictor.maps`.
-        amp: see `Predictor.maps`.
+        semantic, amp, tiles, batch: see `FindMaps`.
     """
 
     work: Work[Task, Loaded, Maps]
@@ -270,6 +316,8 @@ class LoadWork:
     taxonomy: Taxonomy
     semantic: bool
     amp: torch.dtype | None
+    tiles: Tiles | None
+    batch: int
 
     def __call__(self) -> Work[Task, Loaded, Maps]:
         """Loads it."""
@@ -279,7 +327,7 @@ class LoadWork:
         predictor = Predictor(config, self.weights)
         if predictor.model.taxonomy != self.taxonomy:
             predictor.model.set_taxonomy(self.taxonomy)
-        return replace(self.work, find=partial(predictor.maps, semantic=self.semantic, amp=self.amp))
+        return replace(self.work, find=FindMaps(predictor, self.semantic, self.amp, self.tiles, self.batch))
 
 
 def _no_model(images: Sequence[Loaded]) -> Sequence[Maps]:
@@ -287,7 +335,12 @@ def _no_model(images: Sequence[Loaded]) -> Sequence[Maps]:
 
 
 def prediction_work(
-    predictor: Predictor, folder: PredictionFolder, amp: torch.dtype | None = None, shard: tuple[int, int] = (0, 1)
+    predictor: Predictor,
+    folder: PredictionFolder,
+    amp: torch.dtype | None = None,
+    shard: tuple[int, int] = (0, 1),
+    tiles: Tiles | None = None,
+    batch: int = 1,
 ) -> Work[Task, Loaded, Maps]:
     """The three parts of predicting files.
 
@@ -296,12 +349,14 @@ def prediction_work(
         folder: the place and the kinds of the files.
         amp: see `Predictor.maps`.
         shard: of this process.
+        tiles: cut images that are larger than a tile.
+        batch: number of tiles that go through the network at once.
     """
-    find = partial(predictor.maps, semantic=per_pixel(folder.kinds), amp=amp)
+    size = partial(padded_size, input_divisor(predictor.model.backbone))
+    find = FindMaps(predictor, per_pixel(folder.kinds), amp, tiles, batch)
     taxonomy = predictor.model.known_taxonomy()
     write = WriteTask(folder.out, folder.staging(shard), tuple(folder.kinds), taxonomy)
-    size = partial(padded_size, input_divisor(predictor.model.backbone))
-    return Work(ReadTask(predictor.mapper), find, write, group=size)
+    return Work(ReadTask(predictor.mapper, tiles), find, write, group=size)
 
 
 def precision(name: str | None, predictor: Predictor) -> torch.dtype | None:
@@ -328,6 +383,7 @@ def predict_files(
     shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
     cluster: RayCluster | None = None,
+    tiles: Tiles | None = None,
 ) -> Summary:
     """Predicts and writes the images of a folder that are missing there; those that cannot be predicted are reported and skipped.
 
@@ -342,6 +398,7 @@ def predict_files(
             completes `predictions.json`.
         workers: number of threads that read, and that write; None = by the number of cores.
         cluster: does the work on a Ray cluster; None = in this process.
+        tiles: cut images that are larger than a tile.
 
     Raises:
         ClusterError: see `RayEngine`.
@@ -351,12 +408,12 @@ def predict_files(
     """
     taxonomy = predictor.model.known_taxonomy()
     check_ids(taxonomy)
-    work = prediction_work(predictor, folder, amp, shard)
+    work = prediction_work(predictor, folder, amp, shard, tiles, batch)
     chunks = shard_of(chunks_of(tasks_of(folder.inputs, captions), batch), shard)
     if cluster is None:
         return folder.fill(work, chunks, taxonomy, shard, workers)
     parts = replace(work, find=_no_model)
-    load = LoadWork(parts, predictor.config, predictor.weights, taxonomy, per_pixel(folder.kinds), amp)
+    load = LoadWork(parts, predictor.config, predictor.weights, taxonomy, per_pixel(folder.kinds), amp, tiles, batch)
     engine: RayEngine[Loaded, Maps] = RayEngine(cluster, load, folder.staging(shard) / "ray")
     return folder.fill(work, chunks, taxonomy, shard, workers, engine)
 

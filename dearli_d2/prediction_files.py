@@ -29,6 +29,7 @@ KINDS = ("panoptic", "semantic", "overlay", "confidence")  # the files of a pred
 DEFAULT_KINDS = KINDS[:3]
 _PER_PIXEL = ("semantic", "confidence")  # kinds that need the class scores of each pixel
 _QUALITY = 90  # of JPEG
+_PIXELS = 2**22  # that are counted at a time
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,14 @@ def segments_info(maps: Maps, taxonomy: Taxonomy) -> list[dict[str, Any]]:
     """Segments that have pixels, as COCO-panoptic has them, in the ids of the training data."""
     height, width = maps.panoptic.shape
     count = max(int(maps.panoptic.max(initial=0)), *(s["id"] for s in maps.segments), 0) + 1
-    rows, columns = np.arange(height)[:, None], np.arange(width)
-    in_rows = np.bincount((maps.panoptic + count * rows).ravel(), minlength=count * height).reshape(height, count)
-    in_columns = np.bincount((maps.panoptic + count * columns).ravel(), minlength=count * width).reshape(width, count)
+    in_rows, in_columns = np.zeros((height, count), np.int64), np.zeros((width, count), np.int64)
+    block = max(1, _PIXELS // width)
+    for top in range(0, height, block):
+        part = maps.panoptic[top : top + block]
+        by_row = part + count * np.arange(len(part))[:, None]
+        in_rows[top : top + block] = np.bincount(by_row.ravel(), minlength=count * len(part)).reshape(-1, count)
+        by_column = part + count * np.arange(width)
+        in_columns += np.bincount(by_column.ravel(), minlength=count * width).reshape(-1, count)
     infos = []
     for segment in maps.segments:
         y, x = in_rows[:, segment["id"]].nonzero()[0], in_columns[:, segment["id"]].nonzero()[0]

@@ -13,6 +13,7 @@ from .data.custom import register_custom
 from .errors import ConfigError, first_few
 from .modeling.segmenter import Segmenter
 from .predict import Predictor, identity
+from .tiles import Tiles
 from .weights import read_file
 
 
@@ -62,9 +63,9 @@ class RunModel:
         config.freeze()
         return Predictor(config, self.weights).model
 
-    def identity(self, predictor: Predictor, amp: str | None = None) -> dict[str, str]:
+    def identity(self, predictor: Predictor, amp: str | None = None, tiles: Tiles | None = None) -> dict[str, str]:
         """Digests of everything that a prediction depends on."""
-        return identity(predictor, None, None, amp)
+        return identity(predictor, None, None, amp, tiles)
 
     def unlabeled_images(self) -> list[Path]:
         """The images of DATASETS.UNLABELED. Raises `ConfigError` where the run has none."""

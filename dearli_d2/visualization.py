@@ -33,7 +33,8 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict[str, An
     Args:
         image: (H, W, 3) uint8 RGB.
         panoptic: (H, W) segment ids.
-        segments: dicts with "id", "category_id".
+        segments: dicts with "id", "category_id", and perhaps "shade", which tells instances of a class apart; without it their
+            order does.
         taxonomy: has the colours.
 
     Returns:
@@ -47,7 +48,7 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict[str, An
     for segment in segments:
         category = segment["category_id"]
         shades[category] = shades.get(category, -1) + 1
-        shade = 1 - 0.12 * (shades[category] % 4) if category in taxonomy.thing_ids else 1.0
+        shade = 1 - 0.12 * (segment.get("shade", shades[category]) % 4) if category in taxonomy.thing_ids else 1.0
         place = segment["id"] if values is None else int(np.searchsorted(values, segment["id"]))
         if place < len(colors) and (values is None or values[place] == segment["id"]):
             colors[place], known[place] = np.round(shade * np.array(taxonomy.colors[category])), True

@@ -18,6 +18,7 @@ from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.panoptic_png import read_panoptic, segment_ids
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, DatasetError, WeightsError
+from dearli_d2.video import VideoWriter
 from tests.conftest import REPO
 
 LANG = str(REPO / "configs/miniworld/m2f_lang.yaml")
@@ -61,6 +62,37 @@ def test_a_large_photograph_is_read_out_small_and_enlarged(weights, images, monk
     assert small.panoptic.shape == small.semantic.shape == image.shape[:2]
     assert (small.semantic == whole.semantic).mean() > 0.9
     assert {s["id"] for s in small.segments} >= set(np.unique(small.panoptic)) - {0}
+
+
+def test_tiles_batches_and_frames_from_the_command_line(weights, images, tmp_path, capsys):
+    model = ["--config-file", LANG, "--weights", weights["lang"]]
+
+    def files(name, *options):
+        assert main(["predict", str(images), *model, "--out", str(tmp_path / name), *options]) == 0
+        found = sorted(p for p in (tmp_path / name).rglob("*_*") if p.is_file())
+        return {p.relative_to(tmp_path / name).as_posix(): np.asarray(Image.open(p)) for p in found}
+
+    plain = files("plain")
+    for name, array in files("held", "--tile", "160").items():  # a tile holds each image
+        assert np.array_equal(array, plain[name])
+    tiled = files("tiled", "--tile", "64", "--overlap", "16", "--batch", "3", "--amp", "bf16", "--files", "confidence")
+    assert tiled["scene1_confidence.png"].shape == tiled["scene1_panoptic.png"].shape[:2] == (100, 160)
+    assert json.loads((tmp_path / "tiled" / "predictions.json").read_text())["info"]["complete"]
+    assert main(["predict", str(images), *model, "--out", str(tmp_path / "tiled"), "--files", "confidence"]) == 2
+    assert "made with other --amp and --tile" in capsys.readouterr().err
+    batched = files("batched", "--batch", "4")
+    assert np.mean([np.mean(batched[name] == plain[name]) for name in plain]) > 0.99
+    for options, message in ((["--tile", "64", "--overlap", "40"], "0 to 32"), (["--overlap", "8"], "needs --tile"), (["--shard", "2/2"], "one of 0..1"), (["--amp", "fp16"], "needs a GPU")):  # fmt: skip
+        assert main(["predict", str(images), *model, "--out", str(tmp_path / "no"), *options]) == 2
+        assert message in capsys.readouterr().err
+    with VideoWriter(tmp_path / "in.mp4", 5) as writer:
+        for _ in range(3):
+            writer.add(plain["scene0_overlay.png"])
+    for out, names in (("out.mp4", ["out.mp4"]), ("frames", [f"frames/{n:06}_panoptic.png" for n in (1, 2, 3)])):
+        assert main(["video", str(tmp_path / "in.mp4"), *model, "--out", str(tmp_path / out)]) == 0
+        assert all((tmp_path / name).is_file() for name in names)
+    lines = (tmp_path / "frames" / "frames.jsonl").read_text().splitlines()
+    assert [json.loads(line)["frame"] for line in lines] == [1, 2, 3]
 
 
 def test_folder_with_a_damaged_image(weights, images, tmp_path, capsys):

@@ -26,6 +26,7 @@ from .reproduce import reproduce
 from .serve import serve
 from .suggest import suggest
 from .train import evaluate, train
+from .video import video
 from .weights import weights
 
 
@@ -50,6 +51,7 @@ for _command in (
     train,
     evaluate,
     predict,
+    video,
     export,
     pseudo_label,
     suggest,

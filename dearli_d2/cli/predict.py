@@ -6,17 +6,22 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .base import FILE_OR_FOLDER, POSITIVE, Overrides, command, config_file, on_ray
+
+if TYPE_CHECKING:
+    from ..tiles import Tiles
 
 
 def at_scale(command: Callable) -> Callable:
     """The options of predictions of many images."""
     command = on_ray(command)
     for option in (
+        click.option("--overlap", type=click.IntRange(min=0), metavar="PIXELS", help="Pixels that neighbouring tiles share; default: an eighth of --tile."),
+        click.option("--tile", type=POSITIVE, metavar="PIXELS", help="Cut larger images into tiles of this side; segments are joined across the seams."),
         click.option("--workers", type=POSITIVE, metavar="N", help="Threads that read images, and that write; default: by the number of cores."),
         click.option("--shard", metavar="I/N", help="This process's share of the images, from 0/N to N-1/N; default: as torchrun says."),
         click.option("--amp", type=click.Choice(("bf16", "fp16")), help="Run the network in this precision, by autocast."),
@@ -74,6 +79,8 @@ def predict(
     amp: str | None,
     shard: str | None,
     workers: int | None,
+    tile: int | None,
+    overlap: int | None,
     **ray: Any,
 ) -> int:
     """Segments image files with a trained model.
@@ -103,6 +110,7 @@ def predict(
     """
     from ..config import get_config
     from ..masks.generate import parse_shard
+    from ..pipeline import check_shard
     from ..predict import Predictor, captions_of, identity, precision, predict_files, use_own_gpu
     from ..prediction_files import chosen_kinds
     from ..prediction_folder import PredictionFolder, find_inputs
@@ -111,20 +119,33 @@ def predict(
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     images, overrides = split_at_first_key(words)
     kinds, part = chosen_kinds([word.strip() for word in files.split(",") if word.strip()]), parse_shard(shard)
+    check_shard(part)
+    tiles = tiles_of(tile, overlap)
     inputs = find_inputs(images)
     use_own_gpu()
     with chosen_cluster(**ray) as cluster:
         predictor = Predictor(get_config(config_file, overrides), weights, text)
+        dtype = precision(amp, predictor)
         of_images = None if captions is None else captions_of(inputs, captions)
-        run = identity(predictor, text, captions, amp)
+        run = identity(predictor, text, captions, amp, tiles)
         folder = PredictionFolder(out, inputs, run, overwrite, kinds, formats)
-        done = predict_files(predictor, folder, of_images, batch, precision(amp, predictor), part, workers, cluster)
+        done = predict_files(predictor, folder, of_images, batch, dtype, part, workers, cluster, tiles)
     print(
         json.dumps(
             {"predicted": done.predicted, "skipped": len(done.skipped), "complete": done.complete, "out": str(out)}
         )
     )
     return 0 if done.predicted else 1
+
+
+def tiles_of(tile: int | None, overlap: int | None) -> Tiles | None:
+    """The tiles that `--tile` and `--overlap` name. Raises `ConfigError`."""
+    from ..errors import ConfigError
+    from ..tiles import Tiles
+
+    if tile is None and overlap is not None:
+        raise ConfigError("--overlap needs --tile")
+    return None if tile is None else Tiles(tile, tile // 8 if overlap is None else overlap)
 
 
 def split_at_first_key(words: tuple[str, ...]) -> tuple[list[str], list[str]]:

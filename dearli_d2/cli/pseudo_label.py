@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .base import FILE_OR_FOLDER, command, overrides
-from .predict import at_scale
+from .predict import at_scale, tiles_of
 
 
 @command("pseudo-label")
@@ -46,6 +46,8 @@ def pseudo_label(
     amp: str | None,
     shard: str | None,
     workers: int | None,
+    tile: int | None,
+    overlap: int | None,
     overrides: tuple[str, ...],
     **ray: Any,
 ) -> int:
@@ -60,6 +62,7 @@ def pseudo_label(
     """
     from ..labels.convert import writable
     from ..masks.generate import parse_shard
+    from ..pipeline import check_shard
     from ..predict import precision, predict_files, use_own_gpu
     from ..prediction_files import KINDS
     from ..prediction_folder import PredictionFolder, find_inputs
@@ -68,14 +71,17 @@ def pseudo_label(
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     names, part = [writable(name) for name in formats], parse_shard(shard)
+    check_shard(part)
+    tiles = tiles_of(tile, overlap)
     use_own_gpu()
     with chosen_cluster(**ray) as cluster:
         model = RunModel(run, weights, which, overrides)
         inputs = find_inputs([images] if images else model.unlabeled_images())
         predictor = model.predictor()
-        identity = model.identity(predictor, amp)
+        dtype = precision(amp, predictor)
+        identity = model.identity(predictor, amp, tiles)
         folder = PredictionFolder(out or run / "pseudo_labels", inputs, identity, overwrite, KINDS, names)
-        done = predict_files(predictor, folder, None, batch, precision(amp, predictor), part, workers, cluster)
+        done = predict_files(predictor, folder, None, batch, dtype, part, workers, cluster, tiles)
     print(
         json.dumps(
             {

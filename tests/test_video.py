@@ -1,0 +1,71 @@
+"""Videos: frames in and out, and ids that last."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dearli_d2.data.taxonomy import Taxonomy
+from dearli_d2.errors import UnreadableImageError
+from dearli_d2.prediction_files import Maps
+from dearli_d2.video import Linker, Video, VideoWriter, predict_video
+from dearli_d2.visualization import overlay
+
+TAXONOMY = Taxonomy((("car",), ("sky",)), frozenset({0}), (7, 3), ((200, 0, 0), (0, 0, 200)))
+
+
+def street(frame, order=1):
+    """Two cars that drive towards each other below the sky; their order among the segments changes."""
+    panoptic, segments = np.zeros((60, 120), np.int32), []
+    boxes = [(0, slice(20, 40), slice(10 + 2 * frame, 40 + 2 * frame)), (0, slice(40, 60), slice(80 - 2 * frame, 110 - 2 * frame)), (1, slice(0, 20), slice(0, 120))]  # fmt: skip
+    for number, (category, rows, columns) in enumerate(boxes[::order], start=1):
+        panoptic[rows, columns] = number
+        segments.append({"id": number, "category_id": category, "isthing": category == 0, "score": 0.9})
+    return Maps(panoptic, segments, None, np.full((60, 120), 0.25, np.float32))
+
+
+def test_segments_keep_ids_and_colours_whatever_their_order_in_a_frame():
+    link = Linker(TAXONOMY)
+    frames = [link(street(frame, 1 if frame % 2 else -1)) for frame in range(10)]
+    for place in ((5, 5), (30, 35), (50, 85)):
+        assert len({int(maps.panoptic[place]) for maps in frames}) == 1
+    pictures = [overlay(np.zeros((60, 120, 3), np.uint8), m.panoptic, m.segments, TAXONOMY) for m in frames]
+    for place in ((5, 5), (30, 35), (50, 85)):
+        assert len({tuple(picture[place]) for picture in pictures}) == 1
+    assert frames[3].confidence[0, 0] == 0.25
+    later = link(street(30))  # the cars have jumped: new ids, never used ones; the sky stays
+    assert later.panoptic[5, 5] == frames[0].panoptic[5, 5]
+    assert {s["id"] for s in later.segments if s["isthing"]}.isdisjoint(s["id"] for s in frames[0].segments)
+
+
+def test_a_video_is_read_predicted_and_written(tmp_path):
+    with VideoWriter(tmp_path / "in.mp4", 12.0) as writer:
+        for frame in range(6):
+            writer.add(np.full((61, 120, 3), (40 * frame, 90, 20), np.uint8))
+    video = Video(tmp_path / "in.mp4")
+    assert (video.count, video.fps) == (6, 12.0)
+    seen = []
+    count = predict_video(
+        lambda frame: street(1), video, TAXONOMY, lambda number, frame, maps: seen.append((number, frame))
+    )
+    assert count == 6
+    assert [number for number, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert seen[3][1].shape == (60, 120, 3)
+    assert np.abs(seen[3][1].mean((0, 1)) - (120, 90, 20)).max() < 8  # RGB
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_what_is_no_video_is_one_line(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    for name in ("a.mp4", "none.mp4"):
+        with pytest.raises(UnreadableImageError, match="cannot be read as a video; convert it"):
+            Video(tmp_path / name)
+
+    def interrupted():
+        with VideoWriter(tmp_path / "b.mp4", 10) as writer:
+            writer.add(np.zeros((20, 20, 3), np.uint8))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]  # nothing half-written
