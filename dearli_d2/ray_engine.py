@@ -17,8 +17,12 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
+import secrets
 import shutil
 import socket
+import subprocess
+import sys
 import traceback
 import uuid
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -33,6 +37,7 @@ from .journal import Journal, entries
 from .pipeline import Found, Item, Key, Outcome, Work, chunks_of, run
 
 _SECONDS = 5.0  # that an address has to answer
+_RAY_SECONDS = 30.0  # that a cluster has to answer; Ray itself waits for minutes
 _CPUS = 4  # of an actor without a GPU, where the user says nothing
 _OBJECT_STORE = 100 * 2**20  # bytes; rows hold names of files and records, no images
 _RESTARTS = 20  # of lost actors, in all; more have a reason, such as too little memory
@@ -58,6 +63,11 @@ class RayCluster:
         # before the import; Ray asks nobody and tells nobody
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        if "RAY_AUTH_MODE" not in os.environ:
+            if self.address is None:  # a secret of its own, and none in the home folder
+                os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            elif _has_token():  # as `ray start` does
+                os.environ["RAY_AUTH_MODE"] = "token"
         try:
             import ray
             import ray.data
@@ -77,6 +87,7 @@ class RayCluster:
             self._init({**common, **local, "num_cpus": max(os.cpu_count() or 1, self._asked or 1)})
         else:
             _check_answers(self.address)
+            _try_out(self.address)
             self._init({**common, "address": self.address})
         self._ours = True
         return self
@@ -140,6 +151,33 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), _SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(f"--ray-address {address}: nothing answers there ({error})") from error
+
+
+def _has_token() -> bool:
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
+
+
+def _try_out(address: str) -> None:
+    """Connects in a process of its own, which can be ended."""
+    code = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-c", code, address], capture_output=True, text=True, timeout=_RAY_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(
+            f"--ray-address {address}: what answers there is no Ray cluster, or none that is ready ({_RAY_SECONDS:g} seconds)"
+        ) from error
+    if tried.returncode:
+        lines = tried.stderr.splitlines()
+        first = max((i for i, line in enumerate(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)), default=0)
+        token = (
+            "; the cluster asks for its token: RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH"
+            if "AuthToken" in tried.stderr
+            else ""
+        )
+        raise ClusterError(f"--ray-address {address}: {' '.join(' '.join(lines[first:]).split())}{token}")
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 import time
 
 import pytest
 
+from dearli_d2 import ray_engine
 from dearli_d2.errors import ClusterError, ConfigError
 from dearli_d2.pipeline import chunks_of, run
 from dearli_d2.ray_engine import RayCluster, RayEngine, chosen_cluster
@@ -52,6 +54,20 @@ def test_a_cluster_that_cannot_be_had_is_a_line_in_seconds():
     with pytest.raises(ConfigError, match="write HOST:PORT"):
         RayCluster("ray://127.0.0.1:10001").__enter__()
     assert time.monotonic() - started < 10
+
+
+def test_what_is_no_ray_cluster_or_one_of_another_version_is_a_line(monkeypatch):
+    monkeypatch.setattr(ray_engine, "_RAY_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        with pytest.raises(ClusterError, match="is no Ray cluster"):
+            ray_engine._try_out(f"127.0.0.1:{other.getsockname()[1]}")
+    trace = (
+        "Traceback (most recent call last):\n  File x\nRuntimeError: Version mismatch: The cluster has:\n    Ray: 2.9\n"
+    )
+    failed = subprocess.CompletedProcess([], 1, "", trace)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(ClusterError, match="6379: RuntimeError: Version mismatch: The cluster has: Ray: 2.9$"):
+        ray_engine._try_out("127.0.0.1:6379")
 
 
 def test_options_of_ray_without_ray_and_ray_without_its_package(monkeypatch):
