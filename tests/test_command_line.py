@@ -163,7 +163,7 @@ def test_a_reader_that_ends_early_is_no_error():
 NEEDED = {
     "predict": ("a.jpg", "--out", "o"), "regions": ("--out", "o"), "verify": ("--weights", "w.pth"),
     "pseudo-label": ("output/run",), "suggest": ("output/run",), "serve": ("output/run",),
-    "zero-shot": ("--out", "o"), "run": ("miniworld/hvl",),
+    "video": ("a.mp4", "--out", "o"), "export": ("--out", "o.onnx"), "zero-shot": ("--out", "o"), "run": ("miniworld/hvl",),
 }  # fmt: skip
 WITH_OVERRIDES = {path: c for path, c in COMMANDS.items() if any(isinstance(p, Overrides) for p in c.params)}
 

@@ -231,6 +231,10 @@ DOORS = (
         makes=("output/mine/model_final.pth", "output/mine/data.png"),
     ),
     Door(r"dearli predict --config-file output/mine/config\.yaml", "own"),
+    Door(r"dearli predict (photos/|aerial\.tif) ", why=SAME),
+    Door(r"torchrun --nproc-per-node 8 -m dearli_d2 predict ", why="it needs the GPUs; tests/test_prediction_folder.py has shards"),
+    Door(r"sbatch .*dearli predict ", why="it needs a cluster; " + SAME),
+    Door(r"dearli video ", why="the video is the user's; tests/test_predict.py makes one"),
     Door(r"dearli pseudo-label output/mine --format", "own", makes=("output/mine/pseudo_labels/predictions.json",)),
     Door(
         r"dearli data convert export/instances\.json", "own", makes=("yolo/data.yaml",),
@@ -308,6 +312,7 @@ DOORS = (
     # ------------------------------------------------------------------ studies and timings
     Door(r"python -m benchmarks\.hvl --seeds 3", "bench", append="htqg --seeds 1", makes=("output/hvl/htqg/seed_0/model_final.pth",)),
     Door(r"python -m benchmarks\.(hvl|segkc|semidavil|split_matching)( |$)", why=SAME + " (benchmarks.study)"),
+    Door(r"python -m benchmarks\.predict ", why="it compares with the code of an earlier commit"),
     Door(r"python -m benchmarks\.text_matters$", "bench", append="--seeds 0 --iterations 2"),
     Door(r"python -m benchmarks\.hvl_gradients ", "bench", append="--batches 1", once=True),
     Door(
@@ -547,7 +552,8 @@ def _program(words: tuple[str, ...]) -> tuple[str, list[str]] | None:
     if "|" in words:
         words = words[: words.index("|")]
     if words[0] == "torchrun":
-        words = ("python", *words[words.index("-m") :])
+        program = (i for i, word in enumerate(words) if word == "-m" or word.endswith(".py"))
+        words = ("python", *words[next(program, len(words) - 1) :])
     if words[:2] == ("docker", "run"):
         words = ("dearli", *words[words.index("dearli_d2") + 1 :])
     if words[0] == "dearli":
