@@ -63,7 +63,7 @@ class RayCluster:
         # before the import; Ray asks nobody and tells nobody
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        if "RAY_AUTH_MODE" not in os.environ:
+        if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:  # Ray reads it when it is imported
             if self.address is None:  # a secret of its own, and none in the home folder
                 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
             elif _has_token():  # as `ray start` does
@@ -83,8 +83,9 @@ class RayCluster:
             return self
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address is None:
-            local = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE, "_node_ip_address": "127.0.0.1"}
-            self._init({**common, **local, "num_cpus": max(os.cpu_count() or 1, self._asked or 1)})
+            local = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+            cpus = max(os.cpu_count() or 1, self._asked or 1)
+            self._init({**common, **local, "address": "local", "num_cpus": cpus})
         else:
             _check_answers(self.address)
             _try_out(self.address)
