@@ -32,7 +32,8 @@ def quantize(
     """Writes a copy of an exported model that computes with integers of 8 bits.
 
     Matrix products by weights are quantised with the range of each input as it comes. Convolutions need images, which tell the
-    ranges of their inputs; without images they stay in float32.
+    ranges of their inputs; without images they stay in float32. So do the first one and those in groups: they have few weights, and an
+    EfficientNet loses 14 of 35 PQ with them in 8 bits.
 
     Args:
         model: file that `dearli export` wrote as ONNX.
@@ -69,6 +70,7 @@ def quantize(
                 str(calibrated),
                 _reader(predictor, images),
                 op_types_to_quantize=["Conv"],
+                nodes_to_exclude=_delicate(onnx.load(str(current))),
                 per_channel=True,
                 activation_type=ort.QuantType.QUInt8,
                 extra_options={"ActivationSymmetric": False},
@@ -82,6 +84,13 @@ def quantize(
     del written.metadata_props[:]
     written.metadata_props.add(key=KEY, value=entries[KEY])
     write_atomically(out, lambda temporary: onnx.save(written, str(temporary)))
+
+
+def _delicate(model: Any) -> list[str]:
+    """Names of the convolutions that stay in float32: the first, which reads the image, and those in groups."""
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    grouped = [n.name for n in convolutions if any(a.name == "group" and a.i > 1 for a in n.attribute)]
+    return [*(n.name for n in convolutions[:1]), *grouped]
 
 
 def _reader(predictor: OnnxPredictor, images: Sequence[Path]) -> Any:
