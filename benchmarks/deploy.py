@@ -2,7 +2,7 @@
 
     dearli export output/camvid/labels --out model.onnx
     python -m dearli_d2.deploy.quantize model.onnx int8.onnx --calibrate photos/
-    python -m benchmarks.deploy --config-file output/camvid/labels/config.yaml \
+    python -m benchmarks.deploy --config-file configs/camvid/labels.yaml \
         --weights output/camvid/labels/model_final.pth --data camvid_val --files model.onnx int8.onnx
 """
 

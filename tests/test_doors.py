@@ -165,6 +165,7 @@ DOORS = (
     ),
     Door(r"dearli export --weights output/miniworld/.* --static ", "start", makes=("small.onnx",), once=True),
     Door(r"dearli export ", why=SAME),
+    Door(r"python -m dearli_d2\.deploy|(python -m venv )?edge", why="tests/deploy/ runs them, in an environment of three packages too"),
     Door(r"dearli plan --config-file configs/miniworld/", "start"),
     Door(
         r"dearli demo$", "demo", append="--iterations 5 --warmup 2",

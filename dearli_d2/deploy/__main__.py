@@ -1,4 +1,4 @@
-"""`python -m dearli_d2.deploy MODEL.onnx IMAGE... --out FOLDER`: what `dearli predict` does, without torch and detectron2."""
+"""`python -m dearli_d2.deploy MODEL.onnx IMAGE --out FOLDER`: what `dearli predict` does, without torch and detectron2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m dearli_d2.deploy.quantize MODEL.onnx OUT.onnx [--calibrate IMAGE...]`: an exported model with weights of 8 bits.
+"""`python -m dearli_d2.deploy.quantize MODEL.onnx OUT.onnx --calibrate IMAGE`: an exported model with weights of 8 bits.
 
 It also needs the package onnx; `dearli_d2.deploy` then predicts from the file as from any other.
 """
