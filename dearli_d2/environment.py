@@ -20,7 +20,7 @@ class Started:
     Attributes:
         by: the program, "torchrun" or "srun".
         rank: of this process, from 0 on.
-        world: number of processes.
+        world: number of processes, two or more.
         local: rank among the processes of this machine.
         local_world: number of those; None where the environment does not say.
         url: where the processes meet: "env://" as torch reads it, or "tcp://HOST:PORT" of the first one.
@@ -57,13 +57,12 @@ def waiting_tasks(env: Mapping[str, str]) -> int:
 
 def _of_torchrun(env: Mapping[str, str]) -> Started | None:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if not any(env.get(name) for name in names[:2]) or (env.get("WORLD_SIZE") == "1" and not env.get("RANK")):
+    if not any(env.get(name) for name in names[:2]) or env.get("WORLD_SIZE") == "1":
         return None
     values = {name: env[name] for name in (*names, "LOCAL_WORLD_SIZE") if env.get(name)}
     present = ", ".join(f"{name}={value}" for name, value in values.items())
     advice = "start the processes with torchrun, which sets all of them, or unset them for a single process"
-    wanted = names if values.get("WORLD_SIZE") == "1" else (*names, "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in wanted if not env.get(name)]
+    missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
     if missing:
         raise ConfigError(f"the environment has {present}, but no {', '.join(missing)}; {advice}")
     numbers = {name: _number(value, name, present) for name, value in values.items()}

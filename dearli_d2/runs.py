@@ -141,7 +141,7 @@ def run_folder(cfg: CfgNode, resume: bool | None = None) -> Iterator[None]:
     """OUTPUT_DIR, locked and checked, with the log files open. `resume` is for a training, None for an evaluation."""
     _forget_logs()
     started = started_by(os.environ)
-    if started is not None and started.world > 1 and comm.get_world_size() == 1:
+    if started is not None and comm.get_world_size() == 1:
         raise ConfigError(
             f"{started.by} has started {started.world} processes that are not joined; let it start `dearli train`, `dearli eval` or "
             "train_net.py, or call torch.distributed.init_process_group first"
@@ -165,7 +165,7 @@ def evaluate_weights(cfg: CfgNode) -> dict[str, float]:
         raise ConfigError("evaluation needs DATASETS.TEST, for example DATASETS.TEST \"('miniworld_val',)\"")
     check_roles(cfg)
     check_test_data(cfg)
-    check_data_alike(cfg)
+    check_data_alike(cfg, ("TEST",))
     content = read_file(path)
     taxonomy, source = Taxonomy.of_checkpoint(content, path), path
     if taxonomy is None:
@@ -254,7 +254,7 @@ class Processes:
         if self.started is not None:
             if device == "cuda":
                 gpu_of(self.started)
-            elif self.started.world > 1 and self.started.rank == 0 and not cpu_is_chosen:
+            elif self.started.rank == 0 and not cpu_is_chosen:
                 logger.warning("there is no GPU: %d processes share the CPU", self.started.world)
             return
         local, machines, machine, url = self.local, self.machines, self.machine, self.url
@@ -286,7 +286,7 @@ def start(job: Callable[[CfgNode], Any], cfg: CfgNode, processes: Processes) -> 
         The exit status.
     """
     device, limits, started = cfg.MODEL.DEVICE, Ranks.of(cfg), processes.started
-    if started is not None and started.world > 1:
+    if started is not None:
         run_started(started, job, (cfg,), device, limits)
         return 0
     of_machine = processes.local, processes.machines, processes.machine, processes.url

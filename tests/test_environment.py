@@ -43,7 +43,14 @@ def test_srun_gives_the_place_and_the_first_node_is_where_all_meet():
 
 
 @pytest.mark.parametrize(
-    "env", [{}, SHELL, SHELL | {"SLURM_STEP_ID": "4294967290"}, STEP | {"SLURM_STEP_NUM_TASKS": "1"}]
+    "env",
+    [
+        {},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        SHELL,
+        SHELL | {"SLURM_STEP_ID": "4294967290"},
+        STEP | {"SLURM_STEP_NUM_TASKS": "1"},
+    ],
 )
 def test_a_process_alone_is_alone_also_in_the_shell_of_a_job(env):
     assert started_by(env) is None

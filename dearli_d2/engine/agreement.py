@@ -6,7 +6,7 @@ import hashlib
 import logging
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,10 +75,15 @@ def _code() -> str:
     return digest.hexdigest()[:12]
 
 
-def check_data_alike(cfg: CfgNode) -> None:
-    """Raises `ConfigError` unless the data sets of a config have the same images, in the same order, on all ranks."""
+def check_data_alike(cfg: CfgNode, keys: Sequence[str] = ("TRAIN", "SOURCE", "UNLABELED", "TEST")) -> None:
+    """Raises `ConfigError` unless the data sets of a config have the same images, in the same order, on all ranks.
+
+    Args:
+        cfg: the config.
+        keys: of the section DATASETS.
+    """
     if comm.get_world_size() > 1:
-        found = describe_data(cfg, ("TRAIN", "SOURCE", "UNLABELED", "TEST"))
+        found = describe_data(cfg, keys)
         facts = {
             f"DATASETS.{key} {name}": f"{count} images, digest {digest}"
             for key, sets in found.items()

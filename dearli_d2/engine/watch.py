@@ -167,8 +167,9 @@ class Watch:
             self._handler = signal.signal(signal.SIGTERM, lambda *_: None)  # the thread acts, this one may be busy
             signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         if rank == 0:
-            both = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
-            self._listener = listener = socket.create_server(("", 0), backlog=world, **both)
+            both = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if both else socket.AF_INET
+            self._listener = listener = socket.create_server(("", 0), family=family, backlog=world, dualstack_ipv6=both)
             self._register(listener, self._accept)
             self._token = secrets.token_hex(16)
             store.set("watch", json.dumps([_addresses(url), listener.getsockname()[1], self._token]))
