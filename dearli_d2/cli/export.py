@@ -106,4 +106,5 @@ def export(
     }
     print(json.dumps(result))
     if format == "onnx":
-        click.echo(f"predict with it: python -m dearli_d2.deploy {out} IMAGE... --out FOLDER", err=True)
+        classes = f" --vocabulary {out.with_suffix('.npz')}" if open_vocabulary else ""
+        click.echo(f"predict with it: python -m dearli_d2.deploy {out} IMAGE... --out FOLDER{classes}", err=True)
