@@ -1,7 +1,7 @@
 """Exported models of all methods: size of the file, latency and agreement with torch.
 
     python -m benchmarks.export
-    python -m benchmarks.export --full --rounds 3        also Mask2Former with a ResNet-50 at 640 x 640, in half precision too
+    python -m benchmarks.export --models m2f full        these alone; full is Mask2Former with a ResNet-50 at 640 x 640
 
 The models are those of configs/miniworld/ with random weights, which are harder to agree with than trained ones: no class is sure.
 `Predictor` and `dearli_d2.deploy` predict the same scenes. Latency is that of the network alone, on one image.
@@ -86,19 +86,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--full", action="store_true", help="also a model of full size")
+    parser.add_argument("--models", nargs="+", choices=(*CONFIGS, "full"), default=(*CONFIGS, "full"))
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     images = [d["file_name"] for d in dataset_dicts("miniworld_val")[: arguments.images]]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for config in CONFIGS:
+        for config in (name for name in arguments.models if name != "full"):
             weights = random_checkpoint(folder, config, f"miniworld/{config}.yaml", "TEST.WEIGHTS", "student")
             predictor = predictor_of((), None, str(weights), None)
             rows.append(row(config, predictor, folder / f"{config}.onnx", arguments.rounds, images))
             print(rows[-1], flush=True)
-        if arguments.full:
+        if "full" in arguments.models:
             weights = random_checkpoint(folder, "full", f"{FULL}.yaml", "MODEL.BACKBONE.WEIGHTS", "")
             predictor = predictor_of((), None, str(weights), None)
             for half in (False, True):
