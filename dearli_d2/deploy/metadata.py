@@ -45,12 +45,14 @@ class ClassInfo:
         isthing: whether its segments are objects.
         color: RGB, 0..255.
         category_id: its id in the training data's annotations.
+        synonyms: other names.
     """
 
     name: str
     isthing: bool
     color: tuple[int, int, int]
     category_id: int
+    synonyms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

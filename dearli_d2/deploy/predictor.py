@@ -161,7 +161,7 @@ class OnnxPredictor:
 def taxonomy_of(classes: Sequence[ClassInfo]) -> Taxonomy:
     """The classes of an exported file as predictions have them."""
     return Taxonomy(
-        names=tuple((c.name,) for c in classes),
+        names=tuple((c.name, *c.synonyms) for c in classes),
         thing_ids=frozenset(i for i, c in enumerate(classes) if c.isthing),
         dataset_ids=tuple(c.category_id for c in classes),
         colors=tuple(c.color for c in classes),

@@ -30,9 +30,10 @@ Size = tuple[int, int]
 
 def class_infos(taxonomy: Taxonomy) -> tuple[ClassInfo, ...]:
     """The classes in the order of the logits."""
-    rows = zip(taxonomy.main_names, taxonomy.colors, taxonomy.dataset_ids, strict=True)
+    rows = zip(taxonomy.names, taxonomy.colors, taxonomy.dataset_ids, strict=True)
     return tuple(
-        ClassInfo(name, i in taxonomy.thing_ids, color, number) for i, (name, color, number) in enumerate(rows)
+        ClassInfo(names[0], i in taxonomy.thing_ids, color, number, tuple(names[1:]))
+        for i, (names, color, number) in enumerate(rows)
     )
 
 

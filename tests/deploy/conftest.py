@@ -21,7 +21,7 @@ from dearli_d2.deploy.metadata import (
 )
 
 QUERIES, STRIDE = 6, 4
-CLASSES = tuple(ClassInfo(f"class {i}", i % 2 == 0, (40 * i, 9, 200), 10 + i) for i in range(4))
+CLASSES = tuple(ClassInfo(f"class {i}", i % 2 == 0, (40 * i, 9, 200), 10 + i, (f"other {i}",)) for i in range(4))
 METADATA = Metadata(
     "Tiny",
     CLASSES,

@@ -56,6 +56,7 @@ def check_folder(out: Path, predictor: OnnxPredictor, image: Path) -> None:
     content = json.loads((out / "predictions.json").read_text())
     assert content["info"]["complete"]
     assert [c["name"] for c in content["categories"]] == [c.name for c in CLASSES]
+    assert [c["synonyms"] for c in content["categories"]] == [list(c.synonyms) for c in CLASSES]
     assert [a["file_name"] for a in content["annotations"]] == ["b_panoptic.png", "day/a_panoptic.png"]
     assert {s["id"] for s in content["annotations"][1]["segments_info"]} == set(np.unique(found.panoptic)) - {0}
     assert len(content["skipped"]) == 1
