@@ -1,8 +1,10 @@
 # Every target builds .venv first where it is missing or older than the requirements.
 #   make env PYTHON=python3.13                                          another Python
 #   make test VENV=.venv-oldest CONSTRAINTS=constraints/oldest.txt      another environment, with the oldest packages
+#   make test WORKERS=4                                                 more processes; each needs a core and about 5 GB
 VENV ?= .venv
 CONSTRAINTS ?=
+WORKERS ?= 2
 PY := $(VENV)/bin/python
 DEARLI := $(VENV)/bin/dearli
 PACKAGES := $(VENV)/.packages
@@ -32,8 +34,8 @@ demo: $(STAMP)  ## the DEARLi ladder on the generated data, minutes on a CPU
 ladder: $(STAMP)  ## the same with three seeds, mean and standard deviation
 	$(DEARLI) demo --out output/ladder --seeds 3 --iterations 600
 
-test: $(STAMP)  ## fast tests with a coverage report
-	$(PY) -m pytest --cov --cov-report=term:skip-covered
+test: $(STAMP)  ## fast tests with a coverage report, in WORKERS processes
+	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadscope --cov --cov-report=term:skip-covered
 
 test-slow: $(STAMP)  ## short trainings that show an effect
 	$(PY) -m pytest -m slow

@@ -33,7 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TRITON_INTERPRET"] = (
             "1"  # kernels run on the CPU, for tests/modeling/test_deformable_attention_triton.py
         )
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 2)))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    threads = max(1, (os.cpu_count() or 2) // workers)
+    if workers > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the commands that tests start
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", threads)))
 
 
 @pytest.fixture(autouse=True)
