@@ -109,6 +109,16 @@ def test_anchors_are_those_of_github():
     }
 
 
+@pytest.mark.parametrize("page", ["label_loop", "report", "serve", "custom_data"])
+def test_pictures_of_the_label_loop_are_small(page):
+    text = (REPO / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    sizes = {
+        name: (REPO / "docs" / "images" / name).stat().st_size for name in re.findall(r"\(images/([\w.-]+)\)", text)
+    }
+    assert {name: size for name, size in sizes.items() if size > 200_000} == {}
+    assert sizes or page == "custom_data"
+
+
 def test_links_lead_to_places_on_the_site():
     def relink(link: str, source: str = "docs/results/a.md", uri: str = "results/a.md") -> str:
         return hooks.relink(f"[text]({link})", source, uri)

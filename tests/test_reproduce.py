@@ -265,7 +265,7 @@ def test_a_finished_stage_that_lost_files_is_not_finished_any_more(what, index, 
     assert [progress_of(step) for step in steps] == expected
 
 
-@pytest.mark.parametrize("what", ["masks"])
+@pytest.mark.parametrize("what", ["masks", "scores"])
 def test_lost_masks_and_scores_are_made_again(what, done, monkeypatch):
     out, before = done[0], result(done[0])["figures"][0]["ours"]
     damage(out, what)

@@ -94,16 +94,18 @@ def classes_of(labels: LabelSet, lines: Sequence[str]) -> list[CustomClass]:
 
 
 def unlisted_classes(labels: LabelSet) -> list[CustomClass]:
-    """The classes of labels for which the user gives no list: in the ids of the file if these can be pixel values."""
+    """The classes of labels for which the user gives no list: in the ids of the file if these can be pixel values.
+
+    Names that differ in capital letters alone are one class, as in a class list.
+    """
     ids = [c.id for c in labels.classes]
     numbers = [i for i in ids if i is not None]
     own = len(set(numbers)) == len(ids) and all(0 <= i < 2**16 for i in numbers)
-    return [
-        CustomClass(
-            numbers[place] if own else place + 1, labels.instances if c.isthing is None else c.isthing, (c.name,)
-        )
-        for place, c in enumerate(labels.classes)
-    ]
+    found: dict[str, CustomClass] = {}
+    for place, c in enumerate(labels.classes):
+        isthing = labels.instances if c.isthing is None else c.isthing
+        found.setdefault(_plain(c.name), CustomClass(numbers[place] if own else place + 1, isthing, (c.name,)))
+    return list(found.values())
 
 
 def _plain(name: str) -> str:

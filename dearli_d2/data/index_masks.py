@@ -44,7 +44,8 @@ def read_index_mask(path: str | Path) -> np.ndarray:
                 "PNG whose pixel value is the class id: export index masks, or replace each colour by its class id"
             )
         values = np.asarray(upright(image)).astype(np.int64)
-        return values // _spread_by(path, image)
+        spread = _spread_by(path, image)
+        return values if spread == 1 else values // spread
 
 
 def _spread_by(path: str | Path, image: Image.Image) -> int:

@@ -68,6 +68,10 @@ class RunCheckpoints:
             raise WeightsError(f"{path} is damaged: it holds a {type(note).__name__}; delete it")
         return note
 
+    def forget_evaluation(self) -> None:
+        """Lets a run that is continued make its last evaluation again."""
+        (self.folder / _EVALUATED).unlink(missing_ok=True)
+
     def best_score(self) -> float:
         """The score of the best model that the folder holds, which no lower one may replace."""
         path = self.folder / "model_best.pth"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,4 +182,17 @@ def leaves(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _differences(saved: dict[str, Any], here: dict[str, Any], keys: Iterable[str]) -> list[str]:
-    return [f"{key} was {saved[key]!r}, is {here[key]!r}" for key in keys if key in here and saved[key] != here[key]]
+    folders = (saved.get("OUTPUT_DIR"), here.get("OUTPUT_DIR"))
+    return [
+        f"{key} was {saved[key]!r}, is {here[key]!r}"
+        for key in keys
+        if key in here and saved[key] != here[key] and not _moved(saved[key], here[key], *folders)
+    ]
+
+
+def _moved(before: Any, now: Any, folder_before: str | None, folder: str | None) -> bool:
+    """True for two paths that lie at the same place seen from the folder of the run, so that both were moved."""
+    paths = (before, now, folder_before, folder)
+    if not all(isinstance(p, str) and os.sep in p for p in paths) or len({os.path.isabs(p) for p in paths}) > 1:
+        return False
+    return os.path.relpath(before, folder_before) == os.path.relpath(now, folder)

@@ -29,7 +29,7 @@ from .proposal import NoClassList
 from .recognition import format_of, read_labels, recognize
 from .structures import LabeledImage, LabelSet, Request
 
-_SECONDS = 8.0  # for reading regions; of the images that are left none is read
+_SECONDS = 5.0  # for reading regions; of the images that are left none is read
 _TINY = 16  # pixels, as DATASETS.CUSTOM.MIN_THING_AREA
 _FEW_PIXELS = 0.05  # of an image, as DATASETS.CUSTOM.MIN_LABELED
 _ALIKE = 0.88  # of two names

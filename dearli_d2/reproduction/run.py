@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..engine.checkpoints import RunCheckpoints
 from ..engine.resume import FREE
 from ..env import report as environment_report
 from ..errors import ConfigError
@@ -91,8 +92,11 @@ def _check_earlier(steps: Sequence[Step], stage: str) -> None:
 def _make(step: Step) -> int:
     """Runs the command of a stage unless another process has done so meanwhile. Returns its exit status."""
     with locked(step):
-        if progress_of(step) is Progress.FINISHED:
+        progress = progress_of(step)
+        if progress is Progress.FINISHED:
             return 0
+        if progress is Progress.DAMAGED and step.trains:  # its scores may be gone
+            RunCheckpoints(step.folder, keep=0).forget_evaluation()
         note = read_note(step) or Note(settings_of(step))
         note.commands = list(dict.fromkeys([*note.commands, step.line]))
         write_note(step, note)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -275,3 +276,43 @@ def test_an_image_of_two_splits_is_refused(tmp_path):
     refused(Request(tmp_path, tmp_path), "1 images are in two of train, val and test")
     (tmp_path / "data.yaml").write_text("train: nowhere\nnames: ['car']\n")
     refused(Request(tmp_path, tmp_path), "train: nowhere")
+
+
+def test_a_label_file_without_an_image_is_named_also_where_others_have_one(tmp_path):
+    split_folders(tmp_path, "yolo")
+    shutil.copy(tmp_path / "train" / "labels" / "t.txt", tmp_path / "train" / "labels" / "gone.txt")
+    (tmp_path / "train" / "labels" / "README.txt").write_text("made by hand")
+    refused(Request(tmp_path, tmp_path), r"1 label files have no image in \S+train/images: gone.txt")
+
+
+def test_names_of_classes_that_differ_in_capital_letters_are_one_class(tmp_path):
+    shapes = [{**labelme()["shapes"][0], "label": name} for name in ("car", "Car")]
+    for name in ("a", "b"):
+        photo(tmp_path / f"{name}.jpg")
+        (tmp_path / f"{name}.json").write_text(json.dumps({"imagePath": f"{name}.jpg", "shapes": shapes}))
+    cfg = config(
+        tmp_path, "DATASETS.CUSTOM.LABELS", ".", "DATASETS.CUSTOM.CLASSES", "[]", "DATASETS.CUSTOM.UNLABELED", "."
+    )
+    assert cfg.MODEL.NUM_CLASSES == 1
+    register_custom(cfg.DATASETS.CUSTOM)
+    assert all(len(d["segments_info"]) == 1 for d in dataset_dicts(TRAIN))  # the second lies on the first
+
+
+def test_a_folder_of_thousands_of_foreign_files_is_refused_in_a_second(tmp_path):
+    for number in range(3000):
+        (tmp_path / f"{number}.{('txt', 'dat', 'json')[number % 3]}").write_text("1 2 3")
+    start = time.process_time()
+    assert recognize(tmp_path) == {}
+    assert time.process_time() - start < 1
+    with pytest.raises(DatasetError, match="no known format of labels"):
+        read_labels(Request(tmp_path, tmp_path))
+
+
+def test_masks_of_cityscapes_names_in_two_folders_belong_to_two_images(tmp_path):
+    for day, value in (("day1", 7), ("day2", 26)):
+        photo(tmp_path / "leftImg8bit" / "train" / day / "a_leftImg8bit.png")
+        path = tmp_path / "gtFine" / "train" / day / "a_gtFine_labelIds.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.full((48, 64), value, np.uint8)).save(path)
+    labels = read_labels(Request(tmp_path / "gtFine", tmp_path))
+    assert {i.file.parent.name: i.shapes()[0].name for i in labels.images} == {"day1": "road", "day2": "car"}

@@ -22,6 +22,19 @@ WRITABLE = [name for name, format in formats().items() if format.writer]
 POLYGONS = {"yolo-seg"}  # formats whose masks come back within a pixel of their border
 
 
+def test_the_table_of_the_documentation_has_every_format_as_it_is():
+    rows = {}
+    for line in (REPO / "docs" / "custom_data.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 6 and cells[0].startswith("`"):
+            rows[cells[0].strip("`")] = cells[2:5]
+    assert set(rows) == set(formats())
+    for name, (read, written, trip) in rows.items():
+        assert (read, written) == ("yes", "yes" if name in WRITABLE else "no"), name
+        assert trip.startswith("within a pixel" if name in POLYGONS else "exact" if name in WRITABLE else "")
+        assert bool(trip) == (name in WRITABLE), name
+
+
 @pytest.fixture(params=WRITABLE)
 def written(request, root):
     """(format, root, path) of labels of five images of six that the format's writer wrote."""
@@ -96,6 +109,16 @@ def test_a_missing_image_is_named_with_the_number_of_them(written):
 def read_all(request, name):
     """All shapes of all images."""
     return [image.shapes() for image in read_labels(request, name).images]
+
+
+def test_empty_files_are_one_line(written):
+    format, root, path = written
+    for file in path.rglob("*"):
+        if file.suffix in (".json", ".xml", ".png", ".yaml"):
+            file.write_bytes(b"")
+    with pytest.raises(DatasetError) as error:
+        read_all(Request(path, root), format.name)
+    assert "\n" not in str(error.value)
 
 
 def test_a_truncated_file_is_one_line(written):

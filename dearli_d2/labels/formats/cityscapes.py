@@ -32,6 +32,7 @@ from ..structures import RLE, Format, LabelClass, LabeledImage, LabelSet, Proble
 
 _NAME = re.compile(r"(?P<stem>.+?)(_gt(Fine|Coarse))?_(?P<kind>instanceIds|labelIds|labelTrainIds)\.png", re.IGNORECASE)
 _KINDS = ("instanceids", "labelids", "labeltrainids")  # the best first
+_TREES = ("gtfine", "gtcoarse")  # folders that images do not lie in
 _FACTOR = 1000
 _PLATE = 2**16 - 1  # the licence plate's id -1 in 16 bits
 _FIRST_THING = 11  # of the 19 classes
@@ -65,14 +66,17 @@ def read(request: Request) -> LabelSet:
     masks = {p: m for p in everything if (m := _NAME.fullmatch(p.relative_to(request.path).as_posix()))}
     best: dict[str, Path] = {}
     for path in sorted(masks, key=lambda p: ("gtcoarse" in p.name.lower(), _KINDS.index(masks[p]["kind"].lower()))):
-        best.setdefault(PurePosixPath(masks[path]["stem"]).name, path)
+        parts = (part for part in PurePosixPath(masks[path]["stem"]).parts if part.lower() not in _TREES)
+        best.setdefault("/".join(parts), path)
     if not best:
         raise DatasetError(f"{request.path} holds no mask that is called *_gtFine_instanceIds.png or *_labelIds.png")
     finder = ImageFinder(request.root, request.path, [p for p in everything if "gt" in p.name or p in masks])
+    places = [*(place / "leftImg8bit" for place in finder.places), *finder.places]
     images: dict[Path, Path] = {}
     for stem, path in best.items():
-        image = finder.of_stem(f"{stem}_leftImg8bit", Problems(request.path)) or finder.of_stem(stem, problems)
-        if image is not None:
+        name, quiet = f"{stem}_leftImg8bit", Problems(request.path)
+        image = finder.of_stem(name, quiet, places) or finder.of_stem(stem, problems, places)
+        if image is not None and finder.claim(image, path.relative_to(request.path).as_posix(), problems):
             images[image] = path
     problems.check()
     sizes = image_sizes(list(images))

@@ -135,7 +135,11 @@ def _images(source: Path, folder: Path, problems: Problems) -> dict[Path, tuple[
             if there is None:
                 problems.add("entries of train, val or test do not exist", f"{split}: {entry}")
                 continue
-            files = _listed_images(there, folder) if there.is_file() else files_below(there)
+            if there.is_file():
+                files = _listed_images(there, folder)
+            else:
+                files = files_below(there)
+                _check_orphans(there, files, problems)
             for file in files:
                 label = _label_of(file)
                 if file.suffix.lower() not in SUFFIXES or not label.is_file():
@@ -143,6 +147,16 @@ def _images(source: Path, folder: Path, problems: Problems) -> dict[Path, tuple[
                 if found.setdefault(file, (label, split)) != (label, split):
                     problems.add("images are in two of train, val and test", file)
     return found
+
+
+def _check_orphans(folder: Path, files: Sequence[Path], problems: Problems) -> None:
+    """Notes label files without an image where other images of the folder have one."""
+    labels = _label_of(folder / "image.jpg").parent
+    known = {_label_of(file) for file in files if file.suffix.lower() in SUFFIXES}
+    there = files_below(labels) if labels.is_dir() else []
+    for path in there if known.intersection(there) else ():
+        if path.suffix == ".txt" and path not in known and path.name not in _CLASS_FILES and _is_label(path):
+            problems.add(f"label files have no image in {folder}", path.name)
 
 
 def _listed_images(path: Path, folder: Path) -> list[Path]:
