@@ -192,7 +192,7 @@ def _differences(saved: dict[str, Any], here: dict[str, Any], keys: Iterable[str
 
 def _moved(before: Any, now: Any, folder_before: str | None, folder: str | None) -> bool:
     """True for two paths that lie at the same place seen from the folder of the run, so that both were moved."""
-    paths = (before, now, folder_before, folder)
-    if not all(isinstance(p, str) and os.sep in p for p in paths) or len({os.path.isabs(p) for p in paths}) > 1:
+    paths = [p for p in (before, now, folder_before, folder) if isinstance(p, str) and os.sep in p]
+    if len(paths) < 4 or len({os.path.isabs(p) for p in paths}) > 1:
         return False
     return os.path.relpath(before, folder_before) == os.path.relpath(now, folder)
