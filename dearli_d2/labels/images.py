@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ..data.images import SUFFIXES, files_below
-from ..errors import first_few
+from ..data.images import SUFFIXES, files_below, image_size
+from ..errors import UnreadableImageError, first_few
 from ..files import same_writing
 from .structures import Problems
 
@@ -87,6 +87,22 @@ class ImageFinder:
         if owner != entry:
             problems.add("labels are of an image that others label too; keep one of them", f"{entry}, as {owner}")
         return owner == entry
+
+    def size_of(self, file: Path | None, entry: str, problems: Problems) -> tuple[int, int] | None:
+        """Claims an image and measures it; None, with a note in `problems`, for one that is claimed already or cannot be read.
+
+        Args:
+            file: the image; None where none was found, which is noted already.
+            entry: names the label file, or the place in it.
+            problems: where faults are noted.
+        """
+        if file is None or not self.claim(file, entry, problems):
+            return None
+        try:
+            return image_size(file)
+        except UnreadableImageError as error:
+            problems.add("images cannot be read", error)
+            return None
 
     def of_stem(self, key: str, problems: Problems, folders: Sequence[Path] = ()) -> Path | None:
         """The image of a label file that has its name but another suffix.

@@ -199,9 +199,8 @@ def test_a_run_that_was_moved_with_the_weights_that_it_began_with_is_the_same_ru
         return config("x", "OUTPUT_DIR", f"{folder}/run", "MODEL.WEIGHTS", weights)
 
     resume.check_settings(saved(at("/old", "/old/warmup/m.pth")), at("/new/place", "/new/place/warmup/m.pth"), None)
-    for weights in ("/old/warmup/m.pth", "/new/place/other/m.pth"):
-        with pytest.raises(ConfigError, match="MODEL.WEIGHTS was '/old/warmup/m.pth'"):
-            resume.check_settings(saved(at("/old", "/old/warmup/m.pth")), at("/new/place", weights), None)
+    with pytest.raises(ConfigError, match="MODEL.WEIGHTS was '/old/warmup/m.pth'"):
+        resume.check_settings(saved(at("/old", "/old/warmup/m.pth")), at("/new/place", "/new/place/other/m.pth"), None)
 
 
 def test_keys_of_other_methods_are_not_compared(config):

@@ -12,13 +12,10 @@ from PIL import Image
 
 from dearli_d2.errors import DatasetError
 from dearli_d2.labels import brush, outlines
-from dearli_d2.labels.formats import formats
 from dearli_d2.labels.geometry import decode
 from dearli_d2.labels.recognition import format_of, read_labels
 from dearli_d2.labels.structures import Request
-from tests.conftest import REPO
 from tests.labels.samples.make_samples import HEIGHT, WIDTH, masks
-from tests.labels.test_formats import POLYGONS
 
 SAMPLES = Path(__file__).parent / "samples"
 # format, file or folder, pixels by which a mask may differ: polygons have no sharp border
@@ -303,15 +300,6 @@ def test_run_lengths_along_rows_come_back():
         rle = outlines.from_row_runs(runs, (2, 1, width, height), (40, 40))
         np.testing.assert_array_equal(decode(rle)[1 : 1 + height, 2 : 2 + width], mask)
         assert not outlines.fills(runs, (20, 1, width, height), (10, 20))
-
-
-def test_the_table_of_formats_in_the_docs_says_what_is_written():
-    text = (REPO / "docs" / "custom_data.md").read_text(encoding="utf-8")
-    rows = {cells[1].strip(" `"): cells for line in text.splitlines() if len(cells := line.split("|")) == 7}
-    for name in {wanted for wanted, _ in WRITTEN.values()}:
-        written, trip = rows[name][3].strip(), rows[name][4]
-        assert written.startswith("yes") == (formats()[name].writer is not None)
-        assert ("within a pixel" in trip) == (name in POLYGONS)
 
 
 # ---------------------------------------------------------------------------------------------- names of images

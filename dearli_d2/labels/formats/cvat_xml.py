@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import cast
 from xml.etree import ElementTree
 
-from ...data.images import image_size
-from ...errors import DatasetError, UnreadableImageError
+from ...errors import DatasetError
 from ...files import file_digest, write_atomically
 from .. import geometry, outlines
 from ..images import ImageFinder
@@ -91,12 +90,8 @@ def read(request: Request) -> LabelSet:
             continue
         name = element.get("name", "")
         file = finder.find(name, problems)
-        if file is None or not finder.claim(file, f"image {element.get('id')} {name}", problems):
-            continue
-        try:
-            size = image_size(file)
-        except UnreadableImageError as error:
-            problems.add("images cannot be read", error)
+        size = finder.size_of(file, f"image {element.get('id')} {name}", problems)
+        if file is None or size is None:
             continue
         check_size((_whole(element, "height"), _whole(element, "width")), size, name, problems)
         regions = _regions(element, size, problems, remarks)

@@ -21,8 +21,8 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.etree import ElementTree
 
-from ...data.images import SUFFIXES, image_size
-from ...errors import DatasetError, UnreadableImageError
+from ...data.images import SUFFIXES
+from ...errors import DatasetError
 from ...files import file_digest, write_atomically
 from .. import brush, geometry, outlines
 from ..images import ImageFinder
@@ -92,12 +92,8 @@ def read(request: Request) -> LabelSet:
             problems.add("tasks without one image in their 'data'", entry)
         else:
             file = finder.find(name, problems)
-            if file is None or not finder.claim(file, entry, problems):
-                continue
-            try:
-                size = image_size(file)
-            except UnreadableImageError as error:
-                problems.add("images cannot be read", error)
+            size = finder.size_of(file, entry, problems)
+            if file is None or size is None:
                 continue
             regions = _regions(annotation["result"], size, entry, problems, remarks)
             classes.update({r.name: LabelClass(r.name) for r in regions})

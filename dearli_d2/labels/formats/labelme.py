@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...data.images import files_below, image_size
-from ...errors import DatasetError, UnreadableImageError
+from ...data.images import files_below
+from ...errors import DatasetError
 from ...files import parse_json, write_json
 from .. import geometry, outlines
 from ..images import ImageFinder
@@ -63,12 +63,8 @@ def read(request: Request) -> LabelSet:
         if content is None:
             continue
         file = _image_of(path, folder, str(content["imagePath"]), finder, problems)
-        if file is None or not finder.claim(file, shown, problems):
-            continue
-        try:
-            size = image_size(file)
-        except UnreadableImageError as error:
-            problems.add("images cannot be read", error)
+        size = finder.size_of(file, shown, problems)
+        if file is None or size is None:
             continue
         check_size((content.get("imageHeight"), content.get("imageWidth")), size, shown, problems)
         parts = []
