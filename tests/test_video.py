@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dearli_d2.cli import main
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.errors import UnreadableImageError
 from dearli_d2.prediction_files import Maps
@@ -53,6 +54,17 @@ def test_a_video_is_read_predicted_and_written(tmp_path):
     assert seen[3][1].shape == (60, 120, 3)
     assert np.abs(seen[3][1].mean((0, 1)) - (120, 90, 20)).max() < 8  # RGB
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_a_video_is_not_replaced_by_its_prediction(tmp_path, capsys):
+    with VideoWriter(tmp_path / "in.mp4", 12.0) as writer:
+        writer.add(np.zeros((60, 120, 3), np.uint8))
+    before = (tmp_path / "in.mp4").read_bytes()
+    assert (
+        main(["video", str(tmp_path / "in.mp4"), "--config-file", "any.yaml", "--out", str(tmp_path / "in.mp4")]) == 2
+    )
+    assert "is the video itself" in capsys.readouterr().err
+    assert (tmp_path / "in.mp4").read_bytes() == before
 
 
 def test_what_is_no_video_is_one_line(tmp_path):

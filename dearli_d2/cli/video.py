@@ -57,12 +57,15 @@ def video(
         dearli video street.mp4 --config-file output/miniworld/m2f_lang/config.yaml --out frames --files panoptic,confidence
     """
     from ..config import get_config
+    from ..errors import ConfigError
     from ..predict import Predictor, load_pixels, precision
     from ..prediction_files import chosen_kinds, per_pixel, write_files
     from ..video import Video, VideoWriter, predict_video
     from ..visualization import overlay
 
     frames, movie = Video(video), out.suffix.lower() == ".mp4"
+    if out.exists() and out.samefile(video):
+        raise ConfigError(f"--out {out} is the video itself; choose another file")
     kinds = chosen_kinds(files.split(","))
     predictor = Predictor(get_config(config_file, overrides), weights, text)
     dtype, taxonomy = precision(amp, predictor), predictor.model.known_taxonomy()
