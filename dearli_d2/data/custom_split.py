@@ -23,7 +23,14 @@ def key_of(name: str) -> str:
 
 
 def held_back_of(custom: CfgNode, root: Path, names: Sequence[str]) -> set[str]:
-    """The images that are for validation, as paths below DATASETS.CUSTOM.IMAGES."""
+    """The images that are for validation.
+
+    Args:
+        names: paths below DATASETS.CUSTOM.IMAGES; below DATASETS.CUSTOM.ROOT where DATASETS.CUSTOM.LABELS is set.
+
+    Raises:
+        DatasetError: no such list or subfolder, or all images would be for validation.
+    """
     if not custom.VAL:
         return _split(names, custom.VAL_FRACTION) if custom.VAL_FRACTION > 0 else set()
     if custom.VAL.endswith(".txt"):
@@ -32,12 +39,14 @@ def held_back_of(custom: CfgNode, root: Path, names: Sequence[str]) -> set[str]:
             raise DatasetError(f"DATASETS.CUSTOM.VAL: no list file {root / custom.VAL}")
         chosen = {names[i] for i in read_list(path, names, "DATASETS.CUSTOM.VAL")}
     else:
-        folder = Path(custom.VAL).as_posix().rstrip("/") + "/"
-        chosen = {name for name in names if name.startswith(folder)}
+        folders = [Path(custom.VAL), Path(custom.IMAGES, custom.VAL)] if custom.LABELS else [Path(custom.VAL)]
+        below = ({name for name in names if Path(name).is_relative_to(folder)} for folder in folders)
+        chosen = next(filter(None, below), set())
         if not chosen:
+            place = root if custom.LABELS else root / custom.IMAGES
             raise DatasetError(
-                f"DATASETS.CUSTOM.VAL: no labelled image below {root / custom.IMAGES / custom.VAL}; it names a subfolder of "
-                "DATASETS.CUSTOM.IMAGES or a list file (.txt)"
+                f"DATASETS.CUSTOM.VAL: no labelled image below {place / custom.VAL}; it names a subfolder of {place} or a list "
+                "file (.txt)"
             )
     if len(chosen) == len(names):
         raise DatasetError(f"DATASETS.CUSTOM.VAL {custom.VAL}: all {len(names)} labelled images are for validation")

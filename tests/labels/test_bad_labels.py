@@ -179,6 +179,24 @@ def test_the_splits_of_an_export_are_used(kind, tmp_path):
     assert dataset_dicts(TEST)[0]["segments_info"]
 
 
+@pytest.mark.parametrize("folder", ["val", "images/val"])
+def test_a_subfolder_of_the_images_or_of_the_root_is_held_back(folder, tmp_path):
+    images = [
+        {"id": i, "file_name": name, "height": 48, "width": 64} for i, name in enumerate(("a.jpg", "val/b.jpg"), 1)
+    ]
+    for image in images:
+        photo(tmp_path / "images" / image["file_name"])
+    content = coco(*(annotation(id=i, image_id=i) for i in (1, 2)))
+    (tmp_path / "labels.json").write_text(json.dumps({**content, "images": images}))
+    keys = ("DATASETS.CUSTOM.LABELS", "labels.json", "DATASETS.CUSTOM.CLASSES", "[]")
+    register_custom(config(tmp_path, *keys, "DATASETS.CUSTOM.VAL", folder).DATASETS.CUSTOM)
+    assert [Path(d["file_name"]).name for d in dataset_dicts(TRAIN)] == ["a.jpg"]
+    assert [Path(d["file_name"]).name for d in dataset_dicts(VAL)] == ["b.jpg"]
+    none = config(tmp_path, *keys, "DATASETS.CUSTOM.VAL", "test").DATASETS.CUSTOM
+    with pytest.raises(DatasetError, match=f"below {tmp_path}/test; it names a subfolder of {tmp_path} "):
+        register_custom(none)
+
+
 def test_labels_without_a_test_split_say_so(tmp_path):
     split_folders(tmp_path, "coco")
     shutil.rmtree(tmp_path / "test")
