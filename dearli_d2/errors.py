@@ -21,6 +21,10 @@ class UnreadableImageError(DatasetError):
     """One image file is missing, damaged or of a kind that cannot be used."""
 
 
+class StorageError(DatasetError):
+    """A place of files, such as a host behind a URL, does not answer; another file there would fare no better."""
+
+
 class WeightsError(DearliError):
     """Weights cannot be had, or do not fit the model."""
 

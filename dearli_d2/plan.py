@@ -10,8 +10,8 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from .data.captions import reads_captions, with_captions
-from .data.catalog import dataset_dicts
-from .data.inspection import size_range
+from .data.catalog import dataset_records
+from .data.inspection import known_sizes, size_range
 from .engine.teacher import has_ramp
 from .errors import DearliError
 from .masks.storage import MaskFolder
@@ -50,21 +50,21 @@ def data_rows(cfg: CfgNode) -> list[list[str]]:
 
 def _images(name: str) -> str:
     try:
-        return f"{len(dataset_dicts(name))} images"
+        return f"{len(dataset_records(name))} images"
     except DearliError as error:
         return f"MISSING: {error}"
 
 
 def _sizes(name: str) -> str:
     try:
-        return size_range(dataset_dicts(name))
+        return size_range(dataset_records(name))
     except DearliError:  # said in the row before
         return ""
 
 
 def _captions(name: str) -> str:
     try:
-        return f"{len(with_captions(name, dataset_dicts(name)))} captions"
+        return f"{len(with_captions(name, dataset_records(name)))} captions"
     except DearliError as error:
         return f"MISSING: {error}"
 
@@ -97,7 +97,7 @@ def schedule_rows(cfg: CfgNode) -> list[list[str]]:
         ("unlabelled", cfg.DATASETS.UNLABELED, cfg.SSL.IMS_PER_BATCH, cfg.SSL.START),
     ):
         try:
-            images = sum(len(dataset_dicts(name)) for name in names)
+            images = sum(len(dataset_records(name)) for name in names)
         except DearliError:
             continue
         if images:
@@ -111,10 +111,10 @@ def _enlarged(cfg: CfgNode) -> str:
     """A note where views of most labelled images are larger than the images: nothing is gained, and each step costs more."""
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE)
     try:
-        sides = [min(d["height"], d["width"]) for name in names for d in dataset_dicts(name)]
+        sides = np.concatenate([known_sizes(dataset_records(name)).min(1) for name in names] or [np.zeros(0)])
     except DearliError:
         return ""
-    middle = int(np.median(sides)) if sides else cfg.INPUT.CROP_SIZE
+    middle = int(np.median(sides)) if len(sides) else cfg.INPUT.CROP_SIZE
     if middle >= cfg.INPUT.CROP_SIZE:
         return ""
     return (

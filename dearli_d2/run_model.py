@@ -8,7 +8,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from .config import get_config
-from .data.catalog import dataset_dicts
+from .data.catalog import dataset_records
 from .data.custom import register_custom
 from .errors import ConfigError, first_few
 from .modeling.segmenter import Segmenter
@@ -74,4 +74,4 @@ class RunModel:
             raise ConfigError(
                 f"{self.run} was trained without unlabelled images (DATASETS.UNLABELED); give --images FOLDER"
             )
-        return [Path(d["file_name"]) for name in names for d in dataset_dicts(name)]
+        return [Path(file) for name in names for file in dataset_records(name).files()]

@@ -26,6 +26,7 @@ from .config.run_sections import Ranks
 from .data.catalog import class_source, taxonomy_of
 from .data.custom import register_custom
 from .data.inspection import inspect_custom, write_contact_sheet
+from .data.listing import forget
 from .data.overlap import check_roles
 from .data.taxonomy import Taxonomy
 from .data.validation import validate_dataset
@@ -152,6 +153,7 @@ def run_folder(cfg: CfgNode, resume: bool | None = None) -> Iterator[None]:
             check_fresh(cfg, resume)
         comm.synchronize()
         set_up(cfg)
+        forget()  # files may have changed since an earlier run of this process
         _register_custom(cfg)
         yield
 

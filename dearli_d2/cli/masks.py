@@ -216,10 +216,10 @@ def merge(folders: tuple[Path, ...], out: Path, layout: str) -> None:
 
 
 def _files(dataset: str | None, images: Path | None) -> list[str]:
-    from ..data.catalog import dataset_dicts
+    from ..data.catalog import dataset_records
     from ..data.images import find_images
 
-    return [str(p) for p in find_images([images])] if images else [d["file_name"] for d in dataset_dicts(str(dataset))]
+    return [str(p) for p in find_images([images])] if images else list(dataset_records(str(dataset)).files())
 
 
 def _generator(

@@ -81,7 +81,11 @@ class CustomData(Options):
     mask_name: str = option(
         "", TEXT, 'Name of the mask of an image, where LABELS is a folder of masks, such as "{stem}_mask.png".'
     )
-    unlabeled: str = option("unlabeled", TEXT, "Folder of images without masks.")
+    unlabeled: str = option(
+        "unlabeled",
+        TEXT,
+        "Folder of images without masks, list file (.txt), tar shards such as shards/*.tar, or a URL; see docs/many_images.md.",
+    )
     classes: list[str] = option(
         [],
         NAMES,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..data.catalog import dataset_dicts, source_of, split_name
+from ..data.catalog import dataset_records, source_of, split_name
 from ..data.partitions import NONE, PLACEHOLDER, PUBLISHED, WHOLE, describe, drawn, list_file, published_size
 from ..errors import ConfigError, DatasetError
 
@@ -177,7 +177,7 @@ def _counted(cfg: CfgNode) -> tuple[list[str], int]:
 def _images(name: str) -> int:
     base, part, unlabeled = split_name(name)
     known = published_size(base, part, unlabeled)
-    return len(dataset_dicts(name)) if known is None else known
+    return len(dataset_records(name)) if known is None else known
 
 
 def output_folder(config_file: str | Path, part: str) -> str:

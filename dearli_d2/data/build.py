@@ -13,7 +13,7 @@ from ..errors import DatasetError
 from ..masks.storage import MaskFolder
 from ..methods import method_of
 from .captions import prepared_for
-from .catalog import class_areas, class_source, dataset_dicts, taxonomy_of
+from .catalog import class_areas, class_source, dataset_records, taxonomy_of
 from .mappers import (
     MaskTrainMapper,
     PanopticTrainMapper,
@@ -21,13 +21,14 @@ from .mappers import (
     panoptic_targets,
     semantic_targets,
 )
+from .records import Joined, Records, without_labels
 from .streams import RareClassOrder, build_stream
 from .taxonomy import first_difference
 from .views import ColorAugmentation, StrongPhotometry, WeakGeometry, scale_steps
 from .zero_shot import unseen_classes, without_classes
 
 
-def labeled_dicts(cfg: CfgNode, key: str = "TRAIN") -> list[dict]:
+def labeled_dicts(cfg: CfgNode, key: str = "TRAIN") -> Records:
     """All images of DATASETS.TRAIN or DATASETS.SOURCE. Raises `DatasetError` if the classes of any two sets differ."""
     if cfg.MODEL.CLASSIFIER != "none":
         first = class_source(cfg)
@@ -35,20 +36,16 @@ def labeled_dicts(cfg: CfgNode, key: str = "TRAIN") -> list[dict]:
             if taxonomy_of(name).names != taxonomy_of(first).names:
                 what = first_difference(taxonomy_of(first), taxonomy_of(name), synonyms=True, kinds=False)
                 raise DatasetError(f"DATASETS.{key}: {name} and {first} have different classes: {what}")
-    dicts = [d for name in cfg.DATASETS[key] for d in prepared_for(cfg, name, dataset_dicts(name))]
+    records = Joined([prepared_for(cfg, name, dataset_records(name)) for name in cfg.DATASETS[key]])
     if cfg.DATASETS.UNSEEN_CLASSES:
-        dicts = without_classes(dicts, unseen_classes(cfg.DATASETS.UNSEEN_CLASSES, taxonomy_of(cfg.DATASETS.TRAIN[0])))
-    return dicts
+        return without_classes(records, unseen_classes(cfg.DATASETS.UNSEEN_CLASSES, taxonomy_of(cfg.DATASETS.TRAIN[0])))
+    return records
 
 
-def unlabeled_dicts(cfg: CfgNode) -> list[dict]:
+def unlabeled_dicts(cfg: CfgNode) -> Records:
     """All images of DATASETS.UNLABELED, without annotations."""
-    keys = ("file_name", "image_id", "height", "width", "caption")
-    return [
-        {k: d[k] for k in keys if k in d}
-        for name in cfg.DATASETS.UNLABELED
-        for d in prepared_for(cfg, name, dataset_dicts(name))
-    ]
+    names = cfg.DATASETS.UNLABELED
+    return without_labels(Joined([prepared_for(cfg, name, dataset_records(name)) for name in names]))
 
 
 class TrainingImages:
@@ -74,11 +71,11 @@ class TrainingImages:
 
     def captions(self) -> Iterator[tuple[str, str]]:
         """Yields file name and caption of each image, labelled, of the source, and unlabelled."""
-        for sample in (*self._annotated(), *unlabeled_dicts(self._cfg)):
+        for sample in itertools.chain(self._annotated(), unlabeled_dicts(self._cfg)):
             yield sample["file_name"], sample["caption"]
 
-    def _annotated(self) -> list[dict]:
-        return [sample for key in ("TRAIN", "SOURCE") for sample in labeled_dicts(self._cfg, key)]
+    def _annotated(self) -> Records:
+        return Joined([labeled_dicts(self._cfg, key) for key in ("TRAIN", "SOURCE") if self._cfg.DATASETS[key]])
 
 
 def _geometry(cfg: CfgNode, scales: Sequence[float] = ()) -> WeakGeometry:
@@ -113,7 +110,7 @@ def build_labeled_mapper(cfg: CfgNode, scales: Sequence[float] = ()) -> Callable
     )
 
 
-def _labeled_order(cfg: CfgNode, dicts: list[dict], seed: int) -> RareClassOrder | None:
+def _labeled_order(cfg: CfgNode, dicts: Records, seed: int) -> RareClassOrder | None:
     loader = cfg.DATALOADER
     if not loader.RARE_CLASS_SAMPLING:
         return None

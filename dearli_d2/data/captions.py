@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from ..errors import DatasetError, first_few
 from ..files import parse_json, read_text
 from ..methods import method_of
 from .catalog import datasets_root, source_of, split_name
-from .images import relative_name
+from .packed import TextPacker, Texts
+from .records import Captions, Changed, Records
 from .sources import PanopticSource
 
 
@@ -68,7 +68,7 @@ def _read(path: Path, stamp: float) -> dict[str, str]:
     return captions
 
 
-def with_captions(name: str, dicts: Sequence[dict]) -> list[dict]:
+def with_captions(name: str, records: Records) -> Records:
     """The images of a data set or view with their "caption".
 
     Raises:
@@ -81,8 +81,7 @@ def with_captions(name: str, dicts: Sequence[dict]) -> list[dict]:
         captions = read_captions(path)
     except DatasetError as error:
         raise DatasetError(f"{name}: {error}; {command}") from error
-    root = source_of(name).image_root
-    files = [relative_name(d["file_name"], root) for d in dicts]
+    files = records.names()
     missing = [f for f in files if f not in captions]
     if missing and len(missing) == len(files) and captions:
         raise DatasetError(
@@ -93,7 +92,7 @@ def with_captions(name: str, dicts: Sequence[dict]) -> list[dict]:
         raise DatasetError(
             f"{name}: {len(missing)} of {len(files)} images have no caption in {path}: {first_few(missing)}; {command}"
         )
-    return [{**d, "caption": captions[f]} for d, f in zip(dicts, files, strict=True)]
+    return Changed(records, Captions(Texts(*TextPacker(captions[f] for f in files).arrays())))
 
 
 def reads_captions(cfg: CfgNode) -> bool:
@@ -101,6 +100,6 @@ def reads_captions(cfg: CfgNode) -> bool:
     return method_of(cfg).reads_captions(cfg)
 
 
-def prepared_for(cfg: CfgNode, name: str, dicts: list[dict]) -> list[dict]:
-    """`dicts` of a data set with captions where the config needs them."""
-    return with_captions(name, dicts) if reads_captions(cfg) else dicts
+def prepared_for(cfg: CfgNode, name: str, records: Records) -> Records:
+    """The images of a data set, with captions where the config needs them."""
+    return with_captions(name, records) if reads_captions(cfg) else records

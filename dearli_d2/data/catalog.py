@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +23,10 @@ from detectron2.data import DatasetCatalog
 
 from ..errors import DatasetError
 from .builtin import BUILT_IN
-from .images import usable_images
-from .panoptic_records import read_dicts, read_taxonomy
+from .listing import Listing, listed
+from .panoptic_records import read_records, read_taxonomy
 from .partitions import choose
+from .records import Chosen, ImageRecords, Records, without_labels
 from .sources import ImageFolder, PanopticSource, Source, datasets_root
 from .taxonomy import Taxonomy
 
@@ -38,6 +37,7 @@ __all__ = [
     "class_areas",
     "class_source",
     "dataset_dicts",
+    "dataset_records",
     "datasets_root",
     "ensure_registered",
     "register",
@@ -114,22 +114,50 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
     Each has "file_name", "image_id", "height", "width" and, unless unlabelled, "pan_seg_file_name", "segments_info"
     ("id", contiguous "category_id", "iscrowd", "area" in pixels or None) and perhaps "sem_seg_file_name".
 
+    Images of a folder without annotations are opened once to find their sizes. Those that cannot be read are left out, and the
+    log names them. Training needs neither the sizes nor a list, see `dataset_records`.
+
+    Raises:
+        DatasetError: see `validation` for what is checked beyond the JSON file.
+    """
+    source, records = source_of(name), dataset_records(name)
+    if not isinstance(source, ImageFolder):
+        return list(records)
+    sizes = _listing(source).sizes()
+    rows = records.rows if isinstance(records, Chosen) else slice(None)
+    dicts = [
+        {**record, "height": height, "width": width}
+        for record, (height, width) in zip(records, sizes[rows].tolist(), strict=True)
+        if height
+    ]
+    if not dicts:
+        raise DatasetError(f"{name}: none of {len(records)} files can be used as an image")
+    return dicts
+
+
+def dataset_records(name: str, annotated: bool = False) -> Records:
+    """The images of `dataset_dicts`, as a sequence that makes each dict when it is asked for.
+
+    Images of a folder without annotations have no "height" and "width", and those that cannot be read are among them.
+
+    Args:
+        annotated: an unlabelled view has the annotations that are held back from training, in the order of the data set.
+
     Raises:
         DatasetError: see `validation` for what is checked beyond the JSON file.
     """
     base, part, unlabeled = split_name(name)
     source = source_of(base)
-    dicts = _scan(source) if isinstance(source, ImageFolder) else read_dicts(source, base, name)
+    records: Records = _images(source) if isinstance(source, ImageFolder) else read_records(source, base, name)
     if part is not None:
-        dicts = choose(name, dicts, part, unlabeled, source)
-    if unlabeled:
-        dicts = [{k: d[k] for k in ("file_name", "image_id", "height", "width")} for d in dicts]
-    if not dicts:
+        rows = choose(name, records, part, unlabeled, source)
+        records = records.take(np.sort(rows) if annotated else rows)
+    if not len(records):
         if isinstance(source, PanopticSource):
             raise DatasetError(f"{name}: no image in {source.panoptic_json}")
         labelled = f" but {len(source.without)} that have labels" if source.without else ""
         raise DatasetError(f"{name}: no image in {source.image_root}{labelled}; {source.hint}")
-    return dicts
+    return without_labels(records) if unlabeled and not annotated and isinstance(source, PanopticSource) else records
 
 
 def annotated_dicts(name: str) -> list[dict[str, Any]]:
@@ -137,11 +165,7 @@ def annotated_dicts(name: str) -> list[dict[str, Any]]:
 
     The list is empty for a data set without annotations.
     """
-    base = split_name(name)[0]
-    if isinstance(source_of(base), ImageFolder):
-        return []
-    chosen = {d["image_id"] for d in dataset_dicts(name)}
-    return [d for d in dataset_dicts(base) if d["image_id"] in chosen]
+    return [] if isinstance(source_of(name), ImageFolder) else list(dataset_records(name, annotated=True))
 
 
 def class_areas(dicts: Sequence[dict[str, Any]], num_classes: int, needed_by: str) -> np.ndarray:
@@ -162,20 +186,23 @@ def class_areas(dicts: Sequence[dict[str, Any]], num_classes: int, needed_by: st
     return areas
 
 
-@lru_cache(maxsize=8)
-def _scan_once(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    return tuple((str(file), height, width) for file, height, width in usable_images(folder))
+def _listing(source: ImageFolder) -> Listing:
+    if not source.what and not source.image_root.is_dir():
+        raise DatasetError(f"no image folder {source.image_root}; {source.hint}")
+    return listed(source.image_root, source.what)
 
 
-def _scan(source: ImageFolder) -> list[dict[str, Any]]:
-    folder = source.image_root
-    if not folder.is_dir():
-        raise DatasetError(f"no image folder {folder}; {source.hint}")
-    return [
-        {"file_name": f, "image_id": str(Path(f).relative_to(folder)), "height": height, "width": width}
-        for f, height, width in _scan_once(folder)
-        if not source.without or os.path.realpath(f) not in source.without
-    ]
+def _images(source: ImageFolder) -> Records:
+    """The images of a folder that have no labels."""
+    listing = _listing(source)
+    records = ImageRecords(listing)
+    if not source.without:
+        return records
+    labelled = [os.stat(file).st_size for file in source.without if os.path.isfile(file)]
+    # a link leads to a file of the same size
+    alike = np.isin(listing.bytes, labelled)
+    drop = [i for i in np.flatnonzero(alike).tolist() if os.path.realpath(records.file_name(i)) in source.without]
+    return records.take(np.delete(np.arange(len(records)), drop)) if drop else records
 
 
 for _name, _source in BUILT_IN.items():

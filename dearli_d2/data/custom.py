@@ -4,7 +4,7 @@
 
     ROOT/images/**           labelled images, in subfolders if you like
     ROOT/masks/**.png        index masks at the same places: pixel value = class id; or, with PANOPTIC_JSON, COCO-panoptic PNG
-    ROOT/unlabeled/**        any images; no masks, no list
+    ROOT/unlabeled/**        any images; no masks, no list. Or UNLABELED is a list file, tar shards or a URL, see `listing`
     ROOT/LABELS              or labels of a labelling tool, where DATASETS.CUSTOM.LABELS names them; images lie below ROOT
     ROOT/classes.txt         lines "ID thing|stuff NAME, SYNONYM", where DATASETS.CUSTOM.CLASSES is empty
 
@@ -30,6 +30,7 @@ from .custom_masks import from_masks
 from .custom_split import cache_folder, digest, held_back_of, write_splits
 from .foreign import layout_hint
 from .images import files_below, relative_name
+from .listing import is_folder
 from .panoptic_json import read_panoptic_json, without_annotation
 from .taxonomy import Taxonomy
 
@@ -151,7 +152,7 @@ def register_custom(custom: CfgNode) -> None:
     else:
         register(VAL, _no_validation)
     register(TEST, _no_test)
-    register(UNLABELED, ImageFolder(root / custom.UNLABELED, _UNLABELED_HINT))
+    register(UNLABELED, _unlabeled(custom, root))
 
 
 def _register_labels(custom: CfgNode, root: Path) -> None:
@@ -165,7 +166,14 @@ def _register_labels(custom: CfgNode, root: Path) -> None:
         register(TEST, _no_test)
     # often the folder that holds the labelled images too
     labelled = frozenset(os.path.realpath(image.file) for image in labels_of(custom).images)
-    register(UNLABELED, ImageFolder(root / custom.UNLABELED, _UNLABELED_HINT, labelled))
+    register(UNLABELED, _unlabeled(custom, root, labelled))
+
+
+def _unlabeled(custom: CfgNode, root: Path, labelled: frozenset[str] = frozenset()) -> ImageFolder:
+    """DATASETS.CUSTOM.UNLABELED: a folder, or what of ROOT `listing.listed` takes for a list, shards or a URL."""
+    if is_folder(custom.UNLABELED):
+        return ImageFolder(root / custom.UNLABELED, _UNLABELED_HINT, labelled)
+    return ImageFolder(root, _UNLABELED_HINT, labelled, custom.UNLABELED)
 
 
 def _no_validation() -> PanopticSource:
@@ -194,7 +202,7 @@ def output_among_images(cfg: CfgNode) -> str:
 def _check_folders(custom: CfgNode, root: Path) -> None:
     """Unlabelled images lie apart from the labelled ones and the masks; so do masks from images."""
     folders = {key: Path(os.path.realpath(root / custom[key])) for key in ("IMAGES", "MASKS", "UNLABELED")}
-    pairs = [("UNLABELED", "IMAGES"), ("UNLABELED", "MASKS")]
+    pairs = [("UNLABELED", "IMAGES"), ("UNLABELED", "MASKS")] if is_folder(custom.UNLABELED) else []
     if not custom.PANOPTIC_JSON:
         pairs.append(("MASKS", "IMAGES"))
     for one, other in pairs:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-import logging
+import itertools
 import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -18,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import DatasetError, DearliError, UnreadableImageError, first_few
 from ..files import is_text
 from ..progress import progress
+from . import remote, shards
 
 try:
     from pillow_heif import register_heif_opener
@@ -25,8 +27,6 @@ except ImportError:
     pass
 else:
     register_heif_opener()
-
-logger = logging.getLogger(__name__)
 
 # Pillow warns above half of its limit; an image up to the limit is read on purpose
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -55,49 +55,89 @@ def opened(path: str | Path, what: str = "an image", content: bytes | None = Non
     """Opens the image of a file, and turns every error inside the `with` into one type, since decoders raise many.
 
     Args:
-        path: the file.
+        path: the file; also one in a tar file, `shard.tar::a.jpg`, or behind a URL.
         what: describes in the error what the file should be.
         content: of a file that is not on this machine; nothing is read from `path` then.
 
     Raises:
         UnreadableImageError: with the path, the reason and what to do.
+        StorageError: the host of a URL does not answer.
     """
-    path = Path(path)
-    if path.suffix.lower() in RAW_SUFFIXES:
-        raise UnreadableImageError(f"{path} is a raw photograph; convert it to JPEG or PNG")
+    name = remote.as_url(path)
+    if suffix_of(name) in RAW_SUFFIXES:
+        raise UnreadableImageError(f"{name} is a raw photograph; convert it to JPEG or PNG")
     try:
-        if content is None and stat.S_ISFIFO(os.stat(path).st_mode):  # opening it would wait for ever
-            raise UnreadableImageError(f"{path} is a pipe, no file")
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
+        with _source(name, content) as source, Image.open(source) as image:
             yield image
     except DearliError:
         raise
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise UnreadableImageError(
-            f"{path} has more than {limit} megapixels, which is the limit; cut it into tiles or make it smaller"
+            f"{name} has more than {limit} megapixels, which is the limit; cut it into tiles or make it smaller"
         ) from error
     except Exception as error:
-        if _is_heif(path, content):
+        if _is_heif(name, content):
             raise UnreadableImageError(
-                f"{path} is a HEIC image; install the package pillow-heif, or convert it to JPEG"
+                f"{name} is a HEIC image; install the package pillow-heif, or convert it to JPEG"
             ) from error
         reason = str(error) or type(error).__name__
-        if content is not None and isinstance(error, UnidentifiedImageError):  # it names an object of Python
+        # it names an object of Python where it was given one
+        if isinstance(error, UnidentifiedImageError) and not (content is None and is_plain(name)):
             reason = "it is of no kind that is known"
-        raise UnreadableImageError(f"{path} cannot be read as {what}: {reason}") from error
+        raise UnreadableImageError(f"{name} cannot be read as {what}: {reason}") from error
 
 
-def _is_heif(path: Path, content: bytes | None) -> bool:
-    try:
-        if content is None:
-            with path.open("rb") as file:
-                start = file.read(12)
-        else:
-            start = content[:12]
-    except OSError:
-        return False
-    return (start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS) or path.suffix.lower() in (".heic", ".heif")
+@contextmanager
+def _source(name: str, content: bytes | None) -> Iterator[str | BinaryIO]:
+    """What Pillow opens: the path of a plain file, else the content."""
+    if content is not None:
+        yield io.BytesIO(content)
+    elif is_plain(name):
+        if stat.S_ISFIFO(os.stat(name).st_mode):  # opening it would wait for ever
+            raise UnreadableImageError(f"{name} is a pipe, no file")
+        yield name
+    else:
+        with opened_file(name) as stream:
+            yield stream
+
+
+def is_plain(path: str | Path) -> bool:
+    """True for a file of its own on this machine: neither in a tar file nor behind a URL."""
+    return shards.split_member(path) is None and not remote.is_url(path)
+
+
+@contextmanager
+def opened_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Opens any file that an image's path can name, to read its bytes.
+
+    Raises:
+        OSError, UnreadableImageError, StorageError: it is not there, or its host does not answer.
+    """
+    name = remote.as_url(path)
+    if member := shards.split_member(name):
+        with shards.opened_member(*member) as stream:
+            yield stream
+    elif remote.is_url(name):
+        yield io.BytesIO(remote.read(name))
+    else:
+        with open(name, "rb") as stream:
+            yield stream
+
+
+def suffix_of(path: str | Path) -> str:
+    """The suffix of an image's path in small letters, ".jpg" also of `https://host/a.JPG?key` and `tar://a.jpg::s.tar`."""
+    name = remote.as_url(path)
+    if shards.split_member(name) is None and remote.is_url(name):
+        name = name.partition(shards.SEPARATOR)[0].partition("?")[0]
+    return PurePosixPath(name).suffix.lower()
+
+
+def _is_heif(name: str, content: bytes | None) -> bool:
+    start = b""
+    with suppress(OSError, DearliError), opened_file(name) if content is None else io.BytesIO(content) as stream:
+        start = stream.read(12)
+    return (start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS) or suffix_of(name) in (".heic", ".heif")
 
 
 def orientation(image: Image.Image) -> int:
@@ -187,6 +227,49 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _NO_IMAGES
 
 
+def runs_below(folder: str | Path, times: dict[str, int] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Files anywhere below a folder, sorted by their path's parts: (subfolder with a slash at its end or "", names there).
+
+    Hidden files and folders are left out. Links to folders are followed, and each folder is visited once.
+
+    Args:
+        folder: the place.
+        times: filled with each folder and the time, in nanoseconds, at which an entry of it last came or went.
+
+    Raises:
+        DatasetError: a folder that may not be read.
+    """
+    seen: set[str] = set()
+    waiting = [""]  # of folders and, with the names of files, of what is between two of them
+    runs: dict[str, list[str]] = {}
+    while waiting:
+        place = waiting.pop()
+        if place in runs:
+            yield place.rpartition("/")[0] + "/" if "/" in place else "", runs.pop(place)
+            continue
+        here = os.path.join(folder, place)
+        real = os.path.realpath(here)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            if times is not None:
+                times[here] = os.stat(here).st_mtime_ns  # before the look into it
+            with os.scandir(here) as entries:
+                found = sorted((e.name, e.is_dir()) for e in entries if not is_hidden(e.name))
+        except OSError as error:
+            raise DatasetError(f"{error.filename} cannot be listed: {error.strerror}") from error
+        inside: list[str] = []
+        for is_folder, group in itertools.groupby(found, key=lambda entry: entry[1]):
+            names = [name for name, _ in group]
+            if is_folder:
+                inside += [f"{place}{name}/" for name in names]
+            else:
+                runs[f"{place}{names[0]}"] = names
+                inside.append(f"{place}{names[0]}")
+        waiting += reversed(inside)
+
+
 def files_below(folder: Path) -> list[Path]:
     """Files anywhere below a folder, sorted, without hidden files and folders.
 
@@ -195,37 +278,28 @@ def files_below(folder: Path) -> list[Path]:
     Raises:
         DatasetError: a folder that may not be read.
     """
-
-    def fail(error: OSError) -> None:
-        raise DatasetError(f"{error.filename} cannot be listed: {error.strerror}")
-
-    found: list[Path] = []
-    seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        found += [Path(parent, name) for name in files if not is_hidden(name)]
-    return sorted(found)
+    return [Path(folder, place + name) for place, names in runs_below(folder) for name in names]
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """Image files among the paths and, sorted, anywhere below the folders (see `files_below`).
 
-    Kinds that cannot be read, such as raw photographs, are found too. The reader can then name them in an error.
+    A path may also be a tar file or a pattern of such, `shards/*.tar`, and a URL; see `listing.listed`. Kinds that cannot be read,
+    such as raw photographs, are found too. The reader can then name them in an error.
 
     Raises:
         DatasetError: a path that does not exist, or no image at all.
     """
+    from .listing import listed  # it lists with this module
+
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             found += [p for p in files_below(path) if p.suffix.lower() in SUFFIXES | RAW_SUFFIXES]
-        elif path.is_file():
+        elif path.is_file() and not shards.is_shard(str(path)):
             found.append(path)
+        elif not is_plain(path) or shards.is_shard(str(path)):
+            found += map(Path, listed("", remote.as_url(path)).files())
         else:
             raise DatasetError(f"there is no image or folder {path}")
     if not found:
@@ -239,36 +313,17 @@ def image_sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
     Raises:
         DatasetError: files that are no image, or not one of 8 bits a channel, or whose name is no UTF-8, with the first ones.
     """
-    sizes = _measure(files)
+    sizes = measure(files)
     broken = [s for s in sizes if isinstance(s, str)]
     if broken:
         raise DatasetError(f"{len(broken)} of {len(files)} files cannot be used as images: {first_few(broken)}")
     return [s for s in sizes if not isinstance(s, str)]
 
 
-def usable_images(folder: Path) -> list[tuple[Path, int, int]]:
-    """(file, height, width) of the images below a folder.
+def measure(files: Sequence[str | Path]) -> list[tuple[int, int] | str]:
+    """The size of each file as `image_sizes`, or what is wrong with it."""
 
-    Files that `image_sizes` would refuse are left out, and the log names them.
-
-    Raises:
-        DatasetError: no image, or none that can be used.
-    """
-    files = find_images([folder])
-    sizes = _measure(files)
-    broken = [s for s in sizes if isinstance(s, str)]
-    if len(broken) == len(files):
-        raise DatasetError(f"{folder}: none of {len(files)} files can be used as an image: {first_few(broken)}")
-    if broken:
-        listed = "".join(f"\n  {problem}" for problem in broken)
-        logger.warning("%s: %s of %s files are left out:%s", folder, len(broken), len(files), listed)
-    return [(file, *size) for file, size in zip(files, sizes, strict=True) if not isinstance(size, str)]
-
-
-def _measure(files: Sequence[Path]) -> list[tuple[int, int] | str]:
-    """The size of each file, or what is wrong with it."""
-
-    def size(path: Path) -> tuple[int, int] | str:
+    def size(path: str | Path) -> tuple[int, int] | str:
         if not is_text(str(path)):
             return f"{os.fsencode(path)!r} has a name that is no UTF-8; rename it"
         try:

@@ -13,10 +13,10 @@ from tabulate import tabulate
 from ..errors import DatasetError, DearliError, first_few
 from ..files import write_atomically
 from ..visualization import annotation_sheet
-from .catalog import dataset_dicts, taxonomy_of
+from .catalog import dataset_dicts, dataset_records, taxonomy_of
 from .custom import TRAIN, UNLABELED, VAL, holds_back
-from .images import opened, orientation
-from .validation import Label, check_files, check_labels
+from .images import measure, opened, orientation
+from .validation import Label, check_files, check_labels, examined
 
 logger = logging.getLogger(__name__)
 
@@ -60,21 +60,30 @@ def inspect_custom(custom: CfgNode) -> str:
     return "\n".join(lines) + "\n" + tabulate(table, headers, floatfmt=".2f")
 
 
-def size_range(dicts: list[dict]) -> str:
+def known_sizes(dicts: Sequence[dict]) -> np.ndarray:
+    """(N, 2) height and width of images. Of images without annotations some are measured, evenly spread, and N is less."""
+    if dicts and "height" in dicts[0]:
+        return np.array([(d["height"], d["width"]) for d in dicts])
+    found = measure(examined(dicts))
+    return np.array([size for size in found if not isinstance(size, str)]).reshape(-1, 2)
+
+
+def size_range(dicts: Sequence[dict]) -> str:
     """Smallest and largest width and height of images."""
-    widths, heights = [d["width"] for d in dicts], [d["height"] for d in dicts]
-    return f"{min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels (w x h)"
+    sizes = known_sizes(dicts)
+    if not len(sizes):
+        raise DatasetError("no image can be read")
+    (least_height, least_width), (height, width) = sizes.min(0).tolist(), sizes.max(0).tolist()
+    note = "" if len(sizes) == len(dicts) else f", as far as measured: {len(sizes)} images"
+    return f"{least_width} x {least_height} to {width} x {height} pixels (w x h){note}"
 
 
 def _size_line(name: str) -> str:
-    dicts = dataset_dicts(name)
+    dicts = dataset_records(name)
     return f"{name}: {len(dicts)} images, {size_range(dicts)}"
 
 
 def _unlabelled(custom: CfgNode) -> str:
-    folder = Path(custom.ROOT) / custom.UNLABELED
-    if not folder.is_dir():
-        return f"{UNLABELED}: no folder {folder}"
     try:
         return _size_line(UNLABELED)
     except DearliError as error:  # a run without unlabelled images needs none

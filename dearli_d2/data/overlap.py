@@ -6,15 +6,17 @@ import hashlib
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 
+import numpy as np
 from detectron2.config import CfgNode
 
 from ..errors import DatasetError, first_few
 from ..progress import progress
-from .catalog import ImageFolder, dataset_dicts, source_of, split_name
+from .catalog import ImageFolder, dataset_records, source_of, split_name
+from .images import opened_file
+from .records import Joined, Records
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +51,13 @@ def check_overlap(cfg: CfgNode) -> None:
     Raises:
         DatasetError: with the number of images and the first ones. DATASETS.ALLOW_OVERLAP permits them in the evaluation.
     """
-    files = {
-        key: [d["file_name"] for name in cfg.DATASETS[key] for d in dataset_dicts(name)] for key in (*_TRAINING, "TEST")
-    }
-    for key, found in files.items():
-        twice = [f for f, count in Counter(_resolved(found)).items() if count > 1]
-        if twice:
+    roles = {key: _Role(cfg.DATASETS[key]) for key in (*_TRAINING, "TEST")}
+    for key, role in roles.items():
+        if twice := role.twice():
             raise DatasetError(
                 f"DATASETS.{key} {tuple(cfg.DATASETS[key])}: {len(twice)} images are in it twice: {first_few(twice)}"
             )
-    own = any(_is_own(name) for key in files for name in cfg.DATASETS[key])
+    own = any(_is_own(name) for key in roles for name in cfg.DATASETS[key])
     for key in _TRAINING:
         asked = [name for name in cfg.DATASETS.TEST if name in cfg.DATASETS[key]]
         if asked:
@@ -66,62 +65,94 @@ def check_overlap(cfg: CfgNode) -> None:
                 "DATASETS.TEST and DATASETS.%s both name %s: scores are those of training images", key, first_few(asked)
             )
         if not cfg.DATASETS.ALLOW_OVERLAP:
-            tested = [d["file_name"] for name in cfg.DATASETS.TEST if name not in asked for d in dataset_dicts(name)]
-            both = _same(tested, files[key], own)
+            tested = _Role([name for name in cfg.DATASETS.TEST if name not in asked]) if asked else roles["TEST"]
+            both = _same(tested, roles[key], own)
             if both:
                 raise DatasetError(
                     f"{len(both)} of {len(tested)} images of DATASETS.TEST {tuple(cfg.DATASETS.TEST)} are also in "
                     f"DATASETS.{key} {tuple(cfg.DATASETS[key])}: {_pairs(both)}; take them out of one of the two, or set "
                     "DATASETS.ALLOW_OVERLAP True if the evaluation shall see them"
                 )
-    both = _same(files["TRAIN"], files["UNLABELED"], own)
+    both = _same(roles["TRAIN"], roles["UNLABELED"], own)
     if both:
         # a whole data set as DATASETS.UNLABELED holds the labelled part by design, as some published runs have it
         level = logging.WARNING if any("@" in n or _is_own(n) for n in cfg.DATASETS.UNLABELED) else logging.INFO
         logger.log(
             level,
             "%s of %s labelled images (DATASETS.TRAIN %s) are also among the unlabelled ones (DATASETS.UNLABELED %s): %s",
-            len(both), len(files["TRAIN"]), tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATASETS.UNLABELED), _pairs(both),
+            len(both), len(roles["TRAIN"]), tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATASETS.UNLABELED), _pairs(both),
         )  # fmt: skip
+
+
+class _Role:
+    """The images that a key names, and a hash of the place of each, with links resolved."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.records = Joined([dataset_records(name) for name in names])
+        self.keys = np.fromiter(map(_hash, _resolved(self.records.files())), np.uint64, len(self.records))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def twice(self) -> list[str]:
+        """Places of images that are there more than once."""
+        order = np.sort(self.keys)
+        if not (order[1:] == order[:-1]).any():
+            return []
+        double = order[1:][order[1:] == order[:-1]]
+        rows = np.flatnonzero(np.isin(self.keys, double))
+        counts = Counter(_resolved(self.records.file_name(int(i)) for i in rows))
+        return [file for file, count in counts.items() if count > 1]
+
+
+def _hash(place: str) -> int:
+    return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "little")
 
 
 def _is_own(name: str) -> bool:
     return split_name(name)[0].startswith("custom_") or isinstance(source_of(name), ImageFolder)
 
 
-def _resolved(files: Iterable[str]) -> list[str]:
+def _resolved(files: Iterable[str]) -> Iterator[str]:
     """The files with their folders' links resolved."""
     real = lru_cache(maxsize=None)(os.path.realpath)
-    return [os.path.join(real(os.path.dirname(f)), os.path.basename(f)) for f in files]
+    return (f"{real(folder)}/{name}" for folder, _, name in (f.rpartition("/") for f in files))
 
 
-def _same(some: Sequence[str], others: Sequence[str], content: bool) -> list[tuple[str, str]]:
-    """Pairs of paths, one of each list, that are the same image."""
-    known = dict(zip(_resolved(others), others, strict=True))
-    pairs = [(a, known[real]) for a, real in zip(some, _resolved(some), strict=True) if real in known]
-    if content and not pairs and some and others:
-        pairs = _same_content(some, others)
+def _same(some: _Role, others: _Role, content: bool) -> list[tuple[str, str]]:
+    """Pairs of paths, one of each role, that are the same image."""
+    rows = np.flatnonzero(np.isin(some.keys, others.keys))
+    known = {}
+    if len(rows):
+        found = [others.records.file_name(int(i)) for i in np.flatnonzero(np.isin(others.keys, some.keys))]
+        known = dict(zip(_resolved(found), found, strict=True))
+    files = [some.records.file_name(int(i)) for i in rows]
+    pairs = [(a, known[real]) for a, real in zip(files, _resolved(files), strict=True) if real in known]
+    if content and not pairs and len(some) and len(others):
+        pairs = _same_content(some.records, others.records)
     return pairs
 
 
-def _same_content(some: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
+def _same_content(some: Records, others: Records) -> list[tuple[str, str]]:
     """Pairs of files with the same bytes; only files of the same length are read."""
+    length = np.array([some.length(i) for i in range(len(some))])
+    rows = progress(range(len(others)), "looking for copies", len(others))
+    other_length = np.fromiter(map(others.length, rows), np.int64, len(others))
     by_size = defaultdict(list)
-    for file in progress(others, "looking for copies", len(others)):
-        by_size[_size(file)].append(file)
-    digest = lru_cache(maxsize=None)(lambda file: hashlib.sha256(Path(file).read_bytes()).digest())
+    for i in np.flatnonzero(np.isin(other_length, length[length >= 0])).tolist():
+        by_size[int(other_length[i])].append(others.file_name(i))
+    digest = lru_cache(maxsize=None)(_digest)
     pairs = []
-    for a in some:
-        same = [b for b in by_size.get(_size(a), ()) if _size(a) >= 0 and digest(a) == digest(b)]
-        pairs += [(a, b) for b in same[:1]]
+    for i in np.flatnonzero(np.isin(length, list(by_size))).tolist():
+        file = some.file_name(i)
+        same = [b for b in by_size[int(length[i])] if digest(file) == digest(b)]
+        pairs += [(file, b) for b in same[:1]]
     return pairs
 
 
-def _size(file: str) -> int:
-    try:
-        return os.stat(file).st_size
-    except OSError:
-        return -1
+def _digest(file: str) -> bytes:
+    with opened_file(file) as stream:
+        return hashlib.sha256(stream.read()).digest()
 
 
 def _pairs(pairs: Sequence[tuple[str, str]]) -> str:

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DatasetError, first_few
-from .images import relative_name
 from .lists import read_list
 from .miniworld import SPLITS
+from .records import Records
 from .sources import ImageFolder, Source
 
 logger = logging.getLogger(__name__)
@@ -124,29 +124,28 @@ def published_size(dataset: str, part: str | None, unlabeled: bool) -> int | Non
     return published.images - labeled if unlabeled else labeled
 
 
-def choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: Source) -> list[dict]:
-    """The images of a part of a data set, or, if `unlabeled`, the others.
+def choose(name: str, records: Records, part: str, unlabeled: bool, source: Source) -> np.ndarray:
+    """(n,) int64 rows of the images of a part of a data set, or, if `unlabeled`, of the others.
 
     Args:
         name: of the view.
-        dicts: of the whole data set.
+        records: of the whole data set.
         part: a fraction, a partition folder or a list file.
         unlabeled: choose the other images.
         source: of the data set.
     """
-    by_chance = drawn(part, len(dicts), name)
+    by_chance = drawn(part, len(records), name)
     if by_chance is not None:
         count, seed = by_chance
-        order = np.random.default_rng(seed).permutation(len(dicts))
-        chosen = sorted(order[count:] if unlabeled else order[:count])
-        return [dicts[i] for i in chosen]
+        order = np.random.default_rng(seed).permutation(len(records))
+        return np.sort(order[count:] if unlabeled else order[:count])
 
     labeled_file = list_file(name, part, source)
-    names = [relative_name(d["file_name"], source.image_root) for d in dicts]
+    names = records.names()
     chosen = read_list(labeled_file, names, name)
     _compare_with_published(name.partition("@")[0], part, labeled_file, len(chosen))
     if not unlabeled:
-        return [dicts[i] for i in chosen]
+        return np.array(chosen, np.int64)
     unlabeled_file = labeled_file.with_name("unlabeled.txt")
     if labeled_file.name == "labeled.txt" and unlabeled_file.is_file():
         rest = read_list(unlabeled_file, names, name)
@@ -155,9 +154,8 @@ def choose(name: str, dicts: list[dict], part: str, unlabeled: bool, source: Sou
                 f"{name}: {len(both)} images stand in {labeled_file} and in {unlabeled_file}: "
                 f"{first_few([names[i] for i in both])}"
             )
-        return [dicts[i] for i in rest]
-    labeled = set(chosen)
-    return [d for i, d in enumerate(dicts) if i not in labeled]
+        return np.array(rest, np.int64)
+    return np.delete(np.arange(len(records)), chosen)
 
 
 @lru_cache

@@ -33,12 +33,14 @@ class PanopticSource:
 class ImageFolder:
     """A folder of images, subfolders included, without annotations: for DATASETS.UNLABELED, mask generation and warm-up.
 
-    `without`: real paths of images in it that are left out, since they have labels.
+    `without`: real paths of images in it that are left out, since they have labels. `what`: a list file, tar shards or a URL in
+    place of all images of the folder, see `listing.listed`.
     """
 
     image_root: Path
     hint: str = "put images there"
     without: frozenset[str] = frozenset()
+    what: str = ""
 
 
 Source = PanopticSource | ImageFolder

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -55,7 +56,7 @@ class RareClassOrder:
         DatasetError: annotations without areas, or no image that counts for any class.
     """
 
-    def __init__(self, dicts: list[dict], num_classes: int, temperature: float, area: float, seed: int) -> None:
+    def __init__(self, dicts: Sequence[dict], num_classes: int, temperature: float, area: float, seed: int) -> None:
         self.seed = seed
         sizes = np.array([[d["height"] * d["width"]] for d in dicts])
         areas = class_areas(dicts, num_classes, "DATALOADER.RARE_CLASS_SAMPLING")
@@ -90,7 +91,7 @@ class PositionDataset(Dataset):
 
     def __init__(
         self,
-        dicts: list[dict],
+        dicts: Sequence[dict],
         mapper: Callable[[dict], dict],
         seed: int,
         order: Callable[[int], int] | None = None,
@@ -155,7 +156,7 @@ class _Positions:
 
 
 def build_stream(
-    dicts: list[dict],
+    dicts: Sequence[dict],
     mapper: Callable[[dict], dict],
     batch_size: int,
     seed: int,
@@ -175,12 +176,26 @@ def build_stream(
         rank, world_size: of this process.
         num_workers: number of loader processes.
     """
-    return iter(
-        DataLoader(
-            PositionDataset(dicts, mapper, seed, order, replace_damaged),
-            batch_sampler=_Positions(start_iteration, batch_size, rank, world_size),
-            num_workers=num_workers,
-            collate_fn=list,
-            persistent_workers=num_workers > 0,
-        )
+    loader = DataLoader(
+        PositionDataset(dicts, mapper, seed, order, replace_damaged),
+        batch_sampler=_Positions(start_iteration, batch_size, rank, world_size),
+        num_workers=num_workers,
+        collate_fn=list,
+        persistent_workers=num_workers > 0,
     )
+    with shared_heap():
+        return iter(loader)
+
+
+@contextmanager
+def shared_heap() -> Iterator[None]:
+    """Worker processes that are forked here leave the objects of this process alone, so that the memory stays shared.
+
+    Their garbage collector would write to every one of them.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import DatasetError, UnreadableImageError, first_few
 from ..progress import progress
-from .catalog import ImageFolder, dataset_dicts, source_of, taxonomy_of
-from .images import opened, orientation, read_image, reading_problem, seen_size
+from .catalog import ImageFolder, dataset_records, source_of, taxonomy_of
+from .images import is_plain, measure, opened, orientation, read_image, reading_problem, seen_size
 from .panoptic_png import PANOPTIC_PNG, read_panoptic, segment_ids
 from .partitions import published_size
 
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
 _SIZE_CHECKS = 2000  # files whose header is read; all of a small data set, evenly spread over a large one
+_FAR_CHECKS = 64  # of these, where they are in shards or behind a URL
 _PIXEL_CHECKS = 100  # images and labels whose pixels are read
 _WRONG_SHARE, _WRONG_PIXELS = 0.25, 50  # the larger is how far the area of a segment may differ from its pixels
 _CONTRADICTION = 0.5  # share of an image's pixels whose class may differ between semantic and panoptic label,
@@ -64,8 +68,9 @@ def validate_dataset(name: str, num_classes: int | None = None) -> Summary:
     Raises:
         DatasetError: the first kind of problem found, with the count and the first offenders.
     """
-    dicts, source = dataset_dicts(name), source_of(name)
-    if isinstance(source, ImageFolder):  # listing it has read every header
+    dicts, source = dataset_records(name), source_of(name)
+    if isinstance(source, ImageFolder):
+        _check_readable(name, examined(dicts))
         return Summary(name, len(dicts), {})
     _compare_with_release(name, len(dicts))
     taxonomy = taxonomy_of(name)
@@ -74,8 +79,8 @@ def validate_dataset(name: str, num_classes: int | None = None) -> Summary:
             f"{name} has {len(taxonomy)} classes but MODEL.NUM_CLASSES is {num_classes}; set MODEL.NUM_CLASSES {len(taxonomy)}"
         )
     check_files(name, dicts)
-    labelled = [d for d in dicts if "pan_seg_file_name" in d]
-    check_labels(name, _spread(labelled, _PIXEL_CHECKS))
+    labelled: Sequence[dict] = dicts if "pan_seg_file_name" in dicts[0] else []
+    check_labels(name, spread(labelled, _PIXEL_CHECKS))
     shown = Counter(c for d in labelled for c in {s["category_id"] for s in d["segments_info"] if not s["iscrowd"]})
     if labelled and not shown:
         raise DatasetError(f"{name}: {len(labelled)} labelled images but not one segment in them")
@@ -90,21 +95,46 @@ def _compare_with_release(name: str, images: int) -> None:
         logger.warning("%s has %d images, the official release %d: results do not compare", name, images, official)
 
 
-def check_files(name: str, dicts: list[dict]) -> None:
+def _check_readable(name: str, files: list[str]) -> None:
+    """Warns of images without labels that cannot be read; training puts others in their place."""
+    problems = [found for found in measure(files) if isinstance(found, str)]
+    if len(problems) == len(files):
+        raise DatasetError(f"{name}: none of {len(files)} files can be used as an image: {first_few(problems)}")
+    if problems:
+        logger.warning(
+            "%s: %s of %s examined files cannot be read, others will take their place: %s",
+            name, len(problems), len(files), first_few(problems, 20),
+        )  # fmt: skip
+
+
+def check_files(name: str, dicts: Sequence[dict]) -> None:
     """Images and labels of a data set are there and have the sizes that they should have.
 
     Raises:
         DatasetError: with the count and the first offenders.
     """
     hint = source_of(name).hint
-    for key, kind in (("file_name", "image"), ("pan_seg_file_name", "label"), ("sem_seg_file_name", "semantic label")):
-        _check_present(name, [d[key] for d in dicts if key in d], kind, hint)
-    _check_sizes(name, _spread(dicts, _SIZE_CHECKS))
+    kinds = {"file_name": "image", "pan_seg_file_name": "label", "sem_seg_file_name": "semantic label"}
+    files: dict[str, list[str]] = {key: [] for key in kinds}
+    for d in dicts:
+        for key, found in files.items():
+            if key in d:
+                found.append(d[key])
+    for key, kind in kinds.items():
+        _check_present(name, files[key], kind, hint)
+    _check_sizes(name, spread(dicts, _SIZE_CHECKS))
 
 
-def _spread(items: list[dict], limit: int) -> list[dict]:
+def examined(dicts: Sequence[dict]) -> list[str]:
+    """Files of which the header is read, evenly spread: fewer where each costs more."""
+    files = [d["file_name"] for d in spread(dicts, _SIZE_CHECKS)]
+    return files if all(map(is_plain, files)) else spread(files, _FAR_CHECKS)
+
+
+def spread(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most so many of the items, evenly spread."""
     if len(items) <= limit:
-        return items
+        return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, limit).astype(int)]
 
 
@@ -121,7 +151,7 @@ def _check_present(name: str, files: list[str], kind: str, hint: str) -> None:
         )
 
 
-def _check_sizes(name: str, dicts: list[dict]) -> None:
+def _check_sizes(name: str, dicts: Sequence[dict]) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(progress(pool.map(_size_problem, dicts), f"{name}: sizes", len(dicts)))
     problems = [p for p in found if p]
@@ -156,7 +186,7 @@ def _size_problem(d: dict) -> str | None:
     return None
 
 
-def check_labels(name: str, dicts: list[dict]) -> list[Label]:
+def check_labels(name: str, dicts: Sequence[dict]) -> list[Label]:
     """Checks that images can be read to their end, and that label files, JSON file and semantic labels agree.
 
     Returns:
@@ -205,7 +235,7 @@ def check_labels(name: str, dicts: list[dict]) -> list[Label]:
     return labels
 
 
-def _refuse(name: str, dicts: list[dict], offenders: list[str], problem: str, note: str = "") -> None:
+def _refuse(name: str, dicts: Sequence[dict], offenders: list[str], problem: str, note: str = "") -> None:
     if offenders:
         raise DatasetError(f"{name}: {len(offenders)} of {len(dicts)} examined {problem}: {first_few(offenders)}{note}")
 

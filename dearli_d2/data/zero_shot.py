@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import ConfigError
+from .records import Changed, Records, WithoutClasses
 from .taxonomy import Taxonomy
 
 
@@ -28,12 +29,6 @@ def unseen_classes(chosen: Sequence[str], taxonomy: Taxonomy) -> tuple[int, ...]
     return tuple(sorted(unseen))
 
 
-def without_classes(dicts: list[dict], unseen: tuple[int, ...]) -> list[dict]:
+def without_classes(records: Records, unseen: tuple[int, ...]) -> Records:
     """The same images without the segments of some classes: what training reads, so that no later step can see them."""
-    return [
-        {
-            **{k: v for k, v in d.items() if k != "sem_seg_file_name"},
-            "segments_info": [s for s in d["segments_info"] if s["category_id"] not in unseen],
-        }
-        for d in dicts
-    ]
+    return Changed(records, WithoutClasses(unseen))

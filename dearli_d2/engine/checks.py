@@ -10,6 +10,7 @@ from detectron2.utils import comm
 
 from ..data.build import labeled_dicts
 from ..data.overlap import check_overlap, check_roles
+from ..data.sharing import look_once
 from ..data.validation import validate_dataset
 from ..errors import ConfigError, DatasetError
 from ..masks.storage import MaskFolder
@@ -81,6 +82,7 @@ def check_datasets(cfg: CfgNode) -> None:
         ConfigError, DatasetError.
     """
     check_roles(cfg)
+    look_once([*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE, *cfg.DATASETS.UNLABELED])
     classes = None if cfg.MODEL.CLASSIFIER == "none" else cfg.MODEL.NUM_CLASSES
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE, *cfg.DATASETS.TEST)):
         logger.info("checking the files of %s ...", name)

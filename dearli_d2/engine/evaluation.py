@@ -17,8 +17,9 @@ from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.captions import prepared_for
-from ..data.catalog import dataset_dicts, taxonomy_of
+from ..data.catalog import dataset_records, taxonomy_of
 from ..data.mappers import TestMapper, read_image
+from ..data.records import Records
 from ..data.sizes import enlarge_read_out
 from ..data.taxonomy import Taxonomy, named, same_classes
 from ..errors import ConfigError
@@ -66,7 +67,7 @@ def evaluate(cfg: CfgNode, model: Model, iteration: int | None = None, label: st
     """
     collected = {}
     for name in cfg.DATASETS.TEST:
-        dicts, taxonomy = prepared_for(cfg, name, dataset_dicts(name)), taxonomy_of(name)
+        dicts, taxonomy = prepared_for(cfg, name, dataset_records(name)), taxonomy_of(name)
         mapper = TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
         with autocast(cfg, cfg.TEST.AMP):
@@ -166,9 +167,7 @@ def unwrap(model: Model) -> Segmenter:
 
 
 @torch.no_grad()
-def write_pictures(
-    cfg: CfgNode, model: Model, dicts: list[dict[str, Any]], files: Sequence[str], folder: Path
-) -> dict[str, str]:
+def write_pictures(cfg: CfgNode, model: Model, dicts: Records, files: Sequence[str], folder: Path) -> dict[str, str]:
     """Draws image, predictions and ground truth side by side, in place of the pictures of an earlier evaluation.
 
     Predictions are the panoptic and the semantic output, as far as the model gives them.
@@ -190,8 +189,9 @@ def write_pictures(
     shutil.rmtree(folder / "pictures", ignore_errors=True)  # they may show other images
     training, mapper = model.training, TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     model.eval()
-    by_file = {d["file_name"]: d for d in dicts}
-    chosen = [by_file[file] for file in files]
+    wanted = set(files)
+    places = {file: i for i, file in enumerate(dicts.files()) if file in wanted}
+    chosen = [dicts[places[file]] for file in files]
     written = {file: f"pictures/{name}.png" for file, name in zip(files, picture_names(files), strict=True)}
     for d in chosen:
         with autocast(cfg, cfg.TEST.AMP):

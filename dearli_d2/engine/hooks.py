@@ -13,8 +13,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
 from ..data.captions import prepared_for
-from ..data.catalog import annotated_dicts
+from ..data.catalog import ImageFolder, dataset_records, source_of
 from ..data.mappers import TestMapper, passed_on
+from ..data.records import Joined
 from ..data.taxonomy import Taxonomy
 from ..evaluation.label_quality import PanopticLabelQuality, SemanticLabelQuality
 from ..files import write_atomically
@@ -143,7 +144,8 @@ class PseudoLabelMonitor(RunHook):
 
     def before_train(self) -> None:
         cfg = self.trainer.cfg
-        dicts = [d for name in cfg.DATASETS.UNLABELED for d in prepared_for(cfg, name, annotated_dicts(name))]
+        names = [name for name in cfg.DATASETS.UNLABELED if not isinstance(source_of(name), ImageFolder)]
+        dicts = Joined([prepared_for(cfg, name, dataset_records(name, annotated=True)) for name in names])
         if not dicts:
             logger.warning("SSL.MONITOR_PERIOD: no unlabelled image has annotations, pseudo-labels are not scored")
         chosen = np.linspace(0, len(dicts) - 1, min(self.images, len(dicts))).astype(int)

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 
 from ..config import all_keys
 from ..config.schema import plain
-from ..data.catalog import class_source, dataset_dicts
+from ..data.catalog import ImageFolder, class_source, dataset_dicts, dataset_records, source_of
 from ..data.taxonomy import Taxonomy, named, same_classes
 from ..errors import ConfigError, DatasetError, WeightsError
 from ..methods import method_of, methods
@@ -151,9 +151,12 @@ def describe_data(cfg: CfgNode, keys: Sequence[str] = _STREAMS) -> dict[str, dic
 def check_data(saved: dict[str, dict[str, list[Any]]], cfg: CfgNode) -> None:
     """Raises `DatasetError` if a data set has other images than in `saved`, a `describe_data` of the run's beginning."""
     for key, found in describe_data(cfg).items():
-        for name, (count, digest) in found.items():
-            before, old_digest = saved.get(key, {}).get(name, (count, digest))
-            if digest != old_digest:
+        for name, here in found.items():
+            then = saved.get(key, {}).get(name, here)
+            if len(then) < len(here):  # an older version took the sizes of images in pixels
+                here = _digest_of_pixels(name)
+            if here != then:
+                before, count = then[0], here[0]
                 what = f"{before} images when the run began, {count} now" if before != count else "other images now"
                 raise DatasetError(
                     f"DATASETS.{key} {name}: {what}; a run continues with the images that it began with. Start another run, "
@@ -162,6 +165,13 @@ def check_data(saved: dict[str, dict[str, list[Any]]], cfg: CfgNode) -> None:
 
 
 def _digest(name: str) -> list[Any]:
+    """Number and digest; "bytes" where sizes of files, not of images, are in it."""
+    records = dataset_records(name)
+    mark = ["bytes"] if isinstance(source_of(name), ImageFolder) else []
+    return [len(records), records.fingerprint(), *mark]
+
+
+def _digest_of_pixels(name: str) -> list[Any]:
     dicts = dataset_dicts(name)
     digest = hashlib.sha256()
     for d in dicts:

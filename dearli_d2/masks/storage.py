@@ -197,7 +197,7 @@ class MaskFolder(FilePerImage):
         place = self.place(file_name)
         return str(place) if place.suffix == ".json" else f"{place}: {Path(file_name).stem}.json"
 
-    def check(self, dicts: list[dict]) -> str:
+    def check(self, dicts: Sequence[dict]) -> str:
         """Checks that all images have masks, and describes them in a line.
 
         Images that could not be read when the masks were made need none.

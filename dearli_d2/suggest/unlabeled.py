@@ -111,7 +111,7 @@ def _unpacked(records: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.stack([np.frombuffer(base64.b64decode(r["feature"]), np.float16) for r in records]).astype(np.float32)
 
 
-def labeled_images(config: CfgNode) -> list[dict[str, Any]]:
+def labeled_images(config: CfgNode) -> Sequence[dict[str, Any]]:
     """Data-set dicts of the labelled training images; [] with a warning where they are not there any more."""
     try:
         return labeled_dicts(config)

@@ -7,13 +7,21 @@ import struct
 import warnings
 import zlib
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dearli_d2.data.images import find_images, image_sizes, read_image, usable_images
+from dearli_d2.data.catalog import ImageFolder, dataset_dicts, register
+from dearli_d2.data.images import find_images, image_sizes, read_image
 from dearli_d2.errors import DatasetError, UnreadableImageError
+
+
+def usable_images(folder):
+    """(file, height, width) of the images of a folder without labels that can be read."""
+    register("usable_images", ImageFolder(folder))
+    return [(Path(d["file_name"]), d["height"], d["width"]) for d in dataset_dicts("usable_images")]
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "CMYK"])
@@ -43,11 +51,12 @@ def test_a_folder_without_labels_may_hold_files_that_are_no_image(tmp_path, capl
     Image.fromarray(np.zeros((3, 5), np.uint16)).save(tmp_path / "deep.png")
     (tmp_path / "empty.jpg").write_bytes(b"")
     assert usable_images(tmp_path) == [(good, 3, 5)]
-    assert "2 of 3 files are left out" in caplog.text
-    assert "empty.jpg cannot be read as an image" in caplog.text
+    assert "1 of 3 files are left out:\n  " in caplog.text
+    assert "empty.jpg is empty" in caplog.text
+    assert "1 of 2 files are left out:\n  " in caplog.text
     assert "deep.png has more than 8 bits" in caplog.text
     good.unlink()
-    with pytest.raises(DatasetError, match="none of 2 files can be used as an image: .*deep.png has more"):
+    with pytest.raises(DatasetError, match="none of 1 files can be used as an image: .*deep.png has more"):
         usable_images(tmp_path)
 
 
