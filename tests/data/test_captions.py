@@ -11,7 +11,7 @@ from PIL import Image
 
 from dearli_d2.data import catalog
 from dearli_d2.data.captions import caption_file, prepared_for, read_captions, reads_captions, with_captions
-from dearli_d2.data.catalog import ImageFolder, dataset_dicts, register
+from dearli_d2.data.catalog import ImageFolder, dataset_records, register
 from dearli_d2.data.images import read_image
 from dearli_d2.errors import ConfigError, DatasetError
 from dearli_d2.reproduction.papers import FOLDER, read_paper
@@ -41,9 +41,9 @@ def line(file, caption="a dog", **more):
 
 def test_captions_reach_the_images_they_name(folder):
     write(caption_file("pictures"), line("b/a.jpg", " in b "), line("a.jpg", "first"), "", line("c.jpg", "third"))
-    dicts = with_captions("pictures", dataset_dicts("pictures"))
+    dicts = with_captions("pictures", dataset_records("pictures"))
     assert {d["image_id"]: d["caption"] for d in dicts} == {"a.jpg": "first", "b/a.jpg": "in b", "c.jpg": "third"}
-    assert len(with_captions("pictures@n2", dataset_dicts("pictures@n2"))) == 2
+    assert len(with_captions("pictures@n2", dataset_records("pictures@n2"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_faults_are_named_with_their_lines(folder, lines, message):
     if lines is not None:
         write(caption_file("pictures"), *lines)
     with pytest.raises(DatasetError, match=message):
-        with_captions("pictures", dataset_dicts("pictures"))
+        with_captions("pictures", dataset_records("pictures"))
 
 
 def test_a_changed_file_is_read_again(folder):
@@ -77,7 +77,7 @@ def test_a_changed_file_is_read_again(folder):
 
 
 def test_only_a_method_that_reads_captions_needs_them(folder, mini_config):
-    dicts = dataset_dicts("pictures")
+    dicts = dataset_records("pictures")
     assert prepared_for(mini_config(), "pictures", dicts) is dicts
     options = "MODEL.SEMIDAVIL.CAPTIONS", "class_names"
     assert prepared_for(mini_config(*options, file="semidavil.yaml"), "pictures", dicts) is dicts
@@ -149,7 +149,7 @@ def test_images_without_a_caption_are_counted_and_the_others_are_kept(folder):
 
 def test_labels_give_captions_of_annotated_images_only(folder):
     module = script("prepare_captions")
-    d = dataset_dicts("miniworld_train")[0]
+    d = dataset_records("miniworld_train")[0]
     area = {}
     for s in d["segments_info"]:
         area[s["category_id"]] = area.get(s["category_id"], 0) + s["area"]
@@ -157,7 +157,7 @@ def test_labels_give_captions_of_annotated_images_only(folder):
     expected = [names[c] for c in sorted(area, key=area.get, reverse=True)[:2]]
     assert module.label_captioner("miniworld_train", 2)([d]) == [f"a photo of {expected[0]} and {expected[1]}"]
     with pytest.raises(DatasetError, match="no annotation"):
-        module.label_captioner("miniworld_train", 2)([dataset_dicts("miniworld_train@0.5:unlabeled")[0]])
+        module.label_captioner("miniworld_train", 2)([dataset_records("miniworld_train@0.5:unlabeled")[0]])
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_a_transformers_model_writes_captions(folder, tiny_blip, capsys):
     assert {e["model"] for e in entries} == {tiny_blip.name}
     assert all(e["caption"].strip() for e in entries)
     assert "3 captions made, all in" in capsys.readouterr().out
-    alone = module.load_captioner(str(tiny_blip), 5)([dataset_dicts("pictures")[2]])[0]
+    alone = module.load_captioner(str(tiny_blip), 5)([dataset_records("pictures")[2]])[0]
     assert read_captions(caption_file("pictures"))["c.jpg"] == alone  # what is batched together does not matter
 
 

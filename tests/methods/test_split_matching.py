@@ -14,7 +14,7 @@ from PIL import Image
 
 from dearli_d2.config import get_config
 from dearli_d2.data.build import build_streams, labeled_dicts
-from dearli_d2.data.catalog import PanopticSource, dataset_dicts, register, taxonomy_of
+from dearli_d2.data.catalog import PanopticSource, dataset_dicts, dataset_records, register, taxonomy_of
 from dearli_d2.data.panoptic_png import ids_to_rgb
 from dearli_d2.data.preparation import save_png, semantic_segments, write_panoptic_json
 from dearli_d2.data.zero_shot import without_classes
@@ -336,7 +336,7 @@ def test_unseen_labels_are_gone_when_read_and_refused_if_not(zero_shot):
     cfg = zero_shot()
     dicts = labeled_dicts(cfg)
     assert {s["category_id"] for d in dicts for s in d["segments_info"]}.isdisjoint((3, 8, 15))
-    whole = dataset_dicts("miniworld_train@0.02")
+    whole = dataset_records("miniworld_train@0.02")
     assert any(s["category_id"] in (3, 8, 15) for d in whole for s in d["segments_info"])
     assert not any("sem_seg_file_name" in d for d in without_classes(whole, (3,)))
     from dearli_d2.data.build import build_labeled_mapper
