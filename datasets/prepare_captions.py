@@ -26,9 +26,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from dearli_d2.cli.base import POSITIVE, command, run
-from dearli_d2.data.captions import caption_file, read_captions, relative_name
+from dearli_d2.data.captions import caption_file, read_captions
 from dearli_d2.data.catalog import class_areas, dataset_dicts, source_of, split_name, taxonomy_of
-from dearli_d2.data.mappers import read_image
+from dearli_d2.data.images import read_image, relative_name
 from dearli_d2.data.preparation import listed
 from dearli_d2.download import is_hub_name, only_cache_if_offline
 from dearli_d2.errors import ConfigError, DatasetError, first_few

@@ -51,6 +51,7 @@ class Listing:
     Attributes:
         names: of the images: paths below `root`, `shard.tar::member`, or whole paths and URLs.
         bytes: (N,) int64 sizes of the files, -1 where nothing tells them.
+        printed: the fingerprint of its records, once it is known.
     """
 
     def __init__(self, root: str, table: Table) -> None:
@@ -58,6 +59,7 @@ class Listing:
         self.names: Texts = table.texts("names")
         self.bytes: np.ndarray = table.arrays["bytes"]
         self._sizes: np.ndarray | None = None
+        self.printed: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Listing, (self.root, self.table)

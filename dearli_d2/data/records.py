@@ -93,6 +93,11 @@ class ImageRecords(Records):
     def __init__(self, listing: Listing) -> None:
         self.listing = listing
 
+    def fingerprint(self) -> str:
+        if self.listing.printed is None:
+            self.listing.printed = super().fingerprint()
+        return self.listing.printed
+
     def __len__(self) -> int:
         return len(self.listing)
 

@@ -87,7 +87,7 @@ def check_data_alike(cfg: CfgNode, keys: Sequence[str] = ("TRAIN", "SOURCE", "UN
         facts = {
             f"DATASETS.{key} {name}": f"{count} images, digest {digest}"
             for key, sets in found.items()
-            for name, (count, digest) in sets.items()
+            for name, (count, digest, *_) in sets.items()
         }
         check_alike(facts, ConfigError, "copy the data of one machine to the others")
 
