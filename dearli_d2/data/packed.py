@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from ..files import cache_dir, write_atomically
 
@@ -115,14 +114,27 @@ def _reopened(path: Path, stamp: Any) -> Table:
 
 
 def write_table(path: Path, table: Table) -> None:
-    """Writes a table, whole or not at all."""
+    """Writes a table, whole or not at all, in the format of safetensors."""
     arrays = {name: np.ascontiguousarray(values) for name, values in table.arrays.items()}
-    facts = {
-        **table.facts,
-        "format": _FORMAT,
-        "crc": {name: zlib.crc32(values.data) for name, values in arrays.items()},
-    }
-    write_atomically(path, lambda temporary: save_file(arrays, temporary, {"facts": json.dumps(facts)}))
+    order = sorted(arrays, key=lambda name: -arrays[name].itemsize)  # each begins at a multiple of its items
+    facts = {**table.facts, "format": _FORMAT, "crc": {name: zlib.crc32(arrays[name].data) for name in order}}
+    header: dict[str, Any] = {"__metadata__": {"facts": json.dumps(facts)}}
+    place = 0
+    for name in order:
+        values, first = arrays[name], place
+        place += values.nbytes
+        kind = next(kind for kind, dtype in _TYPES.items() if values.dtype == dtype)
+        header[name] = {"dtype": kind, "shape": values.shape, "data_offsets": [first, place]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                stream.write(arrays[name].data)
+
+    write_atomically(path, write)
 
 
 def read_table(path: Path) -> Table | None:
@@ -176,12 +188,10 @@ def cached(path: Path, stamp: Any, build: Callable[[], Table]) -> Table:
         made.facts["stamp"] = stamp
         try:
             write_table(path, made)
-        except Exception as error:  # safetensors has a type of its own for a full disk
-            if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-                raise
+        except OSError as error:
             logger.warning(
                 "%s cannot be written (%s): every process reads the data set anew and keeps it in its own memory; "
-                "DEARLI_CACHE names another folder", path, getattr(error, "strerror", None) or error,
+                "DEARLI_CACHE names another folder", path, error.strerror or error,
             )  # fmt: skip
             return made
         return read_table(path) or made

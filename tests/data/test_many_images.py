@@ -176,7 +176,10 @@ def test_an_interrupted_look_leaves_no_cache(folder, monkeypatch):
         of(folder)
     monkeypatch.undo()
     monkeypatch.setenv("DEARLI_CACHE", str(folder.parent / "cache"))
-    monkeypatch.setattr(packed, "save_file", lambda arrays, path, facts: path.write_bytes(b"half") and interrupted())
+    whole = packed.write_atomically
+    monkeypatch.setattr(
+        packed, "write_atomically", lambda path, write: whole(path, lambda t: write(t) or interrupted())
+    )
     with pytest.raises(KeyboardInterrupt):
         of(folder)
     assert not list((folder.parent / "cache" / "tables").glob("*.safetensors"))
