@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from .data.images import find_images
+from .data.images import file_stamp, find_images
 from .errors import DatasetError, first_few
 from .files import output_names
 from .prediction_list import NAME, files_of, own_list
@@ -110,7 +110,7 @@ def tasks_of(inputs: Inputs, captions: Mapping[Path, str] | None = None) -> list
 def stamp_of(path: Path) -> list[int]:
     """Time and size of a file, which tell whether it has changed; [] where there is none."""
     try:
-        stat = os.stat(path)
+        size, when = file_stamp(path)
     except OSError:
         return []
-    return [stat.st_mtime_ns, stat.st_size]
+    return [when, size]

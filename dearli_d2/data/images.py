@@ -125,6 +125,16 @@ def opened_file(path: str | Path) -> Iterator[BinaryIO]:
             yield stream
 
 
+def file_stamp(path: str | Path) -> tuple[int, int]:
+    """Size in bytes, -1 if unknown, and a number that changes with the file; of one in a shard, those of the shard.
+
+    Raises:
+        OSError, StorageError: it is not there, or its host does not answer.
+    """
+    member = shards.split_member(path)
+    return shards.shard_stamp(member[0] if member else remote.as_url(path))
+
+
 def suffix_of(path: str | Path) -> str:
     """The suffix of an image's path in small letters, ".jpg" also of `https://host/a.JPG?key` and `tar://a.jpg::s.tar`."""
     name = remote.as_url(path)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.images import opened_file
 from ..errors import DatasetError, first_few
 from ..files import parse_json, write_atomically, write_json
 
@@ -106,8 +108,8 @@ def _lines(path: Path) -> list[dict]:
 
 def image_digest(file_name: str | Path) -> str:
     """A hash of an image file's length, start and end, which tells it from other files."""
-    with open(file_name, "rb") as file:
-        start, length = file.read(_ENDS), Path(file_name).stat().st_size
+    with opened_file(file_name) as file:
+        start, length = file.read(_ENDS), file.seek(0, os.SEEK_END)
         file.seek(max(length - _ENDS, 0))
         return hashlib.sha256(str(length).encode() + start + file.read(_ENDS)).hexdigest()[:16]
 

@@ -18,8 +18,9 @@ import torch
 from detectron2.config import CfgNode
 
 from ..data.build import labeled_dicts
-from ..data.images import read_image
+from ..data.images import file_stamp, read_image
 from ..data.preparation import convert_all
+from ..data.remote import as_url, is_url
 from ..data.taxonomy import Taxonomy
 from ..errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from ..predict import Predictor, predict_files
@@ -58,8 +59,8 @@ class Suggestion:
 
 def key_of(path: str | Path) -> str:
     """Names an image in the journal of scores, with its time and size, so that a changed file is computed anew."""
-    stat = os.stat(path)
-    return json.dumps([os.path.realpath(path), stat.st_mtime_ns, stat.st_size])
+    size, when = file_stamp(path)
+    return json.dumps([as_url(path) if is_url(path) else os.path.realpath(path), when, size])
 
 
 def journal_of(out: Path, name: str, identity: dict[str, str]) -> Path:
