@@ -90,7 +90,7 @@ def opened(path: str | Path, what: str = "an image", content: bytes | None = Non
 
 @contextmanager
 def _source(name: str, content: bytes | None) -> Iterator[str | BinaryIO]:
-    """What Pillow opens: the path of a plain file, else the content."""
+    """Gives what Pillow opens: the path of a plain file, else the content."""
     if content is not None:
         yield io.BytesIO(content)
     elif is_plain(name):

@@ -127,7 +127,7 @@ def joined(root: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class _Memory:
-    """What this process, or the one that looked for it, knows of a place, and the times of the folders then."""
+    """Knowledge of a place that this process, or the one that looked for it, has, and the times of the folders then."""
 
     listing: Listing
     times: dict[str, int]
@@ -183,7 +183,7 @@ def forget() -> None:
 
 
 def known() -> dict[tuple[str, str], tuple[str, str, str, dict[str, int], float]]:
-    """What this process knows of places and can pass on to another one of this machine, for `take_over`."""
+    """Facts about places that this process can pass on to another one of this machine, for `take_over`."""
     return {
         key: (m.listing.root, str(m.listing.table.path), m.listing.stamp, m.times, m.looked)
         for key, m in _known.items()

@@ -93,7 +93,7 @@ class Table:
 
     @property
     def stamp(self) -> Any:
-        """What the content was made of."""
+        """Identifies what the content was made of."""
         return self.facts["stamp"]
 
     def texts(self, name: str) -> Texts:

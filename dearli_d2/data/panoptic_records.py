@@ -47,7 +47,7 @@ def _stamp(source: PanopticSource) -> tuple[int, ...]:
 
 @lru_cache(maxsize=8)
 def _read(source: PanopticSource, stamp: tuple[int, ...], name: str) -> tuple[Table, Taxonomy]:
-    """What a JSON file holds, and its classes; it is read once, unless it changes."""
+    """The content of a JSON file, and its classes; it is read once, unless it changes."""
     path, image_root = source.panoptic_json, source.image_root
 
     def build() -> Table:

@@ -41,7 +41,7 @@ class Records(Sequence[Record], ABC):
 
     @abstractmethod
     def fact(self, index: int) -> str:
-        """What tells the image from another one of its name: its size, as `fingerprint` takes it."""
+        """Tells the image from another one of its name: its size, as `fingerprint` takes it."""
 
     def length(self, index: int) -> int:
         """Bytes of the image file; -1 where nothing tells them."""

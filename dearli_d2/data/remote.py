@@ -74,7 +74,7 @@ def matching(pattern: str) -> list[str]:
 
 
 def describe(url: str) -> dict[str, Any]:
-    """What the host tells about a file, such as its "size". Raises `FileNotFoundError`, `StorageError`."""
+    """Facts that the host tells about a file, such as its "size". Raises `FileNotFoundError`, `StorageError`."""
     return dict(asked(url, lambda files, path: files.info(path)))
 
 
