@@ -28,6 +28,7 @@ from tests.conftest import REPO, copy_of_checkout
 CONFIG = Path("miniworld") / "m2f.yaml"
 # detectron2 has an installation of its own, triton comes with torch, and whatever needs the others says how to install them
 OWN_OR_OPTIONAL = {
+    "fsspec",
     "dearli_d2",
     "detectron2",
     "onnx",
