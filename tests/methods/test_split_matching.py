@@ -394,7 +394,7 @@ def test_every_trainable_tensor_gets_a_gradient(zero_shot, overrides):
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize(("norm", "kinds"), [("GN", {"GroupNorm"}), ("BN", {"NaiveSyncBatchNorm"}), ("NONE", set())])
+@pytest.mark.parametrize(("norm", "kinds"), [("GN", {"GroupNorm"}), ("BN", {"RankBatchNorm"}), ("NONE", set())])
 def test_normalisation_of_the_auxiliary_head_is_a_key(zero_shot, norm, kinds):
     head = build_model(zero_shot("MODEL.SPLIT.MFE_NORM", norm)).enhancement
     assert {type(m).__name__ for m in head.modules() if "Norm" in type(m).__name__} == kinds
