@@ -131,7 +131,7 @@ def look_at(labels: Path, images: Path | None, source: str, picture: Path | None
 
     LABELS is a file or a folder, such as the export of a labelling tool. Nothing is trained and nothing is changed. The last lines
     are those of a config that reads the labels. They have the class list of classes.txt in the folder of the images, or else one
-    that is proposed. The regions of a large folder are counted for five seconds, in images that are spread evenly.
+    that is proposed. The pieces of a large folder are counted for five seconds, in images that are spread evenly.
 
     The exit status is 2 where training would refuse the labels.
 
