@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as rle
+from safetensors.torch import save_file
 
 from dearli_d2.data import miniworld
 from dearli_d2.errors import ConfigError, WeightsError
@@ -106,6 +107,27 @@ def test_a_folder_of_the_hub_is_loaded_also_by_its_file_of_weights(name, tmp_pat
         assert made.settings()["weights_sha256"] == file_digest(tmp_path / "model.safetensors")
         assert (made.settings()["generator"], made.settings()["precision"]) == ("transformers", "fp32")
     assert load_generator(name, tmp_path, "cpu").predicted_iou == 0.8
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_model_for_videos_of_the_published_folders_gives_its_part_for_images(name, tmp_path):
+    model, image = tiny(name), [miniworld.make_scene(0, 1, size=96).image]
+    config, state = model.config.to_dict(), model.state_dict()
+    if name == "sam2":
+        content = {**config, "model_type": "sam2_video", "num_maskmem": 7}
+        published = {**state, "memory_encoder.feature_projection.weight": torch.zeros(4)}
+    else:
+        content = {"model_type": "sam3_video", "tracker_config": {**config, "model_type": "sam3_tracker_video"}}
+        published = {"detector_model.text_encoder.weight": torch.zeros(4)}
+        for key, value in state.items():
+            old = "vision_encoder.backbone.", "vision_encoder.neck."
+            new = "detector_model.vision_encoder.backbone.", "tracker_neck."
+            part = next((i for i in range(2) if key.startswith(old[i])), None)
+            published[f"tracker_model.{key}" if part is None else key.replace(old[part], new[part])] = value
+    (tmp_path / "config.json").write_text(json.dumps(content, default=str))
+    save_file({k: v.clone() for k, v in published.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    made = load_generator(name, tmp_path, "cpu", points_per_side=8, predicted_iou=0.5, stability=0.6)
+    assert made(image) == generator(model, name, predicted_iou=0.5, stability=0.6)(image)
 
 
 def test_wrong_folders_of_weights_are_told_in_one_line(tmp_path, monkeypatch):
