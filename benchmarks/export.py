@@ -1,7 +1,7 @@
 """Exported models of all methods: size of the file, latency and agreement with torch.
 
     python -m benchmarks.export
-    python -m benchmarks.export --models m2f full        these alone; full is Mask2Former with a ResNet-50 at 640 x 640
+    python -m benchmarks.export --models m2f full     # these alone; full is Mask2Former with a ResNet-50 at 640 x 640
 
 The models are those of configs/miniworld/ with random weights, which are harder to agree with than trained ones: no class is sure.
 `Predictor` and `dearli_d2.deploy` predict the same scenes. Latency is that of the network alone, on one image.

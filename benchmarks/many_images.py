@@ -1,6 +1,6 @@
 """Start-up and memory of a training with a million unlabelled images, beside an older commit of the project in the same run.
 
-    python -m benchmarks.many_images [--images 1000000] [--before 41ceeea --images-before 100000]
+    python -m benchmarks.many_images --images 1000000 --before 41ceeea --images-before 100000
 
 A folder of made-up images is written below --folder: one small PNG and hard links to it. Each side runs in processes of its own: it
 registers the folder, makes the unlabelled stream with workers, and reads batches until each worker has read many images. A rank's
@@ -136,7 +136,7 @@ def row(side: str, what: str, found: dict, few: dict) -> list:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10**6)
     parser.add_argument("--before", default="41ceeea", help="commit to compare with; '' = none")
     parser.add_argument("--images-before", type=int, default=10**5)

@@ -1,6 +1,6 @@
 """Class-agnostic masks: images per second and host time beside the network, against the code before shards and threads.
 
-python -m benchmarks.masks [--images 24] [--rounds 3] [--records 100000]
+    python -m benchmarks.masks --images 24 --rounds 3 --records 100000
 
 Both versions segment the same scenes of miniworld, enlarged to 640 x 480, with the same tiny random SAM on the same machine, in turns,
 each in a process of its own. The filters let all masks through (about 190 an image), so that what lies beside the network shows, as on

@@ -1,6 +1,6 @@
 """Prediction of a folder: images per second against the code before the pipeline, and equality after kill -9.
 
-python -m benchmarks.predict --images FOLDER [--small 200] [--large 20] [--rounds 1] [--kills 5]
+    python -m benchmarks.predict --images FOLDER --small 200 --large 20 --rounds 1 --kills 5
 
 The photographs of FOLDER are cut and resized to 480 x 360 and 1920 x 1080. Both versions predict the same files with the same
 model on the same machine, one after the other in turns, each in a process of its own. Loading is not timed. The model is that of

@@ -37,7 +37,7 @@ class Started:
 def started_by(env: Mapping[str, str]) -> Started | None:
     """The place of this process among those that torchrun or srun started; None for a process on its own.
 
-    torchrun inside of a SLURM job counts as torchrun.
+    Inside of a SLURM job, torchrun counts as torchrun.
 
     Args:
         env: the environment of the process.

@@ -163,6 +163,7 @@ DOORS = (
         r"dearli predict --config-file output/miniworld/", "start",
         makes=("predictions/predictions.json", "predictions/photo_overlay.png"),
     ),
+    Door(r"dearli export --format vocabulary$", why="names a program"),
     Door(r"dearli export --weights output/miniworld/.* --static ", "start", makes=("small.onnx",), once=True),
     Door(r"dearli export ", why=SAME),
     Door(r"python -m dearli_d2\.deploy|(python -m venv )?edge", why="tests/deploy/ runs them, in an environment of three packages too"),
@@ -233,6 +234,12 @@ DOORS = (
     ),
     Door(r"dearli predict --config-file output/mine/config\.yaml", "own"),
     Door(r"dearli predict (photos/|aerial\.tif) ", why=SAME),
+    Door(r"dearli predict --engine ray", why="names a program"),
+    Door(r"(cd /shared/project && )?dearli (predict|pseudo-label) .*--engine ray", why="it needs a cluster; tests/test_ray_engine.py has one"),
+    Door(r"dearli masks generate .*--engine ray", why="it needs a cluster; tests/test_ray_engine.py has one"),
+    Door(r"ray (start|stop)", why="another machine"),
+    Door(r"torchrun --nproc-per-node 2 .*configs/miniworld/dearli\.yaml", why="tests/engine/test_processes.py and test_joint_batch.py start torchrun"),
+    Door(r"(torchrun --nnodes|srun) .*configs/ade20k/|dearli train .*--num-machines 2", why="other machines; tests/engine/test_processes.py has two groups"),
     Door(r"torchrun --nproc-per-node 8 -m dearli_d2 predict ", why="it needs the GPUs; tests/test_prediction_folder.py has shards"),
     Door(r"sbatch .*dearli predict ", why="it needs a cluster; " + SAME),
     Door(r"dearli video ", why="the video is the user's; tests/test_predict.py makes one"),
@@ -258,6 +265,10 @@ DOORS = (
     Door(r"dearli masks generate --images my_data/images", "own", makes=("masks/manifest.json",)),
     Door(r"torchrun --nproc-per-node 2 -m dearli_d2 masks generate", "own", makes=("masks_2/manifest.json",)),
     Door(r"dearli masks view --images ", "own"),
+    Door(r"dearli masks check masks$", "own"),
+    Door(r"dearli masks (check OUT|generate --generator classical)$", why="names a program"),
+    Door(r"dearli masks merge masks --out mask_files --layout files$", "own", makes=("mask_files/manifest.json",)),
+    Door(r"dearli masks merge machine_1/masks ", why=SAME),
     Door(TRAIN + r"configs/custom/mine\.yaml .*MODEL\.CLASSIFIER none", "own", makes=("output/mine_warmup/model_final.pth",)),
     Door(TRAIN + r"configs/custom/mine\.yaml .*MODEL\.WEIGHTS output/mine_warmup", "own"),
     # ------------------------------------------------------------------ benchmarks' data, on made-up downloads
@@ -324,7 +335,7 @@ DOORS = (
     Door(r"python -m benchmarks\.matching$", "bench", append="--layers 2 --batch 1 --queries 20 --rounds 1"),
     Door(r"python -m benchmarks\.regions$", "bench", append="--images 2 --side 16 --rounds 1"),
     Door(r"python -m benchmarks\.dyce$", "bench", append="--size 1 4 16 16 --rounds 1"),
-    Door(r"python -m benchmarks\.(core|export|step|segkc_step|hvl_cost|summed_losses)\b", why="takes minutes at any size; it is compared and timed by hand"),
+    Door(r"python -m benchmarks\.(core|export|many_images|masks|step|segkc_step|hvl_cost|summed_losses)\b", why="takes minutes at any size; it is compared and timed by hand"),
     Door(r"python -m benchmarks\.\w+ --", why=SAME),
     Door(r"python scripts/gpu_check\.py output/gpu_check --dry-run", "bench", append="--stages attention"),
     Door(r"python scripts/gpu_check\.py ", why="it needs a GPU; " + SAME),
@@ -337,7 +348,7 @@ DOORS = (
         makes=("clip.safetensors",),
     ),
     # ------------------------------------------------------------------ programs that a sentence names
-    Door(r"dearli [a-z-]+( [a-z-]+)?$|python -m dearli_d2[.a-z]*$", why="names a program"),
+    Door(r"dearli [a-z-]+( [a-z-]+)?$|python -m dearli_d2[.a-z]*$|python train_net\.py$", why="names a program"),
     # ------------------------------------------------------------------ headers of configs
     Door(TRAIN + r"configs/\S+\.yaml( --num-gpus [248])?( DATASETS\.PARTITION \S+)?$", why="another config of its method is run", header=True),
     Door(r"dearli eval --config-file configs/\S+\.yaml --weights \S+$", why="published weights are a download", header=True),
@@ -639,7 +650,7 @@ def test_extras_to_install_are_those_of_the_package():
     section = (
         (REPO / "pyproject.toml").read_text().partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
     )
-    named = {f".[{name}]" for name in re.findall(r"^([a-z]+) = ", section, re.MULTILINE)}
+    named = {f".[{name}]" for name in re.findall(r"^([a-z0-9]+) = ", section, re.MULTILINE)}
     assert {c.words[2] for c in COMMANDS if c.words[:2] == ("pip", "install") and "[" in "".join(c.words)} == named
 
 

@@ -21,7 +21,7 @@ from ..prediction_inputs import Task, find_inputs, tasks_of
 from ..reporting import report_errors
 from .predictor import PROVIDERS, OnnxPredictor
 
-_EXAMPLE = "example: python -m dearli_d2.deploy model.onnx photo.jpg folder/ --out predictions --threads 4"
+_EXAMPLE = "example:\n  python -m dearli_d2.deploy model.onnx photo.jpg folder/ --out predictions --threads 4"
 _ALL = (0, 1)  # the one shard
 
 
@@ -34,8 +34,10 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     result = argparse.ArgumentParser(
         prog="python -m dearli_d2.deploy",
-        description="Segments image files with a model that dearli export wrote as ONNX. It needs numpy, Pillow and onnxruntime. "
-        "The files are those of dearli predict, and predictions.json lists them. The same command goes on after an interruption.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Segments image files with a model that dearli export wrote as ONNX. It needs numpy, Pillow and onnxruntime.\n"
+        "The files are those of dearli predict, and predictions.json lists them.\n"
+        "The same command goes on after an interruption.",
         epilog=_EXAMPLE,
     )
     parser = result.add_argument

@@ -114,9 +114,10 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs the command, and returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m dearli_d2.deploy.quantize",
-        description="Writes a copy of an exported ONNX model that computes with integers of 8 bits. Measure what it loses on your "
-        "images: docs/export.md.",
-        epilog="example: python -m dearli_d2.deploy.quantize model.onnx small.onnx --calibrate photos/",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Writes a copy of an exported ONNX model that computes with integers of 8 bits.\n"
+        "Measure what it loses on your images: docs/export.md.",
+        epilog="example:\n  python -m dearli_d2.deploy.quantize model.onnx small.onnx --calibrate photos/",
     )
     parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="exported model, float32")
     parser.add_argument("out", type=Path, metavar="OUT.onnx", help="file to write")
