@@ -71,7 +71,7 @@ def test_every_method_takes_any_size_and_number_of_images(tmp_path, name):
         assert writing.agreement(found.model, expected, run_file(path, inputs)).difference < 5e-6
 
 
-@pytest.mark.parametrize("name", ["masks", "argmax", "resized"])
+@pytest.mark.parametrize("name", ["masks", pytest.param("argmax", marks=pytest.mark.slow), "resized"])
 def test_a_traced_graph_takes_any_size_and_number_of_images(tmp_path, name):
     model = predictor(tmp_path, name).model
     network, examples = Network(model).eval(), Examples(model)
@@ -105,7 +105,7 @@ def test_other_words_are_an_input_of_an_open_vocabulary(words):
         logits, masks = session.run(None, {"image": image.numpy(), **vocabulary.inputs})
         assert logits.shape[-1] == len(vocabulary.classes) + 1
         result = writing.agreement(
-            predictor.model,
+            same.model,
             expected,
             {"class_logits": torch.from_numpy(logits), "mask_logits": torch.from_numpy(masks)},
         )
