@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dearli_d2.deploy.metadata import FORMAT, Metadata, ReadOut
 from dearli_d2.deploy.predictor import taxonomy_of
 from dearli_d2.deploy.preparation import network_input, resized_image
 from dearli_d2.errors import ConfigError, DatasetError, DearliError, WeightsError
+from dearli_d2.methods.eomt.model import EoMT
 from dearli_d2.modeling import segmenter
 from dearli_d2.modeling.mask_classifier import MaskClassifier
 from dearli_d2.modeling.per_pixel.dpt_segmenter import DPTSegmenter
@@ -178,3 +180,14 @@ def test_read_out_without_objects_ignores_thing_classes(tiny_file, photograph):
     found = OnnxPredictor(tiny_file(metadata))(photograph)
     assert not any(s["isthing"] for s in found.segments)
     assert np.array_equal(found.panoptic, found.semantic + 1)
+
+
+def test_padding_to_a_least_size_with_a_colour_equals_that_of_eomt(photograph):
+    preparation = replace(METADATA.preparation, least=130, divisor=8, pad=(0.0, 0.0, 0.0))
+    model = SimpleNamespace(
+        device="cpu", backbone=SimpleNamespace(patch=8, image_size=130), pad_value=0.0,
+        pixel_mean=torch.tensor(preparation.mean).view(3, 1, 1), pixel_std=torch.tensor(preparation.std).view(3, 1, 1),
+    )  # fmt: skip
+    expected = EoMT.preprocess(model, [{"image": torch.from_numpy(photograph.transpose(2, 0, 1).copy())}]).tensor
+    assert np.allclose(network_input(photograph, preparation), expected, atol=1e-6)
+    assert expected.shape[-2:] == (136, 136)
