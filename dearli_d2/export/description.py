@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
@@ -133,7 +134,7 @@ def _colour(values: torch.Tensor) -> tuple[float, float, float]:
 
 def _read_out(model: Segmenter) -> ReadOut:
     options = model.read_out
-    common = {
+    common: dict[str, Any] = {
         "panoptic": options.panoptic and not options.window,
         "object_threshold": options.object_threshold,
         "overlap_threshold": options.overlap_threshold,

@@ -133,8 +133,8 @@ def _drop_unused(program: ExportedProgram) -> None:
 def _fixed_padding() -> Iterator[None]:
     """Padding that timm calls "same" does not depend on the map whose sides are multiples of the stride."""
 
-    def padding(size: int, kernel: int, stride: int, dilation: int) -> int:
-        return max((kernel - 1) * dilation + 1 - stride, 0)
+    def padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
+        return max((kernel_size - 1) * dilation + 1 - stride, 0)
 
     own, timm.layers.padding.get_same_padding = timm.layers.padding.get_same_padding, padding
     try:

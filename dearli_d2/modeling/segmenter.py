@@ -177,7 +177,9 @@ class Segmenter(nn.Module, ABC):
         """Everything that the network computes for normalised (B, 3, H, W) images, for an estimate of memory."""
 
     @abstractmethod
-    def raw_outputs(self, images: torch.Tensor, samples: Sequence[dict] | None = None) -> dict[str, torch.Tensor]:
+    def raw_outputs(
+        self, images: torch.Tensor, samples: Sequence[dict[str, Any]] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Tensors that read-outs are made of, for normalised (B, 3, H, W) images; `dearli_d2.deploy.metadata` says the names.
 
         Args:

@@ -85,7 +85,7 @@ class DEARLi(MaskFormerSegmenter):
         }
 
     @property
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> Vocabulary | GivenVocabulary:
         """Text embeddings of the taxonomy, made on first use: the text tower may be loaded after construction."""
         if self._vocabulary is None:
             if self.taxonomy is None:
@@ -141,10 +141,11 @@ class DEARLi(MaskFormerSegmenter):
         return torch.where(empty, torch.zeros_like(logits), logits)
 
     def words(self) -> Words:
-        alpha = self.inference_alpha()
+        alpha, vocabulary = self.inference_alpha(), self.vocabulary
         clip = self.backbone
+        assert isinstance(vocabulary, Vocabulary)  # the given one lives within `raw_outputs_of`
         return Words(
-            padded_embeddings(self.vocabulary),
+            padded_embeddings(vocabulary),
             alpha if isinstance(alpha, torch.Tensor) else None,
             text_fingerprint(clip.clip_model, clip.arch, self.templates),
         )
