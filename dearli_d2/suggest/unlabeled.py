@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ import torch
 from detectron2.config import CfgNode
 
 from ..data.build import labeled_dicts
+from ..data.catalog import dataset_dicts
+from ..data.custom import TEST, VAL
 from ..data.images import file_stamp, read_image
 from ..data.preparation import convert_all
 from ..data.remote import as_url, is_url
@@ -119,6 +122,16 @@ def labeled_images(config: CfgNode) -> Sequence[dict[str, Any]]:
     except DatasetError as error:
         logger.warning("the labelled images of the run are not found, so suggestions may be like them: %s", error)
         return []
+
+
+def held_back_images(config: CfgNode) -> list[dict[str, Any]]:
+    """Data-set dicts of own labelled images that train nothing: those of validation, and of a split "test"."""
+    dicts: list[dict[str, Any]] = []
+    if config.DATASETS.CUSTOM.ROOT:
+        for name in (VAL, TEST):
+            with suppress(DatasetError):  # no such part, or labels that are gone: labeled_images has warned
+                dicts += dataset_dicts(name)
+    return dicts
 
 
 def without_labeled(inputs: Inputs, labeled: Sequence[dict[str, Any]]) -> Inputs:
@@ -275,7 +288,7 @@ def suggest(
         ConfigError, DatasetError: no image that is not labelled, or none that can be read.
     """
     labeled = labeled_images(run.config)
-    inputs = without_labeled(find_inputs(images), labeled)
+    inputs = without_labeled(find_inputs(images), [*labeled, *held_back_images(run.config)])
     predictor = run.predictor()
     scored = score_images(run, predictor, inputs.paths, labeled, out)
     chosen = rank(scored, labeled, predictor.model.known_taxonomy(), count, by)

@@ -19,6 +19,8 @@ from dearli_d2.errors import DatasetError
 from dearli_d2.labels.geometry import decode
 from dearli_d2.labels.recognition import read_labels, recognize
 from dearli_d2.labels.structures import Request
+from dearli_d2.prediction_folder import find_inputs
+from dearli_d2.suggest.unlabeled import held_back_images, without_labeled
 from tests.labels.test_formats import config, read_all
 
 SQUARE = [5, 5, 20, 5, 20, 20, 5, 20]
@@ -192,6 +194,10 @@ def test_a_subfolder_of_the_images_or_of_the_root_is_held_back(folder, tmp_path)
     register_custom(config(tmp_path, *keys, "DATASETS.CUSTOM.VAL", folder).DATASETS.CUSTOM)
     assert [Path(d["file_name"]).name for d in dataset_dicts(TRAIN)] == ["a.jpg"]
     assert [Path(d["file_name"]).name for d in dataset_dicts(VAL)] == ["b.jpg"]
+    held_back = held_back_images(config(tmp_path, *keys, "DATASETS.CUSTOM.VAL", folder))
+    photo(tmp_path / "images" / "free.jpg")
+    not_suggested = [*dataset_dicts(TRAIN), *held_back]
+    assert [p.name for p in without_labeled(find_inputs([tmp_path]), not_suggested).paths] == ["free.jpg"]
     none = config(tmp_path, *keys, "DATASETS.CUSTOM.VAL", "test").DATASETS.CUSTOM
     with pytest.raises(DatasetError, match=f"below {tmp_path}/test; it names a subfolder of {tmp_path} "):
         register_custom(none)
