@@ -246,7 +246,7 @@ def test_tables_show_the_mean_and_the_standard_error_of_seeds(tmp_path, capsys):
 def damage(out: Path, what: str) -> None:
     if what == "masks":
         folder = out / "stages/small/masks"
-        own = {"manifest.json", "stage.json", ".lock"}
+        own = {"manifest.json", "stage.json", ".lock", "index.bin"}
         next(p for p in folder.rglob("*") if p.is_file() and p.name not in own and p.suffix != ".png").unlink()
     elif what == "weights":
         os.truncate(out / "stages/small/warmup/model_final.pth", 1000)

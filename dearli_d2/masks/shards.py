@@ -23,7 +23,7 @@ from ..files import parse_json, remove_leftovers, write_atomically
 from ..progress import progress
 
 _AGAIN = "delete this shard, and the same `dearli masks generate` makes its masks again"
-_INDEX = "index.bin"
+INDEX = "index.bin"  # made of the shards at any time
 _ROW = np.dtype(
     [("start", "<u8"), ("digest", "<u8"), ("length", "<u4"), ("crc", "<u4"), ("shard", "<u4"), ("spare", "<u4")]
 )
@@ -190,7 +190,7 @@ class Shards:
 
     def _stored(self) -> tuple[list[tuple[str, int, int]], np.ndarray, np.ndarray]:
         """Shards, keys and rows of `index.bin`; empty ones if there is none, or another kind of file."""
-        path = self.folder / _INDEX
+        path = self.folder / INDEX
         try:
             with path.open("rb") as file:
                 about = parse_json(file.readline(1 << 26).decode())
@@ -238,7 +238,7 @@ class Shards:
         head = json.dumps(about).encode() + b"\n"
         head = b" " * (-len(head) % 8) + head
         write_atomically(
-            self.folder / _INDEX, lambda temporary: temporary.write_bytes(head + keys.tobytes() + rows.tobytes())
+            self.folder / INDEX, lambda temporary: temporary.write_bytes(head + keys.tobytes() + rows.tobytes())
         )
 
 

@@ -14,6 +14,7 @@ from ..engine.resume import FREE
 from ..engine.run_folder import FolderLock
 from ..errors import ConfigError, WeightsError
 from ..files import parse_json, write_json
+from ..masks.shards import INDEX
 from .stages import Step
 
 _NOTE = "stage.json"
@@ -102,11 +103,14 @@ def progress_of(step: Step) -> Progress:
 
 
 def content_of(step: Step) -> tuple[int, int]:
-    """Number of the files that a stage has made, scores of a training among them, and bytes of its product if it is one file."""
+    """Number of the files that a stage has made, scores of a training among them, and bytes of its product if it is one file.
+
+    The index of shards does not count: a reader may write it later.
+    """
     if step.product.is_file():
         scores = (step.folder / "evaluation").rglob("results.json") if step.trains else ()
         return 1 + len(list(scores)), step.product.stat().st_size
-    return sum(len(names) for _, _, names in os.walk(step.product)), 0
+    return sum(name != INDEX for _, _, names in os.walk(step.product) for name in names), 0
 
 
 def _differences(had: dict[str, Any], has: dict[str, Any]) -> list[str]:
