@@ -376,6 +376,7 @@ def test_missing_teacher_weights_and_odd_batches_are_errors(ssl_config, monkeypa
 def test_one_unlabelled_image_a_process_cannot_be_mixed_and_says_so(ssl_config, monkeypatch, images, processes, mix):
     options = ("SSL.IMS_PER_BATCH", str(images), "SSL.MIX", mix)
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: processes)
+    monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda data: [data] * processes)
     with pytest.raises(ConfigError, match=f"SSL.MIX {mix} needs two unlabelled images a process.*set SSL.CUTMIX 0.0"):
         DualStreamTrainer(ssl_config(*options))
     check_run(ssl_config(*options, "SSL.CUTMIX", "0.0"), resume=False)
