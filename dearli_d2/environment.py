@@ -48,6 +48,12 @@ def started_by(env: Mapping[str, str]) -> Started | None:
     return _of_torchrun(env) or _of_srun(env)
 
 
+def local_rank(env: Mapping[str, str]) -> int:
+    """Rank of this process among those of its machine; 0 for a process on its own. Raises as `started_by`."""
+    place = started_by(env)
+    return place.local if place else 0
+
+
 def waiting_tasks(env: Mapping[str, str]) -> int:
     """Number of tasks of the SLURM job in whose shell this process runs without srun; 0 elsewhere."""
     if _in_step(env) or _of_torchrun(env) is not None or "SLURM_JOB_ID" not in env:

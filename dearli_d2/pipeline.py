@@ -24,6 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from .environment import started_by
 from .errors import ConfigError, UnreadableImageError
 from .reporting import is_out_of_memory
 
@@ -77,6 +78,31 @@ def check_shard(shard: tuple[int, int]) -> None:
     index, count = shard
     if not 0 <= index < count:
         raise ConfigError(f"--shard {index}/{count}: the shard must be one of 0..{count - 1}")
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """This process's share of the images, (i, n).
+
+    Args:
+        text: "i/n"; None = the place among the processes that torchrun or srun started, else all images.
+
+    Raises:
+        ConfigError: an impossible shard, another one than that of torchrun or srun, or their variables are incomplete.
+    """
+    place = started_by(os.environ)
+    if text is None:
+        return (place.rank, place.world) if place else (0, 1)
+    try:
+        index, count = map(int, text.split("/"))
+    except ValueError as error:
+        raise ConfigError(f"--shard {text}: write i/n, for example 0/4") from error
+    check_shard((index, count))
+    if place and (place.rank, place.world) != (index, count):
+        raise ConfigError(
+            f"--shard {text}: {place.by} has started {place.world} processes, which share the images; leave out --shard, or "
+            f"start the command without {place.by}"
+        )
+    return index, count
 
 
 def shard_of(chunks: Sequence[Sequence[Key]], shard: tuple[int, int]) -> list[Sequence[Key]]:

@@ -26,6 +26,7 @@ from .data.images import read_image
 from .data.mappers import TestMapper
 from .data.sizes import enlarge_read_out
 from .data.taxonomy import Taxonomy, named, same_classes
+from .environment import local_rank
 from .errors import ConfigError, DatasetError, first_few
 from .files import file_digest
 from .modeling import build_model
@@ -369,9 +370,9 @@ def precision(name: str | None, predictor: Predictor) -> torch.dtype | None:
 
 
 def use_own_gpu() -> None:
-    """Makes the GPU of this process (LOCAL_RANK, as torchrun sets it) the one that "cuda" means."""
+    """Makes the GPU of this process among those that it sees the one that "cuda" means."""
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        torch.cuda.set_device(local_rank(os.environ) % torch.cuda.device_count())
 
 
 def predict_files(

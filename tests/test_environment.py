@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dearli_d2.environment import Started, started_by, waiting_tasks
+from dearli_d2.environment import Started, local_rank, started_by, waiting_tasks
 from dearli_d2.errors import ConfigError
+from dearli_d2.pipeline import parse_shard
 from dearli_d2.runs import Processes
 
 TORCHRUN = {
@@ -114,3 +115,27 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     processes(STEP | {"SLURM_LOCALID": "2"}).check(
         "cuda", cpu_is_chosen=False
     )  # SLURM may show each task its own alone
+
+
+@pytest.mark.parametrize(("env", "by"), [(TORCHRUN, "torchrun"), (STEP, "srun")])
+def test_processes_that_torchrun_or_srun_started_share_the_images(env, by, monkeypatch):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert parse_shard(None) == parse_shard("3/4") == (3, 4)
+    assert local_rank(env) == {"torchrun": 1, "srun": 0}[by]
+    with pytest.raises(
+        ConfigError, match=f"--shard 0/2: {by} has started 4 processes, which share the images; leave out"
+    ):
+        parse_shard("0/2")
+
+
+def test_a_process_on_its_own_has_all_images_or_the_share_it_is_told(monkeypatch):
+    assert parse_shard(None) == (0, 1)
+    assert parse_shard("1/3") == (1, 3)
+    assert local_rank({}) == 0
+    for text, words in (("3/3", "must be one of 0..2"), ("1", "write i/n"), ("-1/3", "must be one of 0..2")):
+        with pytest.raises(ConfigError, match=words):
+            parse_shard(text)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # a quarter of the images, if it were believed
+    with pytest.raises(ConfigError, match="WORLD_SIZE=4, but no RANK, LOCAL_RANK"):
+        parse_shard(None)

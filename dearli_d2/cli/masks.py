@@ -120,10 +120,10 @@ def generate(
         torchrun --nproc-per-node 2 -m dearli_d2 masks generate --images my_data/images --out masks_2 --generator classical
     """
     from ..errors import ConfigError
-    from ..masks.generate import LoadMasks, generate, parse_shard
+    from ..masks.generate import LoadMasks, generate
     from ..masks.sa1b import import_masks
     from ..masks.storage import MaskFolder
-    from ..pipeline import run
+    from ..pipeline import parse_shard, run
     from ..ray_engine import RayEngine, chosen_cluster
 
     folder, part = MaskFolder(out), parse_shard(shard)

@@ -23,7 +23,7 @@ def at_scale(command: Callable) -> Callable:
         click.option("--overlap", type=click.IntRange(min=0), metavar="PIXELS", help="Pixels that neighbouring tiles share; default: an eighth of --tile."),
         click.option("--tile", type=POSITIVE, metavar="PIXELS", help="Cut larger images into tiles of this side; segments are joined across the seams."),
         click.option("--workers", type=POSITIVE, metavar="N", help="Threads that read images, and that write; default: by the number of cores."),
-        click.option("--shard", metavar="I/N", help="This process's share of the images, from 0/N to N-1/N; default: as torchrun says."),
+        click.option("--shard", metavar="I/N", help="This process's share of the images, from 0/N to N-1/N; default: as torchrun or srun says."),
         click.option("--amp", type=click.Choice(("bf16", "fp16")), help="Run the network in this precision, by autocast."),
         click.option("--batch", type=POSITIVE, default=1, metavar="N", show_default=True, help="Images that go through the network at once: neighbours of one size."),
     ):  # fmt: skip
@@ -109,8 +109,7 @@ def predict(
             --weights output/miniworld/m2f_lang/model_final.pth photo.jpg --out other_words --text "meadow|grass, sky, red thing"
     """
     from ..config import get_config
-    from ..masks.generate import parse_shard
-    from ..pipeline import check_shard
+    from ..pipeline import parse_shard
     from ..predict import Predictor, captions_of, identity, precision, predict_files, use_own_gpu
     from ..prediction_files import chosen_kinds
     from ..prediction_folder import PredictionFolder, find_inputs
@@ -119,7 +118,6 @@ def predict(
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     images, overrides = split_at_first_key(words)
     kinds, part = chosen_kinds([word.strip() for word in files.split(",") if word.strip()]), parse_shard(shard)
-    check_shard(part)
     tiles = tiles_of(tile, overlap)
     inputs = find_inputs(images)
     use_own_gpu()

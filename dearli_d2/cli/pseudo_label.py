@@ -61,8 +61,7 @@ def pseudo_label(
         dearli pseudo-label output/mine --format coco-instances
     """
     from ..labels.convert import writable
-    from ..masks.generate import parse_shard
-    from ..pipeline import check_shard
+    from ..pipeline import parse_shard
     from ..predict import precision, predict_files, use_own_gpu
     from ..prediction_files import KINDS
     from ..prediction_folder import PredictionFolder, find_inputs
@@ -71,7 +70,6 @@ def pseudo_label(
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     names, part = [writable(name) for name in formats], parse_shard(shard)
-    check_shard(part)
     tiles = tiles_of(tile, overlap)
     use_own_gpu()
     with chosen_cluster(**ray) as cluster:

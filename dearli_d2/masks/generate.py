@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..data.mappers import read_image
+from ..environment import local_rank
 from ..errors import ConfigError, DatasetError, UnreadableImageError, first_few
 from ..files import remove_leftovers
 from ..pipeline import Outcome, Work, chunks_of, run, shard_of
@@ -183,22 +184,6 @@ def _share(files: Sequence[str], batch_size: int, shard: tuple[int, int]) -> lis
     return [file for chunk in shard_of(chunks_of(files, batch_size), shard) for file in chunk]
 
 
-def shard_of_process() -> tuple[int, int]:
-    """(rank, processes) as torchrun sets them, else (0, 1)."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def parse_shard(text: str | None) -> tuple[int, int]:
-    """(i, n) of the text "i/n", or as torchrun sets them. Raises `ConfigError`."""
-    if text is None:
-        return shard_of_process()
-    try:
-        index, count = map(int, text.split("/"))
-    except ValueError as error:
-        raise ConfigError(f"--shard {text}: write i/n, for example 0/4") from error
-    return index, count
-
-
 def _claim(folder: FilePerImage, settings: dict) -> None:
     present = folder.manifest()
     if present is None:
@@ -213,8 +198,8 @@ def _claim(folder: FilePerImage, settings: dict) -> None:
 
 
 def default_device() -> str:
-    """The GPU of this process (cuda:LOCAL_RANK), or cpu."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    """The GPU of this process among those that it sees, or cpu. Raises `ConfigError`, see `environment.started_by`."""
+    return f"cuda:{local_rank(os.environ) % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 def folder_of(path: str | Path) -> MaskFolder:

@@ -18,7 +18,7 @@ from dearli_d2.cli import main
 from dearli_d2.data import miniworld
 from dearli_d2.errors import ConfigError, DatasetError, WeightsError
 from dearli_d2.masks.classical import ClassicalGenerator
-from dearli_d2.masks.generate import generate, shard_of_process
+from dearli_d2.masks.generate import generate
 from dearli_d2.masks.generator import MaskGenerator
 from dearli_d2.masks.point_grid import PointGridGenerator
 from dearli_d2.masks.run_lengths import RunLengths
@@ -344,7 +344,7 @@ def test_a_run_resumes_skips_broken_images_and_lists_them(images, tmp_path):
     assert not (folder.folder / "failed_0_of_1.jsonl").exists()
 
 
-def test_shards_are_disjoint_and_whole(images, tmp_path, monkeypatch):
+def test_shards_are_disjoint_and_whole(images, tmp_path):
     folder = MaskFolder(tmp_path / "out")
     counts = [generate(images, Counting(), folder, shard=(i, 3)) for i in range(3)]
     assert sum(c["done"] for c in counts) == 7
@@ -353,9 +353,6 @@ def test_shards_are_disjoint_and_whole(images, tmp_path, monkeypatch):
     assert len(folder.shards.files()) == 3
     with pytest.raises(ConfigError, match="--shard 3/3"):
         generate(images, Counting(), folder, shard=(3, 3))
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setenv("WORLD_SIZE", "5")
-    assert shard_of_process() == (2, 5)
 
 
 def test_masks_of_other_settings_are_not_mixed(images, tmp_path):

@@ -37,7 +37,8 @@ def regions(
         dearli regions --config-file configs/miniworld/split_matching.yaml --out regions --view 8
     """
     from ...config import get_config
-    from ...masks.generate import default_device, parse_shard
+    from ...masks.generate import default_device
+    from ...pipeline import parse_shard
     from .make_regions import fill
 
     cfg = get_config(config_file, [*overrides, "MODEL.DEVICE", device or default_device()])
