@@ -193,8 +193,8 @@ class Segmenter(nn.Module, ABC):
     def raw_outputs_of(
         self, images: torch.Tensor, embeddings: torch.Tensor, alpha: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """`raw_outputs` with the classes of `Words`, for a model that `takes_words`."""
-        raise NotImplementedError
+        """`raw_outputs` with the classes of `Words`. Raises `ConfigError` where `takes_words` is False."""
+        raise ConfigError(f"{type(self).__name__} has fixed classes; only a text classifier (M2F-Lang) takes others")
 
     @abstractmethod
     def outputs(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
