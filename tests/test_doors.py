@@ -141,6 +141,7 @@ DOORS = (
     Door(r"dearli eval --config-file configs/miniworld/m2f_lang\.yaml --weights output/miniworld/m2f_lang/model_final\.pth$", "start"),
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml SOLVER\.BASE_LR", "start", makes=("output/slower/log.txt",)),
     Door(TRAIN + r"configs/miniworld/m2f_lang\.yaml SOLVER\.MAX_ITER", why=SAME),
+    Door(r"torchrun --nproc-per-node 2 .*OUTPUT_DIR output/two$", "start", makes=("output/two/model_final.pth", "output/two/log.txt.rank1")),
     Door(r"dearli report output/miniworld/m2f_lang --out report\.html$", "start", makes=("report.html",)),
     Door(r"dearli report ", why=SAME),
     Door(
@@ -238,7 +239,6 @@ DOORS = (
     Door(r"(cd /shared/project && )?dearli (predict|pseudo-label) .*--engine ray", why="it needs a cluster; tests/test_ray_engine.py has one"),
     Door(r"dearli masks generate .*--engine ray", why="it needs a cluster; tests/test_ray_engine.py has one"),
     Door(r"ray (start|stop)", why="another machine"),
-    Door(r"torchrun --nproc-per-node 2 .*configs/miniworld/dearli\.yaml", why="tests/engine/test_processes.py and test_joint_batch.py start torchrun"),
     Door(r"(torchrun --nnodes|srun) .*configs/ade20k/|dearli train .*--num-machines 2", why="other machines; tests/engine/test_processes.py has two groups"),
     Door(r"torchrun --nproc-per-node 8 -m dearli_d2 predict ", why="it needs the GPUs; tests/test_prediction_folder.py has shards"),
     Door(r"sbatch .*dearli predict ", why="it needs a cluster; " + SAME),
