@@ -15,8 +15,9 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["Predictor", "build_model", "evaluate", "get_config", "train"]
 
-# said by fvcore and detectron2 as they are imported; users of this project can do nothing about it
-warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated", category=FutureWarning)
+# said of calls in fvcore and detectron2; users of this project can do nothing about it
+for _call in ("torch.jit.script", "broadcast_buffers"):
+    warnings.filterwarnings("ignore", message=f".*{_call}. is deprecated", category=FutureWarning)
 
 
 def missing_detectron2() -> str:

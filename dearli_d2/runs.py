@@ -279,7 +279,7 @@ class Processes:
 
 
 def start(job: Callable[[CfgNode], Any], cfg: CfgNode, processes: Processes) -> int:
-    """Runs a job in every process, and waits for its end.
+    """Runs a job in every process, and waits for its end. A process that torchrun or srun started ends here.
 
     Args:
         job: such as `train`; it can be pickled.
@@ -290,7 +290,6 @@ def start(job: Callable[[CfgNode], Any], cfg: CfgNode, processes: Processes) -> 
     device, limits, started = cfg.MODEL.DEVICE, Ranks.of(cfg), processes.started
     if started is not None:
         run_started(started, job, (cfg,), device, limits)
-        return 0
     of_machine = processes.local, processes.machines, processes.machine, processes.url
     try:
         launch(job, *of_machine, (cfg,), device, limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlparse
 
 import torch
@@ -81,8 +82,8 @@ def _worker(
 
 def run_started(
     place: Started, function: Callable[..., Any], arguments: tuple[Any, ...], device: str, limits: Ranks
-) -> None:
-    """Calls a function in this process, which is one of several; an error is a line and ends the process.
+) -> NoReturn:
+    """Calls a function in this process, which is one of several, and ends the process. An error is a line.
 
     Args:
         place: of this process among the others.
@@ -94,11 +95,12 @@ def run_started(
             function(*arguments)
         return 0
 
-    # not left to the interpreter: a process that ends while gloo's threads run can be killed by SIGABRT
     status = report_errors(rank)
-    if status:
-        sys.stdout.flush()
-        os._exit(status)
+    # not left to the interpreter: a process that ends while gloo's threads run can be killed by SIGABRT, also after a success
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @contextmanager

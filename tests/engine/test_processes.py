@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from dearli_d2 import runs
 from dearli_d2.config.run_sections import Ranks
 from dearli_d2.engine import agreement
 from dearli_d2.engine.checkpoints import RunCheckpoints
-from dearli_d2.engine.launch import _meet, launch
+from dearli_d2.engine.launch import _meet, launch, run_started
 from dearli_d2.engine.watch import mark
 from dearli_d2.environment import Started
 from dearli_d2.errors import ConfigError, WeightsError
@@ -229,3 +230,18 @@ def test_processes_of_torchrun_that_are_not_joined_do_not_train_side_by_side_int
         ConfigError, match="torchrun has started 2 processes that are not joined; let it start `dearli train`"
     ):
         runs.train(mini_config())
+
+
+def _refuse() -> None:
+    raise ConfigError("no")
+
+
+@pytest.mark.parametrize(("job", "status"), [(list, 0), (_refuse, 2)])
+def test_a_process_of_several_is_never_left_to_the_interpreter(job, status, monkeypatch):
+    """In its last moments gloo's threads may still run, and SIGABRT would follow a complete run."""
+    ended = []
+    monkeypatch.setattr("os._exit", ended.append)
+    monkeypatch.setattr("logging.shutdown", lambda: ended.append("logs are written"))
+    monkeypatch.setattr("dearli_d2.engine.launch.joined", lambda *_: nullcontext())
+    run_started(Started("torchrun", 1, 2, 1, 2, "env://"), job, (), "cpu", Ranks())
+    assert ended == ["logs are written", status]
