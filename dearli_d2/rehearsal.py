@@ -94,7 +94,7 @@ def rehearse(cfg: CfgNode, unlabeled: bool = True) -> Rehearsal:
     parameters = list(model.parameters())
     memory, operations = LiveBytes(), count_operations()
     with ExitStack() as stack:
-        for mode in (fake, _MadeUpValues(fake), memory, _MadeUpArrays(), EventStorage()):
+        for mode in (fake, MadeUpValues(fake), memory, MadeUpArrays(), EventStorage()):
             stack.enter_context(mode)
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by the copy of a teacher
@@ -274,7 +274,7 @@ class LiveBytes(TorchDispatchMode):
 # ------------------------------------------------------------------------------------------ made-up content
 
 
-class _MadeUpValues(TorchDispatchMode):
+class MadeUpValues(TorchDispatchMode):
     """Answers what code asks of tensors without content, and computes small tensors that depend on none of them.
 
     A scalar is 0. Of a mask `SEGMENTS` entries are set. A small tensor into which others are written holds ones for the first
@@ -309,7 +309,8 @@ class _MadeUpValues(TorchDispatchMode):
         return result
 
     def _real(self, func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor]) -> Any:
-        if all(t.numel() <= _LARGE for t in tensors):
+        device = kwargs.get("device")
+        if all(t.numel() <= _LARGE for t in tensors) and (device is None or torch.device(device).type == "cpu"):
             fake = None if tensors else func(*args, **kwargs)
             if tensors or all(t.numel() <= _LARGE for t in tree_leaves(fake) if isinstance(t, torch.Tensor)):
                 with unset_fake_temporarily():
@@ -339,7 +340,7 @@ def _as_numbers(index: torch.Tensor | None) -> list[torch.Tensor | None]:
     return list(_rows(index).unbind(1))
 
 
-class _MadeUpArrays(TorchFunctionMode):
+class MadeUpArrays(TorchFunctionMode):
     """numpy arrays of tensors without content hold zeros."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -153,7 +153,7 @@ def build_vocabulary(clip_model: ClipModel, model_name: str, names: Names, templ
     _check_tokens(tokenizer, synonyms, templates)
     tokens = [tokenizer([t.format(synonym) for t in templates]) for synonym in synonyms]
     if isinstance(clip_model.logit_scale, FakeTensor):  # weights without content, see `dearli_d2.rehearsal`
-        return Vocabulary(_encode(clip_model, tokens[0][:1]).repeat(len(synonyms), 1), counts)
+        return Vocabulary(_encode(clip_model, tokens[0][:1].to(device)).repeat(len(synonyms), 1), counts)
     path = cache_dir() / "text" / f"{_fingerprint(clip_model, tokens)}.safetensors"
     embeddings = _read_cached(path)
     if embeddings is None:
