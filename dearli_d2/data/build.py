@@ -21,10 +21,11 @@ from .mappers import (
     panoptic_targets,
     semantic_targets,
 )
+from .photometry import ColorAugmentation, StrongPhotometry
 from .records import Joined, Records, without_labels
 from .streams import RareClassOrder, build_stream
 from .taxonomy import first_difference
-from .views import ColorAugmentation, StrongPhotometry, WeakGeometry, scale_steps
+from .views import WeakGeometry, scale_steps
 from .zero_shot import unseen_classes, without_classes
 
 

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -182,9 +183,14 @@ def build_stream(
         num_workers=num_workers,
         collate_fn=list,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_one_thread,
     )
     with shared_heap():
         return iter(loader)
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)  # torch does the same for itself; each worker would take all cores
 
 
 @contextmanager

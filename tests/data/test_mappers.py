@@ -9,9 +9,10 @@ from PIL import Image
 
 from dearli_d2.data.mappers import PanopticTrainMapper, TestMapper, panoptic_targets, read_image, semantic_targets
 from dearli_d2.data.panoptic_png import segment_ids
+from dearli_d2.data.photometry import ColorAugmentation
 from dearli_d2.data.sizes import READ_OUT_PIXELS, read_out_size, resize_labels
 from dearli_d2.data.streams import build_stream, seeded
-from dearli_d2.data.views import ColorAugmentation, WeakGeometry, scale_steps
+from dearli_d2.data.views import WeakGeometry, scale_steps
 from dearli_d2.errors import DatasetError, UnreadableImageError
 
 

@@ -9,8 +9,9 @@ import torch
 from dearli_d2.data.build import build_labeled_mapper, build_streams, build_unlabeled_mapper
 from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.mappers import TestMapper
+from dearli_d2.data.photometry import StrongPhotometry
 from dearli_d2.data.streams import RareClassOrder, seeded
-from dearli_d2.data.views import StrongPhotometry, WeakGeometry
+from dearli_d2.data.views import WeakGeometry
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, DatasetError
 
