@@ -24,6 +24,7 @@ from ...errors import ConfigError, WeightsError
 from ...pretrained import OPENAI_MEAN, OPENAI_STD, clip_facts, text_keys
 from ..clip.ensembling import clip_head, mask_pool
 from ..clip.text_tower import ClipModel, text_tower_of
+from ..precision import autocast_type, low_precision
 from .clip_model import build_clip
 from .pyramid import SimpleFeaturePyramid
 
@@ -134,9 +135,10 @@ class OpenCLIPBackbone(Backbone):
         """CLIP's own temperature, at most 100."""
         return self.clip_model.logit_scale.exp().clamp(max=100)
 
-    @abstractmethod
     def encode(self, images: torch.Tensor, tower: ClipModel | None = None) -> dict[str, torch.Tensor]:
         """Features of the image tower, without the feature pyramid.
+
+        Under autocast a frozen tower runs wholly in its type: norms and sums of the blocks too.
 
         Args:
             images: (B, 3, H, W), normalised.
@@ -146,6 +148,21 @@ class OpenCLIPBackbone(Backbone):
             "clip_vis_dense"; "clip_pooled" (B, 1, D), the input of `embed_pooled` for the whole image; and the stages of a
             tower that has them.
         """
+        visual = self.clip_model.visual if tower is None else tower
+        frozen = self.frozen if tower is None else not any(p.requires_grad for p in tower.parameters())
+        dtype = autocast_type(images.device)
+        if dtype is None or not frozen:
+            return self._encode(images, visual)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._encode(images.to(dtype), low_precision(visual, dtype, self._simplify))
+
+    @abstractmethod
+    def _encode(self, images: torch.Tensor, visual: ClipModel) -> dict[str, torch.Tensor]:
+        """See `encode`; with the image tower `visual`."""
+
+    @staticmethod
+    def _simplify(visual: ClipModel, copied: ClipModel) -> None:
+        """Joins layers in a copy of a frozen tower, from the full digits of the tower."""
 
     def dense(self, images: torch.Tensor) -> torch.Tensor:
         """`clip_vis_dense` alone, without a feature pyramid."""
@@ -209,9 +226,9 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
         """Channels and strides of `res2`..`res5`."""
         return self._shapes
 
-    def encode(self, images: torch.Tensor, tower: ClipModel | None = None) -> dict[str, torch.Tensor]:
+    def _encode(self, images: torch.Tensor, visual: ClipModel) -> dict[str, torch.Tensor]:
         """The base's features, and the stages `res2`..`res5`."""
-        trunk = (tower or self.clip_model.visual).trunk
+        trunk = visual.trunk
         x, features = trunk.stem(images), {}
         for index, stage in enumerate(trunk.stages, start=2):
             x = stage.downsample(x)
@@ -221,6 +238,18 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
         features["clip_vis_dense"] = trunk.norm_pre(x)
         features["clip_pooled"] = features["clip_vis_dense"].mean((2, 3))[:, None]
         return features
+
+    @staticmethod
+    def _simplify(visual: ClipModel, copied: ClipModel) -> None:
+        """Multiplies the last layer of each block by the scale of the block."""
+        for stage, other in zip(visual.trunk.stages, copied.trunk.stages, strict=True):
+            for block, new in zip(stage.blocks, other.blocks, strict=True):
+                if block.gamma is None:
+                    continue
+                old, last = block.mlp.fc2, new.mlp.fc2
+                last.weight.copy_(old.weight * block.gamma.view(-1, *[1] * (old.weight.dim() - 1)))
+                last.bias.copy_(old.bias * block.gamma)
+                new.gamma = None
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, H, W) normalised images; see the class."""
@@ -297,10 +326,10 @@ class OpenCLIPViT(OpenCLIPBackbone):
         """Channels and strides of `res2`..`res5`."""
         return self.pyramid.output_shape()
 
-    def encode(self, images: torch.Tensor, tower: ClipModel | None = None) -> dict[str, torch.Tensor]:
+    def _encode(self, images: torch.Tensor, visual: ClipModel) -> dict[str, torch.Tensor]:
         """The base's features, and "tokens", (B, C, h, w) of the last block."""
         height, width = (side // self.patch for side in images.shape[-2:])
-        tokens, dense, whole = self._tokens(tower or self.clip_model.visual, images)
+        tokens, dense, whole = self._tokens(visual, images)
         grid = (2, (height, width))
         return {
             "tokens": tokens.transpose(1, 2).unflatten(*grid),
