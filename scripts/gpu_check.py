@@ -12,7 +12,7 @@ The check imports the project from the checkout. It needs torch, torchvision and
 machine without a package index, copy the missing packages into a folder and name it in PYTHONPATH, for example
 
     pip install --target carried --no-deps open_clip_torch ftfy wcwidth fvcore iopath yacs termcolor omegaconf \
-        antlr4-python3-runtime pycocotools segment-anything
+        antlr4-python3-runtime pycocotools segment-anything "click>=8.3"
     bash scripts/install_detectron2.sh                      # then copy its folder detectron2 into carried/
     PYTHONPATH=carried python scripts/gpu_check.py output/gpu_check
 """
