@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Container, Hashable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -49,7 +49,7 @@ class Work(Generic[Key, Item, Found]):
         read: makes the input of the model from a key, such as a path. It runs in threads.
         find: makes the results of several inputs, one at a time. It has the model.
         write: stores the result of a key, and returns its record for a journal, of JSON values. All files are complete when it
-            returns. It runs in threads.
+            returns. It runs in threads, and once more alone if they need too much memory together.
         group: items that may share a batch have the same group, such as the size after padding.
     """
 
@@ -184,12 +184,17 @@ def run(
     workers = workers or default_workers()
     todo = deque(chunk for chunk in chunks if any(key not in done for key in chunk))
     reading: deque[list[tuple[Key, Future[Item]]]] = deque()
-    writing: deque[tuple[Key, Future[dict[str, Any]]]] = deque()
+    writing: deque[tuple[tuple[Key, Item, Found], Future[dict[str, Any]]]] = deque()
 
     def written(limit: int) -> Iterator[Outcome[Key]]:
         while writing and (len(writing) > limit or writing[0][1].done()):
-            key, future = writing.popleft()
-            yield Outcome(key, future.result())
+            result, future = writing.popleft()
+            error = future.exception()
+            if error is None or not is_out_of_memory(error):
+                yield Outcome(result[0], future.result())
+            else:
+                wait([others for _, others in writing])
+                yield _written_alone(work, *result)
 
     with ThreadPoolExecutor(workers, "read") as readers, ThreadPoolExecutor(workers, "write") as writers:
         try:
@@ -211,12 +216,21 @@ def run(
                     if isinstance(found, Skip):
                         yield Outcome(key, {}, found)
                         continue
-                    writing.append((key, writers.submit(work.write, key, item, found)))
+                    writing.append(((key, item, found), writers.submit(work.write, key, item, found)))
                     yield from written(2 * workers)
             yield from written(0)
         finally:
             readers.shutdown(cancel_futures=True)
             writers.shutdown(cancel_futures=True)
+
+
+def _written_alone(work: Work[Key, Item, Found], key: Key, item: Item, found: Found) -> Outcome[Key]:
+    try:
+        return Outcome(key, work.write(key, item, found))
+    except Exception as error:
+        if is_out_of_memory(error):
+            return Outcome(key, {}, reason_to_skip(key, error))
+        raise
 
 
 def _read(key: Key, future: Future[Item]) -> Item | Skip:

@@ -7,11 +7,12 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ from .weights import read_file
 logger = logging.getLogger(__name__)
 
 AnyPicture = TypeVar("AnyPicture", bound=Picture)
+Pending: TypeAlias = Callable[[], Maps]
 
 
 def _with_read_out(config: CfgNode) -> CfgNode:
@@ -151,7 +153,6 @@ class Predictor:
         assert maps.confidence is not None
         return Prediction(maps.panoptic, maps.segments, maps.semantic, maps.confidence, self.model.known_taxonomy())
 
-    @torch.no_grad()
     def maps(self, images: Sequence[Loaded], semantic: bool = True, amp: torch.dtype | None = None) -> list[Maps]:
         """The predictions of images as one batch of the network.
 
@@ -160,9 +161,26 @@ class Predictor:
             semantic: with the class of each pixel and its probability; without them less is computed.
             amp: floating-point type of the network, torch.bfloat16 or torch.float16; None = fp32.
         """
-        with torch.autocast(self.model.device.type, amp, enabled=amp is not None):
-            found = self.model.label_maps([image.sample for image in images], semantic)
-        return [_maps_at(maps, image.pixels.shape[:2]) for image, maps in zip(images, found, strict=True)]
+        return [read_out() for read_out in self.pending(images, semantic, amp)]
+
+    def pending(self, images: Sequence[Loaded], semantic: bool = True, amp: torch.dtype | None = None) -> list[Pending]:
+        """The network's part of `maps`: for each image a function that makes its maps, in any thread."""
+        with self._inference(amp):
+            found = self.model.pending_maps([image.sample for image in images], semantic)
+
+        def finish(read_out: Callable[[], LabelMaps], size: Sequence[int]) -> Maps:
+            with self._inference(amp):
+                return _maps_at(read_out(), size)
+
+        return [
+            partial(finish, read_out, image.pixels.shape[:2]) for image, read_out in zip(images, found, strict=True)
+        ]
+
+    @contextmanager
+    def _inference(self, amp: torch.dtype | None) -> Iterator[None]:
+        """Computes in `amp`, without a gradient, in this thread."""
+        with torch.no_grad(), torch.autocast(self.model.device.type, amp, enabled=amp is not None):
+            yield
 
 
 @dataclass(frozen=True)
@@ -266,9 +284,13 @@ class ReadTask:
         return Loaded(pixels, {} if task.caption is None else {"caption": task.caption})
 
 
+def _given(maps: Maps) -> Maps:
+    return maps
+
+
 @dataclass(frozen=True)
 class FindMaps:
-    """`Work.find` of prediction: the maps of images that share a batch, or of one that is cut into tiles.
+    """`Work.find` of prediction: images that share a batch, or one that is cut into tiles, through the network.
 
     Args:
         predictor: the model.
@@ -283,11 +305,17 @@ class FindMaps:
     tiles: Tiles | None = None
     batch: int = 1
 
-    def __call__(self, images: Sequence[Loaded]) -> list[Maps]:
-        """The maps of each image."""
-        if "image" in images[0].sample:
-            return self.predictor.maps(images, self.semantic, self.amp)
-        return [self._by_tiles(image) for image in images]
+    def __call__(self, images: Sequence[Loaded]) -> list[Pending]:
+        """Runs the network; gives for each image a function that makes its maps.
+
+        On a GPU they are ready: masks that wait would fill its memory.
+        """
+        if "image" not in images[0].sample:
+            return [partial(_given, self._by_tiles(image)) for image in images]
+        pending = self.predictor.pending(images, self.semantic, self.amp)
+        if self.predictor.model.device.type == "cpu":
+            return pending
+        return [partial(_given, read_out()) for read_out in pending]
 
     def _by_tiles(self, image: Loaded) -> Maps:
         def find(parts: Sequence[np.ndarray]) -> list[Maps]:
@@ -297,6 +325,17 @@ class FindMaps:
         assert self.tiles is not None
         taxonomy = self.predictor.model.known_taxonomy()
         return predict_tiles(find, image.pixels, self.tiles, taxonomy, self.batch)
+
+
+@dataclass(frozen=True)
+class WriteMaps:
+    """`Work.write` of prediction: makes the maps of an image and writes its files."""
+
+    write: WriteTask
+
+    def __call__(self, task: Task, loaded: Loaded, pending: Pending) -> dict[str, Any]:
+        """The record of the image."""
+        return self.write(task, loaded, pending())
 
 
 @dataclass(frozen=True)
@@ -311,7 +350,7 @@ class LoadWork:
         semantic, amp, tiles, batch: see `FindMaps`.
     """
 
-    work: Work[Task, Loaded, Maps]
+    work: Work[Task, Loaded, Pending]
     config: CfgNode
     weights: Path
     taxonomy: Taxonomy
@@ -320,7 +359,7 @@ class LoadWork:
     tiles: Tiles | None
     batch: int
 
-    def __call__(self) -> Work[Task, Loaded, Maps]:
+    def __call__(self) -> Work[Task, Loaded, Pending]:
         """Loads it."""
         config = self.config.clone()
         config.defrost()
@@ -331,7 +370,7 @@ class LoadWork:
         return replace(self.work, find=FindMaps(predictor, self.semantic, self.amp, self.tiles, self.batch))
 
 
-def _no_model(images: Sequence[Loaded]) -> Sequence[Maps]:
+def _no_model(images: Sequence[Loaded]) -> Sequence[Pending]:
     raise AssertionError("the model is in the actors")
 
 
@@ -342,7 +381,7 @@ def prediction_work(
     shard: tuple[int, int] = (0, 1),
     tiles: Tiles | None = None,
     batch: int = 1,
-) -> Work[Task, Loaded, Maps]:
+) -> Work[Task, Loaded, Pending]:
     """The three parts of predicting files.
 
     Args:
@@ -356,7 +395,7 @@ def prediction_work(
     size = partial(padded_size, input_divisor(predictor.model.backbone))
     find = FindMaps(predictor, per_pixel(folder.kinds), amp, tiles, batch)
     taxonomy = predictor.model.known_taxonomy()
-    write = WriteTask(folder.out, folder.staging(shard), tuple(folder.kinds), taxonomy)
+    write = WriteMaps(WriteTask(folder.out, folder.staging(shard), tuple(folder.kinds), taxonomy))
     return Work(ReadTask(predictor.mapper, tiles), find, write, group=size)
 
 
@@ -415,7 +454,7 @@ def predict_files(
         return folder.fill(work, chunks, taxonomy, shard, workers)
     parts = replace(work, find=_no_model)
     load = LoadWork(parts, predictor.config, predictor.weights, taxonomy, per_pixel(folder.kinds), amp, tiles, batch)
-    engine: RayEngine[Loaded, Maps] = RayEngine(cluster, load, folder.staging(shard) / "ray")
+    engine: RayEngine[Loaded, Pending] = RayEngine(cluster, load, folder.staging(shard) / "ray")
     return folder.fill(work, chunks, taxonomy, shard, workers, engine)
 
 

@@ -56,7 +56,7 @@ class HasPixels(Protocol):
 
 @dataclass(frozen=True)
 class WriteTask:
-    """`Work.write` of prediction: the files of an image, and its record."""
+    """The files of an image, and its record."""
 
     out: Path
     through: Path

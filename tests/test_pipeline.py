@@ -71,6 +71,26 @@ def test_a_batch_that_needs_too_much_memory_is_tried_one_by_one():
     assert outcomes[3] == "3 needs more memory than there is"
 
 
+def test_results_that_need_too_much_memory_together_are_written_one_by_one():
+    lock, inside = threading.Lock(), []
+
+    def write(key, item, found):
+        with lock:
+            inside.append(key)
+            together = len(inside)
+        time.sleep(0.002)
+        with lock:
+            inside.remove(key)
+        if together > 1 or key == 3:
+            raise MemoryError
+        return {"found": found}
+
+    outcomes = list(run(work_of([], write=write), chunks_of(range(12), 1), workers=4))
+    assert [o.key for o in outcomes] == list(range(12))
+    assert {o.key: o.skipped for o in outcomes if o.skipped} == {3: "3 needs more memory than there is"}
+    assert all(o.record == {"found": o.key**2} for o in outcomes if not o.skipped)
+
+
 def test_an_image_that_cannot_be_read_is_skipped_and_other_errors_end_the_run():
     def read(key):
         if key == 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from dearli_d2.data.catalog import dataset_dicts
 from dearli_d2.data.panoptic_png import read_panoptic, segment_ids
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError, DatasetError, WeightsError
+from dearli_d2.predict import predict_files
+from dearli_d2.prediction_folder import PredictionFolder, find_inputs
 from dearli_d2.video import VideoWriter
 from tests.conftest import REPO
 
@@ -54,8 +57,8 @@ def test_a_large_photograph_is_read_out_small_and_enlarged(weights, images, monk
     predictor = dearli_d2.Predictor(LANG, weights["lang"])
     whole = predictor(image)
     asked = []
-    find = predictor.model.label_maps
-    monkeypatch.setattr(predictor.model, "label_maps", lambda batch, *how: asked.extend(batch) or find(batch, *how))
+    find = predictor.model.pending_maps
+    monkeypatch.setattr(predictor.model, "pending_maps", lambda batch, *how: asked.extend(batch) or find(batch, *how))
     monkeypatch.setattr(sizes, "READ_OUT_PIXELS", image.shape[0] * image.shape[1] // 4)
     small = predictor(image)
     assert [(sample["height"], sample["width"]) for sample in asked] == [(50, 75)]
@@ -93,6 +96,25 @@ def test_tiles_batches_and_frames_from_the_command_line(weights, images, tmp_pat
         assert all((tmp_path / name).is_file() for name in names)
     lines = (tmp_path / "frames" / "frames.jsonl").read_text().splitlines()
     assert [json.loads(line)["frame"] for line in lines] == [1, 2, 3]
+
+
+def test_labels_of_files_are_read_out_beside_the_network(weights, images, tmp_path, monkeypatch):
+    predictor, threads = dearli_d2.Predictor(LANG, weights["lang"]), []
+    read_out = predictor.model._label_map
+
+    def watched(*how):
+        threads.append(threading.current_thread())
+        assert not torch.is_grad_enabled()
+        return read_out(*how)
+
+    monkeypatch.setattr(predictor.model, "_label_map", watched)
+    found = find_inputs([images])
+    assert predict_files(predictor, PredictionFolder(tmp_path / "out", found, {})).complete
+    assert len(threads) == len(found.paths)
+    assert threading.main_thread() not in threads
+    for path, name in zip(found.paths, found.names, strict=True):
+        ids = segment_ids(read_panoptic(str(tmp_path / "out" / f"{name}_panoptic.png")))
+        assert np.array_equal(ids, predictor(path).panoptic)
 
 
 def test_folder_with_a_damaged_image(weights, images, tmp_path, capsys):

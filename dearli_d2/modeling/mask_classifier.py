@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -147,36 +147,52 @@ class MaskClassifier(Segmenter):
             self._read_out(class_logits[i : i + 1], mask_logits[i : i + 1], images, i, x) for i, x in enumerate(batch)
         ]
 
-    def label_maps(self, batch: list[dict], semantic: bool = True) -> list[LabelMaps]:
+    def pending_maps(self, batch: list[dict], semantic: bool = True) -> list[Callable[[], LabelMaps]]:
         if self.read_out.window:
-            return super().label_maps(batch, semantic)
+            return super().pending_maps(batch, semantic)
         images = self.preprocess(batch)
         class_logits, mask_logits = self.predict(images.tensor)
+        padded = images.tensor.shape[-2:]
         result = []
         for index, sample in enumerate(batch):
             height, width = images.image_sizes[index]
-            # full precision under autocast too: near ties decide pixels
-            logits, masks = class_logits[index : index + 1].float(), mask_logits[index : index + 1].float()
-            masks = resize_logits(masks, images.tensor.shape[-2:])[..., :height, :width]
             size = sample.get("height", height), sample.get("width", width)
-            result.append(self._label_map(logits, masks, size, semantic))
+            own = class_logits[index : index + 1], mask_logits[index : index + 1]
+            result.append(partial(self._label_map, *own, padded, (height, width), size, semantic))
         return result
 
     def _label_map(
-        self, class_logits: torch.Tensor, masks: torch.Tensor, size: tuple[int, int], semantic: bool
+        self,
+        class_logits: torch.Tensor,
+        mask_logits: torch.Tensor,
+        padded: Sequence[int],
+        inside: tuple[int, int],
+        size: tuple[int, int],
+        semantic: bool,
     ) -> LabelMaps:
-        """The labels of one image at `size`; (1, Q, K + 1) and (1, Q, h, w), without padding."""
+        """The labels of one image.
+
+        Args:
+            class_logits, mask_logits: of the network, (1, Q, K + 1) and (1, Q, h, w).
+            padded, inside: size of the network's input with and without its padding.
+            size: of the labels.
+            semantic: see `label_maps`.
+        """
         options = self.read_out
+        # full precision under autocast too: near ties decide pixels
+        logits, rows = class_logits.float(), candidates(class_logits, options.object_threshold)
+        if options.panoptic and not semantic:  # no other mask is read
+            logits, mask_logits, rows = logits[:, rows], mask_logits[:, rows], slice(None)
+        masks = resize_logits(mask_logits.float(), padded)[..., : inside[0], : inside[1]]
         if not options.panoptic:
-            return maps_of_classes(*maps_of_masks(partial(self.semantic_scores, class_logits), masks, size))
-        rows = candidates(class_logits, options.object_threshold)
+            return maps_of_classes(*maps_of_masks(partial(self.semantic_scores, logits), masks, size))
         thresholds = options.object_threshold, options.overlap_threshold
-        full = resize_logits(masks[:, rows], size)
         things = self.known_taxonomy().thing_ids
-        panoptic, segments = panoptic_inference(class_logits[:, rows], full, things, *thresholds)[0]
+        full = resize_logits(masks[:, rows], size)
+        panoptic, segments = panoptic_inference(logits[:, rows], full, things, *thresholds)[0]
         if not semantic:
             return LabelMaps(panoptic, segments)
-        found = maps_of_masks(partial(self.semantic_scores, class_logits), masks, size)
+        found = maps_of_masks(partial(self.semantic_scores, logits), masks, size)
         return LabelMaps(panoptic, segments, *found[:2])
 
     def inputs_of(self, streams: dict[str, list[dict]]) -> tuple[torch.Tensor, list[Targets]]:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -129,6 +130,10 @@ class Words:
     embeddings: torch.Tensor
     alpha: torch.Tensor | None
     fingerprint: str
+
+
+def _given(maps: LabelMaps) -> LabelMaps:
+    return maps
 
 
 class Segmenter(nn.Module, ABC):
@@ -349,7 +354,14 @@ class Segmenter(nn.Module, ABC):
             batch: see `forward`.
             semantic: with the class of each pixel and its probability. Without them a panoptic model reads out less.
         """
-        return [maps_of_output(output, semantic) for output in self(batch)]
+        return [read_out() for read_out in self.pending_maps(batch, semantic)]
+
+    def pending_maps(self, batch: list[dict[str, Any]], semantic: bool = True) -> list[Callable[[], LabelMaps]]:
+        """The network's part of `label_maps`: for each image a function that reads out its labels, in any thread.
+
+        Here the labels are read out at once, since class scores of all pixels are too large to wait.
+        """
+        return [partial(_given, maps_of_output(output, semantic)) for output in self(batch)]
 
     def _windowed_scores(self, sample: dict[str, Any]) -> torch.Tensor:
         """(K, H, W) at the asked size, by windows over the image."""
