@@ -21,6 +21,7 @@ from ..structures import Targets
 from .backbone.pyramid import LEVELS
 from .label_maps import LabelMaps, maps_of_output
 from .labeler import Labeler
+from .linear import with_fast_products
 from .mask2former.inference import resize_logits
 from .per_pixel.semantic import sliding_window
 
@@ -162,7 +163,7 @@ class Segmenter(nn.Module, ABC):
         read_out: ReadOut = ReadOut(),
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone = with_fast_products(backbone)
         self.taxonomy = taxonomy
         self.read_out = read_out
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)

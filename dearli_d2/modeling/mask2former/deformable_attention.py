@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...errors import ConfigError
+from ..linear import Linear
 
 logger = logging.getLogger(__name__)
 
@@ -215,10 +216,10 @@ class MSDeformAttn(nn.Module):
     def __init__(self, dim: int, heads: int, levels: int, points: int, implementation: str = "auto") -> None:
         super().__init__()
         self.heads, self.levels, self.points, self.implementation = heads, levels, points, implementation
-        self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
-        self.attention_weights = nn.Linear(dim, heads * levels * points)
-        self.value_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
+        self.sampling_offsets = Linear(dim, heads * levels * points * 2)
+        self.attention_weights = Linear(dim, heads * levels * points)
+        self.value_proj = Linear(dim, dim)
+        self.output_proj = Linear(dim, dim)
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:

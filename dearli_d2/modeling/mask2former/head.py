@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..backbone.pyramid import LEVELS
+from ..linear import Linear
 from .pixel_decoder import MSDeformAttnPixelDecoder
 from .transformer_decoder import MLP, DecoderOutput, MultiScaleMaskedTransformerDecoder
 
@@ -49,7 +50,7 @@ def build_head(
     if embedding_dim is not None:
         class_head = MLP(dim, dim, embedding_dim, 3)
     elif num_classes is not None:
-        class_head = nn.Linear(dim, num_classes + 1)
+        class_head = Linear(dim, num_classes + 1)
     return MaskFormerHead(
         MSDeformAttnPixelDecoder(
             {name: in_channels[name] for name in LEVELS},

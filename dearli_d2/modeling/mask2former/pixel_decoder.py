@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..linear import Linear, feed_forward
 from ..norms import group_norm
 from .deformable_attention import MSDeformAttn, Shapes
 from .position import sine_position
@@ -39,8 +40,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MSDeformAttn(dim, heads, levels, points, implementation)
         self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, feedforward_dim)
-        self.linear2 = nn.Linear(feedforward_dim, dim)
+        self.linear1 = Linear(dim, feedforward_dim)
+        self.linear2 = Linear(feedforward_dim, dim)
         self.norm2 = nn.LayerNorm(dim)
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
@@ -50,9 +51,7 @@ class EncoderLayer(nn.Module):
     ) -> torch.Tensor:
         """(B, N, C) tokens with their (N, C) position to (B, N, C)."""
         tokens = self.norm1(tokens + self.self_attn(tokens + position, reference_points, tokens, spatial_shapes))
-        # on (B N, C), where the result of a linear layer is no view: ReLU can then work in place without a copy
-        hidden = F.relu_(self.linear1(tokens.flatten(0, 1)))
-        return self.norm2(tokens + self.linear2(hidden).view_as(tokens))
+        return self.norm2(tokens + feed_forward(tokens, self.linear1, self.linear2))
 
 
 class _Encoder(nn.Module):

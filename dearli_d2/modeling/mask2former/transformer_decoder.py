@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..clip.ensembling import mask_pool
+from ..linear import Linear, linear
 from .pixel_decoder import PixelFeatures
 from .position import sine_position
 
@@ -68,7 +69,7 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, layers: int) -> None:
         super().__init__()
         dims = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(dims))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(dims))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_dim) to (..., out_dim)."""
@@ -98,12 +99,12 @@ def attend(
     heads = attention.num_heads
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
     q, k, v = (
-        F.linear(x, w, b).unflatten(-1, (heads, -1)).transpose(1, 2)
+        linear(x, w, b).unflatten(-1, (heads, -1)).transpose(1, 2)
         for x, w, b in zip((query, key, value), weights, biases, strict=True)
     )
     mask = None if mask is None else mask[:, None]
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return attention.out_proj(attended.transpose(1, 2).flatten(2))
+    return linear(attended.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
 
 
 class SelfAttentionLayer(nn.Module):
@@ -146,8 +147,8 @@ class FFNLayer(nn.Module):
 
     def __init__(self, dim: int, feedforward_dim: int) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(dim, feedforward_dim)
-        self.linear2 = nn.Linear(feedforward_dim, dim)
+        self.linear1 = Linear(dim, feedforward_dim)
+        self.linear2 = Linear(feedforward_dim, dim)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, queries: torch.Tensor) -> torch.Tensor:
@@ -204,7 +205,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.mask_embed = MLP(dim, dim, mask_dim, 3)
         if logit_scale:
             self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
-        self.mask_pooling_proj = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) if mask_pooling else None
+        self.mask_pooling_proj = nn.Sequential(nn.LayerNorm(dim), Linear(dim, dim)) if mask_pooling else None
 
     def forward(self, pixels: PixelFeatures, given: GivenQueries | None = None) -> DecoderOutput:
         """See `DecoderOutput`; `given` queries come first."""

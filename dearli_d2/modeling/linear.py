@@ -1,0 +1,151 @@
+"""Linear layers that take the faster matrix product of a CPU.
+
+PyTorch multiplies fp32 matrices with MKL, which uses half the width of an AMD processor with AVX-512. oneDNN, which PyTorch has
+for convolutions, uses all of it: products take about half the time there. On other devices, in other types, and where a graph is
+recorded, the layers are PyTorch's own.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+_BLOCK = 1024  # tokens whose hidden features stay in the cache
+_LEAST_PRODUCTS = 2**22  # multiplications from which on the shorter product pays for the longer call
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `linear`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) to (..., out)."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Computes `x @ weight.T + bias` as `F.linear` does; gradients of gradients are not defined on a CPU.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out,).
+
+    Returns:
+        (..., out).
+    """
+    if not _takes_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    result: torch.Tensor = _Linear.apply(x.flatten(0, -2), weight, bias)
+    return result if x.dim() == 2 else result.unflatten(0, x.shape[:-1])
+
+
+def feed_forward(x: torch.Tensor, first: nn.Linear, second: nn.Linear) -> torch.Tensor:
+    """Computes `second(relu(first(x)))`.
+
+    On a CPU the tokens come in blocks whose hidden features stay in the cache. The backward pass computes these again: they are
+    several times as large as the tokens, and fresh memory costs as much as the product.
+
+    Args:
+        x: (..., C).
+        first: C to hidden channels.
+        second: hidden channels to C.
+    """
+    if _takes_onednn(x, first.weight):
+        result: torch.Tensor = _FeedForward.apply(
+            x.flatten(0, -2), first.weight, first.bias, second.weight, second.bias
+        )
+        return result.unflatten(0, x.shape[:-1])
+    # on (B N, C), where the result of a linear layer is no view: ReLU can then work in place without a copy
+    return second(F.relu_(first(x.flatten(0, -2)))).unflatten(0, x.shape[:-1])
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(M, K) times the transpose of (N, K): (M, N). It has no gradient."""
+    return _onednn(a, b, None) if _takes_onednn(a, b) else a @ b.mT
+
+
+def with_fast_products(module: nn.Module) -> nn.Module:
+    """Makes each `nn.Linear` inside of a module a `Linear`, with its name and parameters. Subclasses of `nn.Linear` stay."""
+    for part in module.modules():
+        if type(part) is nn.Linear:
+            part.__class__ = Linear
+    return module
+
+
+def _takes_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.dim() > 1
+        and x.numel() * weight.shape[0] >= _LEAST_PRODUCTS
+        and type(x) is torch.Tensor
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and _onednn_is_faster()
+    )
+
+
+@cache
+def _onednn_is_faster() -> bool:
+    capability = torch.backends.cpu.get_cpu_capability()
+    return (
+        "AVX512" in capability
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "none") -> torch.Tensor:
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
+    return result
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            _onednn(grad, weight.mT, None) if needs_x else None,
+            _onednn(grad.mT, x.mT, None) if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
+        )
+
+
+class _FeedForward(torch.autograd.Function):
+    """Keeps its inputs alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor, w2: torch.Tensor, b2: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, w1, b1, w2)
+        result = torch.empty(len(x), len(w2))
+        for tokens, part in zip(x.split(_BLOCK), result.split(_BLOCK), strict=True):
+            part.copy_(_onednn(_onednn(tokens, w1, b1, "relu"), w2, b2))
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x, w1, b1, w2 = ctx.saved_tensors
+        grad_x, sums = torch.empty_like(x), [torch.zeros_like(w) for w in (w1, b1, w2)]
+        for tokens, upstream, part in zip(*(t.split(_BLOCK) for t in (x, grad, grad_x)), strict=True):
+            hidden = _onednn(tokens, w1, b1, "relu")
+            grad_hidden = _onednn(upstream, w2.mT, None)
+            torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden, 0, grad_input=grad_hidden)
+            part.copy_(_onednn(grad_hidden, w1.mT, None))
+            parts = _onednn(grad_hidden.mT, tokens.mT, None), grad_hidden.sum(0), _onednn(upstream.mT, hidden.mT, None)
+            for total, one in zip(sums, parts, strict=True):
+                total += one
+        return grad_x, *sums, grad.sum(0)
