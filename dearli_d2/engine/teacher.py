@@ -48,12 +48,13 @@ class EMATeacher(Labeler):
         shared = frozen_modules(student)
         self.model = copy.deepcopy(student, {id(module): module for module in shared}).eval()
         self.model.requires_grad_(False)  # changes no shared tensor: none of them had a gradient
-        self._shared = {id(t) for module in shared for t in module.state_dict(keep_vars=True).values()}
+        common = {id(t) for module in shared for t in module.state_dict(keep_vars=True).values()}
+        self._own = {name: place for name, place in _places(self.model).items() if id(_at(place)) not in common}
+        self._followed: tuple[nn.Module, dict[str, _Place]] | None = None
 
     def own_state(self) -> dict[str, torch.Tensor]:
         """State-dict entries that the teacher does not share with the student."""
-        state = self.model.state_dict(keep_vars=True)
-        return {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in self._shared}
+        return {name: _at(place).detach() for name, place in self._own.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The entry of a checkpoint: the tensors that are the teacher's alone, and the number of updates."""
@@ -100,13 +101,16 @@ class EMATeacher(Labeler):
 
     @torch.no_grad()
     def _move(self, student: nn.Module, gamma: float) -> None:
-        averaged: tuple[list[Any], list[Any]] = ([], [])
-        copied: tuple[list[Any], list[Any]] = ([], [])
-        theirs = student.state_dict(keep_vars=True)
-        for name, mine in self.own_state().items():
-            pairs = averaged if theirs[name].requires_grad else copied
-            pairs[0].append(mine)
-            pairs[1].append(theirs[name].detach())
+        if self._followed is None or self._followed[0] is not student:  # a walk through the modules takes the host longer
+            self._followed = student, _places(student)
+        averaged: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        copied: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        theirs = self._followed[1]
+        for name, place in self._own.items():
+            source = _at(theirs[name])
+            pairs = averaged if source.requires_grad else copied
+            pairs[0].append(_at(place))
+            pairs[1].append(source)
         if averaged[0]:
             torch._foreach_lerp_(*averaged, 1 - gamma)
         if copied[0]:
@@ -147,6 +151,28 @@ def build_labeler(cfg: CfgNode, student: Segmenter, fresh: bool = True) -> Label
     if fresh and ssl.TEACHER_WEIGHTS:
         logger.info("the teacher starts from %s", teacher.load_weights(ssl.TEACHER_WEIGHTS))
     return teacher
+
+
+_Place = tuple[dict[str, Any], str]
+"""Where a module keeps a tensor: the dict of its parameters or buffers, and the name there."""
+
+
+def _places(model: nn.Module) -> dict[str, _Place]:
+    """The place of each tensor of a state dict. Unlike the tensors, the places stay when a model moves to another device."""
+    places = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        lasting = [name for name in module._buffers if name not in module._non_persistent_buffers_set]
+        for tensors, names in ((module._parameters, list(module._parameters)), (module._buffers, lasting)):
+            for name in names:
+                if tensors[name] is not None:
+                    places[f"{prefix}.{name}" if prefix else name] = tensors, name
+    return places
+
+
+def _at(place: _Place) -> torch.Tensor:
+    tensors, name = place
+    tensor: torch.Tensor = tensors[name]
+    return tensor
 
 
 def has_ramp(cfg: CfgNode) -> bool:

@@ -190,3 +190,18 @@ def test_a_model_declares_who_labels_its_unlabelled_images(mini_config):
     assert set(labels) == {"targets", "senior_targets"}
     assert all(torch.equal(labels[name][0].masks, expected[name][0].masks) for name in expected)
     assert build_labeler(mini_config(file="m2f.yaml"), build_model(mini_config(file="m2f.yaml"))) is None
+
+
+def test_an_update_walks_through_no_modules_and_finds_tensors_that_were_replaced(monkeypatch):
+    student = Small()
+    teacher = EMATeacher(student, decay=0.5, ramp=False)
+    teacher.update(student)
+    student.double(), teacher.model.double()  # new tensors: buffers are other objects, parameters have other memory
+    student.norm.running_mean = torch.full((2,), 3.0, dtype=torch.float64)
+    student.head.weight = nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
+    before = teacher.model.head.weight.clone()
+    for walk in ("state_dict", "named_modules", "named_parameters", "parameters"):
+        monkeypatch.setattr(nn.Module, walk, lambda *_, **__: pytest.fail("a walk through the modules"))
+    teacher.update(student)
+    assert torch.equal(teacher.model.norm.running_mean, student.norm.running_mean)
+    torch.testing.assert_close(teacher.model.head.weight, (before + 1) / 2)
