@@ -101,7 +101,9 @@ class EMATeacher(Labeler):
 
     @torch.no_grad()
     def _move(self, student: nn.Module, gamma: float) -> None:
-        if self._followed is None or self._followed[0] is not student:  # a walk through the modules takes the host longer
+        if (
+            self._followed is None or self._followed[0] is not student
+        ):  # a walk through the modules takes the host longer
             self._followed = student, _places(student)
         averaged: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         copied: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])

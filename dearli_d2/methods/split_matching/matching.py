@@ -88,21 +88,17 @@ class SplitMatcher:
             start += size
         return self._joined(results, targets, class_logits.device)
 
-    def _joined(
-        self, results: list[tuple[torch.Tensor, torch.Tensor]], targets: Sequence[SplitTargets], device: torch.device
-    ) -> Matches:
+    def _joined(self, results: list[torch.Tensor], targets: Sequence[SplitTargets], device: torch.device) -> Matches:
         """Puts the matches of an image's segments and regions one after another."""
-        (seen, seen_matched), (candidate, candidate_matched) = results
-        candidate = candidate + self.num_seen_queries
-        of_seen, of_regions = [len(t.seen) for t in targets], [len(t.candidates) for t in targets]
-
-        def join(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-            pairs = zip(a.split(of_seen, 1), b.split(of_regions, 1), strict=True)
-            return torch.cat([x for pair in pairs for x in pair], 1)
-
-        image = image_of_target([t.joint(0) for t in targets])
-        parts = image, join(seen, candidate), join(seen_matched, candidate_matched)
-        return Matches(*(x.to(device, non_blocking=True) for x in parts))
+        seen, candidate = results
+        candidate = torch.where(candidate < 0, -1, candidate + self.num_seen_queries)
+        pairs = zip(
+            seen.split([len(t.seen) for t in targets], 1),
+            candidate.split([len(t.candidates) for t in targets], 1),
+            strict=True,
+        )
+        query = torch.cat([part for pair in pairs for part in pair], 1)
+        return Matches.of(image_of_target(targets), query, device)
 
 
 class SplitCriterion(Criterion[SplitTargets]):

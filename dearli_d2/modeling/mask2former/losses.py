@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -25,31 +26,29 @@ def sample_points(maps: torch.Tensor, points: torch.Tensor, mode: str = "bilinea
     return F.grid_sample(maps, grid, mode=mode, align_corners=False).squeeze(-1)
 
 
-def image_of_target(targets: Sequence[Targets]) -> torch.Tensor:
+def image_of_target(targets: Sequence[Sized]) -> torch.Tensor:
     """(T,) int64 on the CPU: the image of each of the T segments of a batch, counted one image after another."""
-    return torch.repeat_interleave(torch.arange(len(targets)), torch.tensor([len(t) for t in targets]))
+    return torch.from_numpy(np.repeat(np.arange(len(targets), dtype=np.int64), [len(t) for t in targets]))
 
 
 def sample_validity(
-    targets: Sequence[Targets], points: Sequence[torch.Tensor] | torch.Tensor
-) -> list[torch.Tensor] | None:
+    targets: Sequence[Targets], points: torch.Tensor, image: torch.Tensor | None = None
+) -> torch.Tensor | None:
     """1 where the pixel of a point is valid, else 0; None when every pixel of the batch is.
 
     Args:
-        targets: of the batch.
-        points: (P, 2) of each image, x and y in 0..1.
+        targets: of the B images, all of one size.
+        points: (N, P, 2), x and y in 0..1.
+        image: (N,) the image of each row of points; None = row i is of image i.
 
     Returns:
-        (P,) fp32 of each image.
+        (N, P) fp32.
     """
     if all(t.valid is None for t in targets):
         return None
-    return [
-        torch.ones_like(xy[:, 0])
-        if t.valid is None
-        else sample_points(t.valid[None, None].float(), xy[None].clamp(0, 1 - 1e-6), mode="nearest")[0, 0]
-        for t, xy in zip(targets, points, strict=True)
-    ]
+    maps = torch.stack([t.masks.new_ones(t.masks.shape[1:]) if t.valid is None else t.valid for t in targets])
+    maps = (maps if image is None else maps[image])[:, None].float()
+    return sample_points(maps, points.clamp(0, 1 - 1e-6), mode="nearest")[:, 0]
 
 
 def mask_bce(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:

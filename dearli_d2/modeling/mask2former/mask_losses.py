@@ -70,9 +70,8 @@ class PointMaskLosses:
             per_target = points.view(total, -1, 2)
             masks = torch.cat([t.masks for t in targets])[:, None].float()
             labels = sample_points(masks, per_target)[:, 0].view_as(sampled)
-            by_image = [p.flatten(0, 1) for p in per_target.split([len(t) for t in targets])]
-            validity = sample_validity(targets, by_image)
-            valid = None if validity is None else torch.cat(validity).view_as(sampled)
+            valid = sample_validity(targets, per_target, matches.image)
+            valid = None if valid is None else valid.view_as(sampled)
             weight = matches.matched / (num_masks * matches.matched.sum(-1, keepdim=True).clamp(min=1))
             first = (_by_match(self.loss(sampled, labels, valid), matches) * weight).sum((1, 2))
             dice = (_by_match(mask_dice(sampled, labels, valid), matches) * weight).sum((1, 2))
@@ -118,9 +117,12 @@ def _by_match(losses: torch.Tensor, matches: Matches) -> torch.Tensor:
 def _matched_logits(output: DecoderOutput, matches: Matches, counts: list[int]) -> torch.Tensor:
     """(T, R G, h, w) mask logits of the matched queries only, in fp32."""
     embeddings = output.mask_embeddings.float()
+    _, batch, queries, _ = embeddings.shape
     prediction = torch.arange(len(embeddings), device=embeddings.device)[:, None, None]
-    chosen = embeddings[prediction, matches.image[:, None], matches.query]  # (R, T, G, C)
-    chosen = chosen.transpose(0, 1).flatten(1, 2)
+    row = (prediction * batch + matches.image[:, None]) * queries + matches.query  # (R, T, G)
+    row = row.transpose(0, 1).flatten(1)
+    # unlike indexing with several tensors, its backward pass sorts nothing
+    chosen = embeddings.flatten(0, 2).index_select(0, row.flatten()).view(*row.shape, -1)
     features = output.mask_features.float()
     maps = [e @ f for e, f in zip(chosen.split(counts), features.flatten(2), strict=True)]
     return torch.cat(maps).unflatten(-1, features.shape[-2:])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from scipy.optimize import linear_sum_assignment
 
@@ -15,8 +17,8 @@ from ...structures import Targets
 from .losses import image_of_target, sample_points, sample_validity
 from .transformer_decoder import DecoderOutput
 
-CHUNK_VALUES = {"cpu": 2**22, "gpu": 2**27}
-"""Mask logits compared at a time: 16 MB, whose passes stay in a CPU's cache (benchmarks/matching.py); 512 MB on a GPU, where
+CHUNK_VALUES = {"cpu": 2**21, "gpu": 2**27}
+"""Mask logits compared at a time: 8 MB, whose passes stay in a CPU's cache (benchmarks/matching.py); 512 MB on a GPU, where
 every chunk costs some twenty kernel launches."""
 
 
@@ -34,6 +36,19 @@ class Matches:
     image: torch.Tensor
     query: torch.Tensor
     matched: torch.Tensor
+
+    @classmethod
+    def of(cls, image: torch.Tensor, query: torch.Tensor, device: torch.device) -> Matches:
+        """The matches of Hungarian matching, brought to the device in one transfer.
+
+        Args:
+            image: (T,) on the CPU.
+            query: (R, T) int64 on the CPU, as of `assign`.
+            device: of the result.
+        """
+        table = torch.cat([image[None], query]).to(device, non_blocking=True)
+        query = table[1:, :, None]
+        return cls(table[0], query.clamp(min=0), (query >= 0).float())
 
     def images(self, start: int, stop: int, counts: Sequence[int]) -> Matches:
         """The matches of images `start` to `stop` (excluded), counted anew from 0; `counts`: segments of every image."""
@@ -81,14 +96,12 @@ class HungarianMatcher:
             output: the masks.
             targets: of the B images, all of one size.
         """
-        device, counts = class_logits.device, [len(t) for t in targets]
+        counts = [len(t) for t in targets]
         if sum(counts):
             costs = self.costs(class_logits, output, targets).cpu().numpy()  # the one transfer of the step
         else:
             costs = np.zeros((*class_logits.shape[:3], 0))
-        query, matched = assign(costs, counts)
-        image = image_of_target(targets)
-        return Matches(*(x.to(device, non_blocking=True) for x in (image, query, matched)))
+        return Matches.of(image_of_target(targets), assign(costs, counts), class_logits.device)
 
     def class_cost(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """(B, Q, K + 1) logits and (B, N) labels to (B, Q, N), weighted."""
@@ -101,41 +114,48 @@ class HungarianMatcher:
 
     def costs(self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets]) -> torch.Tensor:
         """(R, B, Q, N) fp32 with N the largest number of segments in an image; finite everywhere."""
-        device, batch = class_logits.device, len(targets)
-        counts = [len(t) for t in targets]
+        device, counts = class_logits.device, [len(t) for t in targets]
+        predictions, batch, queries = class_logits.shape[:3]
         width = max(counts)
         # costs are differences of sums over thousands of points: fp32
         with torch.autocast(device.type, enabled=False):
             points = torch.rand(batch, self.num_points, 2, device=device)
             features = sample_points(output.mask_features.float(), points)  # (B, C, P)
-            image = image_of_target(targets).to(device)
-            column = torch.cat([torch.arange(n) for n in counts]).to(device)
+            column = torch.from_numpy(np.concatenate([np.arange(n, dtype=np.int64) for n in counts]))
+            image, column = torch.stack([image_of_target(targets), column]).to(device, non_blocking=True)
             masks = features.new_zeros(batch, width, self.num_points)
             every_mask = torch.cat([t.masks for t in targets])[:, None].float()
             masks[image, column] = sample_points(every_mask, points[image])[:, 0]
-            labels = torch.zeros(batch, width, dtype=torch.int64, device=device)
-            labels[image, column] = torch.cat([t.labels for t in targets])
-            validity = sample_validity(targets, points)
-            valid = None if validity is None else torch.stack(validity)
+            valid = sample_validity(targets, points)
 
-            costs = []
-            chunk = max(
-                1, CHUNK_VALUES["cpu" if device.type == "cpu" else "gpu"] // (class_logits.shape[2] * self.num_points)
-            )
-            images = [slice(start, start + chunk) for start in range(0, batch, chunk)]
-            for logits, embeddings in zip(class_logits, output.mask_embeddings, strict=True):
-                parts = [
+            # (B, R Q, C): one product for the queries of all predictions of an image
+            embeddings = output.mask_embeddings.transpose(0, 1).flatten(1, 2).float()
+            cost = torch.cat(
+                [
                     self.mask_cost(
-                        torch.bmm(embeddings[i].float(), features[i]), masks[i], None if valid is None else valid[i]
-                    )
-                    for i in images
+                        torch.bmm(embeddings[images, rows], features[images]),
+                        masks[images],
+                        None if valid is None else valid[images],
+                    ).flatten(0, 1)
+                    for images, rows in self._blocks(batch, predictions * queries, device)
                 ]
-                cost = torch.cat(parts)
-                if self.class_weight:
-                    cost += self.class_cost(logits, labels)
-                costs.append(cost)
+            )
+            cost = cost.view(batch, predictions, queries, width).transpose(0, 1)
+            if self.class_weight:
+                labels = torch.zeros(batch, width, dtype=torch.int64, device=device)
+                labels[image, column] = torch.cat([t.labels for t in targets])
+                cost = cost + self.class_cost(class_logits.flatten(0, 1), labels.repeat(predictions, 1)).view_as(cost)
             # a diverged model must fail at its loss with a name, not inside the solver
-            return torch.nan_to_num(torch.stack(costs), nan=0.0, posinf=1e6, neginf=-1e6)
+            return torch.nan_to_num(cost, nan=0.0, posinf=1e6, neginf=-1e6)
+
+    def _blocks(self, batch: int, rows: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+        """The images and the rows of mask logits that are compared at a time: several images, or a part of one."""
+        limit = max(1, CHUNK_VALUES["cpu" if device.type == "cpu" else "gpu"] // self.num_points)
+        images, parts = max(1, limit // rows), -(-rows // limit)
+        size = -(-rows // parts)  # parts of one size
+        for start in range(0, batch, images):
+            for first in range(0, rows, size):
+                yield slice(start, start + images), slice(first, first + size)
 
 
 def loss_weights(cfg: CfgNode) -> dict[str, Any]:
@@ -153,7 +173,7 @@ def build_matcher(cfg: CfgNode) -> HungarianMatcher:
     return HungarianMatcher(**loss_weights(cfg), num_points=cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS)
 
 
-def assign(costs: np.ndarray, counts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def assign(costs: np.ndarray, counts: Sequence[int]) -> torch.Tensor:
     """The cheapest assignment of each prediction and image.
 
     Args:
@@ -161,19 +181,16 @@ def assign(costs: np.ndarray, counts: Sequence[int]) -> tuple[torch.Tensor, torc
         counts: number of segments of each image; they are its first columns.
 
     Returns:
-        `query` and `matched` of `Matches`, (R, T, 1) each, on the CPU.
+        (R, T) int64 on the CPU: the query of each segment, -1 where there is none.
     """
-    predictions, total = len(costs), sum(counts)
-    query = np.zeros((predictions, total, 1), np.int64)
-    matched = np.zeros((predictions, total, 1), np.float32)
-    for r in range(predictions):
-        start = 0
-        for b, count in enumerate(counts):
-            queries, segments = linear_sum_assignment(costs[r, b, :, :count])
-            query[r, start + segments, 0] = queries
-            matched[r, start + segments, 0] = 1
-            start += count
-    return torch.from_numpy(query), torch.from_numpy(matched)
+    query = np.full((len(costs), sum(counts)), -1, np.int64)
+    start = 0
+    for image, count in enumerate(counts):
+        for own, found in zip(costs[:, image, :, :count], query[:, start : start + count], strict=True):
+            queries, segments = linear_sum_assignment(own)
+            found[segments] = queries
+        start += count
+    return torch.from_numpy(query)
 
 
 def pairwise_mask_cost(
@@ -184,30 +201,35 @@ def pairwise_mask_cost(
     Args:
         logits: (B, Q, P).
         masks: (B, N, P) in 0..1.
-        valid: (B, P) or None.
+        valid: (B, P) 0 or 1, or None.
         bce_weight, dice_weight: of the two terms.
 
     Returns:
         (B, Q, N).
     """
-    # bce(x, t) = softplus(x) - x t, and softplus(x) = relu(x) - log(sigmoid(|x|)), with sigmoid(|x|) in 0.5..1;
-    # these tensors are the largest of a step: one scratch buffer serves both terms
-    weight = None if valid is None else valid[:, None]
+    # bce(x, t) = softplus(x) - x t. A last column of ones makes sums over the points of the same products
+    weight = torch.ones_like(masks[:, :1]) if valid is None else valid[:, None]
+    points: torch.Tensor | int = logits.shape[-1] if valid is None else weight.sum(-1, keepdim=True).clamp(min=1)
+    columns = torch.cat([masks if valid is None else masks * weight, weight], 1).transpose(1, 2)
     probability = logits.sigmoid()
-    scratch = torch.sub(probability, 0.5).abs_().add_(0.5).log_()
-    log_sum = _weighted_sum(scratch, weight)
-    softplus = _weighted_sum(torch.clamp(logits, min=0, out=scratch), weight) - log_sum
-    points: torch.Tensor | int = logits.shape[-1]
-    if valid is not None and weight is not None:
-        masks, probability = masks * weight, probability.mul_(weight)
-        points = valid.sum(-1).clamp(min=1)[:, None, None]
-    columns = masks.transpose(1, 2)
-    bce = (softplus[..., None] - torch.bmm(logits, columns)) / points
-    sizes = probability.sum(-1, keepdim=True) + masks.sum(-1)[:, None]
-    dice = 1 - (2 * torch.bmm(probability, columns) + 1) / (sizes + 1)
+    softplus = _softplus_sums(logits, probability, columns[..., -1:], everywhere=valid is None)
+    bce = (softplus - torch.bmm(logits, columns[..., :-1])) / points
+    overlap = torch.bmm(probability, columns)
+    sizes = overlap[..., -1:] + columns.sum(1, keepdim=True)[..., :-1]
+    dice = 1 - (2 * overlap[..., :-1] + 1) / (sizes + 1)
     return bce_weight * bce + dice_weight * dice
 
 
-def _weighted_sum(x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-    """Sum over the last dimension, in place where there is a weight."""
-    return (x if weight is None else x.mul_(weight)).sum(-1)
+def _softplus_sums(
+    logits: torch.Tensor, probability: torch.Tensor, weight: torch.Tensor, everywhere: bool
+) -> torch.Tensor:
+    """(B, Q, 1) sums of the softplus of (B, Q, P) logits over the points whose (B, P, 1) weight is 1, not 0."""
+    if logits.device.type != "cpu":
+        return torch.bmm(F.softplus(logits), weight)
+    # softplus(x) = relu(x) - log(sigmoid(|x|)). Logarithms are slow on a CPU: here one is of up to 64 factors, each in 0.5..1
+    factors = 1 - probability
+    torch.maximum(factors, probability, out=factors)
+    if not everywhere:
+        factors.masked_fill_(weight.transpose(1, 2) == 0, 1)
+    log_sums = factors.unflatten(-1, (-1, math.gcd(logits.shape[-1], 64))).prod(-1).log_().sum(-1, keepdim=True)
+    return torch.bmm(torch.clamp(logits, min=0, out=factors), weight) - log_sums
