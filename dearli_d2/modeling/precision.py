@@ -1,20 +1,28 @@
-"""Frozen networks in the type of autocast, whose weights are cast once instead of in every pass.
+"""Weights in the type of autocast, cast together and seldom instead of one by one in every pass.
 
-Autocast keeps what it casts only for weights that need a gradient, and only within one context. It also runs norms, and with them
-the sums of residual networks, in fp32.
+Autocast casts each weight where it is used. It keeps the result only for whole weights that need a gradient, and only within one
+context. It also runs norms, and with them the sums of residual networks, in fp32.
+
+- `low_precision` is for a frozen network that may run wholly in the type of autocast.
+- `weights_cast_once` changes no number: autocast stays, and finds nothing left to cast.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 Network = TypeVar("Network", bound=nn.Module)
+# modules whose parameters autocast casts, all of them
+_CAST = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.MultiheadAttention)
 Slot = tuple[dict[str, nn.Parameter | None], str]  # the parameters of a module, and one's name among them
 
 
@@ -41,31 +49,110 @@ def low_precision(
         made = _COPIES[network] = _Copy(network, dtype)
         if simplify is not None:
             with torch.inference_mode(False), torch.no_grad():
-                simplify(network, made.network)
+                simplify(network, made.network)  # type: ignore[arg-type]
     return made.network  # type: ignore[return-value]
+
+
+@contextmanager
+def weights_cast_once(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside of it the matrices of a network have the type of autocast already; without autocast it does nothing.
+
+    All weights are cast by a few kernels, and so are their gradients. The cast weights of a network that is not trained, such as a
+    teacher, are kept until the weights change. Values and gradients are those of autocast. One thread at a time runs the network.
+
+    Args:
+        network: linear layers, convolutions and attention in it run under autocast.
+        device: of its tensors.
+    """
+    dtype = autocast_type(device)
+    if dtype is None:
+        yield
+        return
+    cast = _WEIGHTS.get(network)
+    if cast is None or cast.dtype != dtype:
+        cast = _WEIGHTS[network] = _CastWeights(network, dtype)
+    with cast.lock:
+        weights = [owner[name] for owner, name in cast.slots]
+        try:
+            for (owner, name), low in zip(cast.slots, cast.current(), strict=True):
+                owner[name] = low  # type: ignore[assignment]
+            yield
+        finally:
+            for (owner, name), weight in zip(cast.slots, weights, strict=True):
+                owner[name] = weight
+
+
+class _CastWeights:
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        self.dtype, self.slots = dtype, parameter_slots(network, _CAST)
+        self.lock = threading.RLock()
+        self._low: list[torch.Tensor] = []
+        self._state: WeightState | None = None
+
+    def current(self) -> list[torch.Tensor]:
+        weights: list[Any] = [owner[name] for owner, name in self.slots]
+        trained = any(w.requires_grad for w in weights)
+        if trained and torch.is_grad_enabled():
+            return list(_Cast.apply(self.dtype, *weights))
+        if trained or self._state is None or self._state.changed():  # a fused optimizer changes weights unseen
+            with torch.inference_mode(False), torch.no_grad():
+                if [(w.shape, w.device) for w in weights] != [(w.shape, w.device) for w in self._low]:
+                    self._low = [torch.empty_like(w, dtype=self.dtype) for w in weights]
+                torch._foreach_copy_(self._low, weights)
+            self._state = None if trained else WeightState(self.slots)
+        return self._low
+
+
+class _Cast(torch.autograd.Function):
+    """Tensors in another type, and their gradients in the type of the tensors, each with one multi-tensor copy."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        low = [torch.empty_like(w, dtype=dtype) for w in weights]
+        torch._foreach_copy_(low, list(weights))
+        ctx.mark_non_differentiable(*(x for x, needed in zip(low, ctx.needs_input_grad[1:], strict=True) if not needed))
+        ctx.set_materialize_grads(False)
+        ctx.types = [w.dtype for w in weights]
+        return tuple(low)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        given = [(i, g) for i, g in enumerate(gradients) if g is not None]
+        wide = {i: torch.empty_like(g, dtype=ctx.types[i]) for i, g in given}
+        if given:
+            torch._foreach_copy_(list(wide.values()), [g for _, g in given])
+        return None, *(wide.get(i) for i in range(len(gradients)))
 
 
 class WeightState:
     """Notices that weights have other values than at the time of its making.
 
-    It sees assignment, writing in place and a move to another device or type. Writing through `.data` is not seen.
+    It sees assignment, writing in place and a move to another device or type. It does not see what is written through `.data` or by a
+    fused optimizer.
     """
 
-    def __init__(self, slots: Iterable[Slot]) -> None:
-        self.slots = list(slots)
-        self._seen = [_look(owner[name]) for owner, name in self.slots]
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        weights: list[Any] = [owner[name] for owner, name in slots]
+        # an alias keeps the memory, so that no other weight can come to lie there
+        self._aliases = [w.detach() for w in weights]
+        # weights that were made in inference mode have no version, and count as changed
+        self._seen = [
+            (*slot, w, None if w.is_inference() else w._version, _place(w))
+            for slot, w in zip(slots, weights, strict=True)
+        ]
 
     def changed(self) -> bool:
         """True if a weight is another now."""
-        for (owner, name), (tensor, alias, version) in zip(self.slots, self._seen, strict=True):
-            now = owner[name]
-            if now is not tensor or alias is None or now is None:
-                return True
-            if _version(now) != version or now.dtype != alias.dtype or now.device != alias.device:
-                return True
-            if type(now) is nn.Parameter and now.data_ptr() != alias.data_ptr():  # no pretended tensor
-                return True
-        return False
+        return any(
+            owner[name] is not weight or version is None or weight._version != version or _place(weight) != place
+            for owner, name, weight, version, place in self._seen
+        )
+
+
+def _place(weight: torch.Tensor) -> Any:
+    # a tensor without memory of its own, such as a fake one, has no address
+    return weight.data_ptr() if type(weight) is nn.Parameter else (weight.device, weight.dtype)
 
 
 def parameter_slots(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Module,)) -> list[Slot]:
@@ -90,6 +177,7 @@ class _Copy:
 
 
 _COPIES: WeakKeyDictionary[nn.Module, _Copy] = WeakKeyDictionary()
+_WEIGHTS: WeakKeyDictionary[nn.Module, _CastWeights] = WeakKeyDictionary()
 
 
 def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -97,12 +185,3 @@ def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return weight
     layout = torch.channels_last if weight.dim() == 4 else torch.preserve_format
     return weight.to(dtype, memory_format=layout)
-
-
-def _look(tensor: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
-    # the alias keeps the memory, so that no other weight can come to lie there
-    return tensor, None if tensor is None else tensor.detach(), -1 if tensor is None else _version(tensor)
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version

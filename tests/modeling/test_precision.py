@@ -1,4 +1,4 @@
-"""Frozen image towers in the type of autocast: their error, their casts, and what notices that weights have changed."""
+"""Weights in the type of autocast: of frozen image towers and of decoders; errors, casts, and what notices that weights have changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.modeling.backbone.open_clip import OpenCLIPBackbone, OpenCLIPConvNeXt, OpenCLIPViT
+from dearli_d2.modeling.mask2former.head import MaskFormerHead
+from dearli_d2.modeling.mask2former.pixel_decoder import MSDeformAttnPixelDecoder
+from dearli_d2.modeling.mask2former.transformer_decoder import MLP, DecoderOutput, MultiScaleMaskedTransformerDecoder
 from tests.modeling.test_backbones import TINY_VIT
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -30,17 +34,17 @@ def tower(request, tmp_path_factory) -> OpenCLIPBackbone:
 
 
 class Operations(TorchDispatchMode):
-    """The names of what ran, each with the types of its floating results."""
+    """The names of what ran, each with the type and shape of its floating results."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, torch.dtype]] = []
+        self.seen: list[tuple[str, torch.dtype, torch.Size]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-                self.seen.append((func.name(), tensor.dtype))
+                self.seen.append((func.name(), tensor.dtype, tensor.shape))
         return result
 
 
@@ -60,10 +64,10 @@ def test_a_frozen_tower_runs_wholly_in_the_type_of_autocast_and_casts_no_weight_
         tower.encode(IMAGES)
         with Operations() as operations:
             tower.encode(IMAGES)
-    casts = [name for name, _ in operations.seen if name == "aten::_to_copy"]
+    casts = [name for name, _, _ in operations.seen if name == "aten::_to_copy"]
     assert len(casts) == 1  # of the images
     # the statistics that layer norms return beside their results are fp32
-    wide = {name for name, dtype in operations.seen if dtype == torch.float32} - {"aten::native_layer_norm"}
+    wide = {name for name, dtype, _ in operations.seen if dtype == torch.float32} - {"aten::native_layer_norm"}
     assert not {name for name in wide if "attention" not in name}
 
 
@@ -122,3 +126,92 @@ def test_a_trainable_tower_keeps_its_sums_in_fp32():
     assert features["res2"].dtype == torch.float32
     features["res2"].sum().backward()
     assert backbone.clip_model.visual.trunk.stem[0].weight.grad is not None
+
+
+# ------------------------------------------------------------------------------------------ decoders
+
+
+@pytest.fixture
+def decoders() -> MaskFormerHead:
+    torch.manual_seed(0)
+    channels = {"res2": 16, "res3": 24, "res4": 32, "res5": 48}
+    return MaskFormerHead(
+        MSDeformAttnPixelDecoder(channels, 32, 32, 64, 4, 2, layers=2),
+        MultiScaleMaskedTransformerDecoder(
+            32, MLP(32, 32, 16, 3), dim=32, mask_dim=32, num_queries=6, heads=4, feedforward_dim=48, layers=3
+        ),
+    )
+
+
+def maps() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    sides = {"res2": (16, 32), "res3": (24, 16), "res4": (32, 8), "res5": (48, 4)}
+    return {name: torch.randn(2, channels, side, side, generator=generator) for name, (channels, side) in sides.items()}
+
+
+def one_by_one(head: MaskFormerHead, features: dict[str, torch.Tensor]) -> DecoderOutput:
+    """As autocast alone casts."""
+    return head.predictor(head.pixel_decoder(features))
+
+
+def gradients(head: MaskFormerHead, run) -> dict[str, torch.Tensor]:
+    head.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = run(head, maps())
+        loss = output.class_outputs.float().square().mean() + output.mask_logits().float().square().mean()
+    loss.backward()
+    return {"loss": loss, **{n: p.grad for n, p in head.named_parameters() if p.grad is not None}}
+
+
+def test_weights_cast_together_give_the_losses_and_gradients_of_autocast(decoders):
+    decoders.predictor.mask_embed.requires_grad_(False)  # a part that is not trained has no gradient
+    expected, found = gradients(decoders, one_by_one), gradients(decoders, MaskFormerHead.__call__)
+    assert found.keys() == expected.keys()
+    assert not any("mask_embed" in name for name in found)
+    for name, gradient in expected.items():
+        assert gradient.dtype == torch.float32
+        assert torch.equal(found[name], gradient), name
+
+
+def weight_casts(head: MaskFormerHead, run) -> tuple[int, int]:
+    """Casts of single weights in a forward and a backward pass."""
+    sizes = {p.shape for module in head.modules() for p in module._parameters.values() if p is not None}
+    with Operations() as forward, torch.autocast("cpu", torch.bfloat16):
+        output = run(head, maps())
+        loss = output.class_outputs.float().square().mean() + output.mask_logits().float().square().mean()
+    with Operations() as backward:
+        loss.backward()
+    return tuple(
+        sum(name == "aten::_to_copy" and shape in sizes for name, _, shape in x.seen) for x in (forward, backward)
+    )
+
+
+def test_weights_and_their_gradients_are_not_cast_one_by_one(decoders):
+    assert all(count > 50 for count in weight_casts(decoders, one_by_one))
+    assert weight_casts(decoders, MaskFormerHead.__call__) == (0, 0)
+
+
+def test_a_teacher_casts_its_weights_again_only_after_an_update(decoders, monkeypatch):
+    copies, copy = [], torch._foreach_copy_
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda *args: copies.append(1) or copy(*args))
+    student = nn.Sequential(decoders)
+    teacher = EMATeacher(student, decay=0.5, ramp=False)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.01, fused=True)
+    for _ in range(2):
+        gradients(decoders, MaskFormerHead.__call__)
+        optimizer.step()
+        teacher.update(student)
+        for head in (decoders, teacher.model[0]):  # the student in evaluation, and the teacher
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                expected = one_by_one(head, maps()).mask_embeddings
+                copies.clear()
+                assert all(torch.equal(head(maps()).mask_embeddings, expected) for _ in range(2))
+        assert len(copies) == 2  # of the teacher's two decoders
+
+
+def test_weights_are_back_after_an_error(decoders):
+    weights = dict(decoders.named_parameters())
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(KeyError):
+        decoders({"res2": maps()["res2"]})
+    assert all(p is weights[name] and p.dtype == torch.float32 for name, p in decoders.named_parameters())
+    assert len(dict(decoders.named_parameters())) == len(weights)

@@ -242,15 +242,15 @@ class HVL(MaskFormerSegmenter):
         """
         head, position = self.sem_seg_head, content
         if self.exchange is None:
-            pixels = head.pixel_decoder(features)
+            pixels = head.pixels(features)
         else:
             exchange = self.exchange.start(content, absent)
-            pixels = head.pixel_decoder(features, exchange)
+            pixels = head.pixels(features, exchange)
             content = exchange.queries
         given = GivenQueries(
             content.flatten(1, 2), position.flatten(1, 2), absent.repeat(1, self.levels), self.options.joint_decoder
         )
-        return _silenced(head.predictor(pixels, given))
+        return _silenced(head.queries(pixels, given))
 
     def embedded_names(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(K, E) text embeddings of the learned prompt, and (K, E) outputs of the prompt generator for them."""

@@ -219,9 +219,9 @@ class SplitMatching(MaskFormerSegmenter):
         samples = streams["labeled"]
         images = self.preprocess(samples).tensor
         size = images.shape[-2:]
-        pixels = self.sem_seg_head.pixel_decoder(self.backbone(images))
+        pixels = self.sem_seg_head.pixels(self.backbone(images))
         targets = self._targets(samples, size)
-        output = self.sem_seg_head.predictor(pixels)
+        output = self.sem_seg_head.queries(pixels)
         cosines, exists = self._training_cosines(output.class_outputs, targets)
         logits = self._logits(cosines).masked_fill(~exists[:, None], -torch.inf)
         losses = self.criterion(logits, output, targets)
@@ -309,8 +309,8 @@ class SplitMatching(MaskFormerSegmenter):
     # ------------------------------------------------------------------------------------------ inference
 
     def network(self, images: torch.Tensor) -> DecoderOutput:
-        pixels = self.sem_seg_head.pixel_decoder(self.backbone(images))
-        return self.sem_seg_head.predictor(pixels, self._random_queries(images.shape[0]))
+        pixels = self.sem_seg_head.pixels(self.backbone(images))
+        return self.sem_seg_head.queries(pixels, self._random_queries(images.shape[0]))
 
     def _random_queries(self, batch: int) -> GivenQueries | None:
         """Random queries with the mean and variance of the learned ones, the same in every call."""

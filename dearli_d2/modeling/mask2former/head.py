@@ -8,8 +8,9 @@ from torch import nn
 
 from ..backbone.pyramid import LEVELS
 from ..linear import Linear
-from .pixel_decoder import MSDeformAttnPixelDecoder
-from .transformer_decoder import MLP, DecoderOutput, MultiScaleMaskedTransformerDecoder
+from ..precision import weights_cast_once
+from .pixel_decoder import MSDeformAttnPixelDecoder, PixelFeatures, Refinement
+from .transformer_decoder import MLP, DecoderOutput, GivenQueries, MultiScaleMaskedTransformerDecoder
 
 
 class MaskFormerHead(nn.Module):
@@ -22,7 +23,19 @@ class MaskFormerHead(nn.Module):
 
     def forward(self, features: dict[str, torch.Tensor]) -> DecoderOutput:
         """Predictions from the levels of a backbone, (B, C_l, H_l, W_l) each by name."""
-        return self.predictor(self.pixel_decoder(features))
+        return self.queries(self.pixels(features))
+
+    def pixels(self, features: dict[str, torch.Tensor], refine: Refinement | None = None) -> PixelFeatures:
+        """The pixel decoder alone; arguments as it has them."""
+        with weights_cast_once(self.pixel_decoder, features[LEVELS[0]].device):
+            result: PixelFeatures = self.pixel_decoder(features, refine)
+        return result
+
+    def queries(self, pixels: PixelFeatures, given: GivenQueries | None = None) -> DecoderOutput:
+        """The transformer decoder alone; arguments as it has them."""
+        with weights_cast_once(self.predictor, pixels.mask_features.device):
+            result: DecoderOutput = self.predictor(pixels, given)
+        return result
 
 
 def build_head(
