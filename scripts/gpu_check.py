@@ -257,6 +257,51 @@ def loader() -> dict:
     return result
 
 
+def training() -> dict:
+    """Real training steps with the loader: milliseconds of a step, and of them the wait for images."""
+    import tempfile
+
+    import numpy as np
+    from PIL import Image
+
+    from dearli_d2.config import get_config
+    from dearli_d2.data.custom import register_custom
+    from dearli_d2.engine.trainer import DualStreamTrainer
+
+    size, images, steps = (64, 2, 4) if DRY else (SIZE, IMAGES, 40)
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "data"
+        for part in ("images", "masks", "unlabeled"):
+            (root / part).mkdir(parents=True)
+        ids = np.kron(rng.integers(0, 4, (6, 8), dtype=np.uint8), np.ones((86, 86), np.uint8))[:512, :683]
+        for index in range(4 * images):
+            for part in ("images", "unlabeled"):
+                coarse = Image.fromarray(rng.integers(0, 255, (32, 43, 3), dtype=np.uint8))
+                coarse.resize((683, 512), Image.Resampling.BICUBIC).save(root / part / f"{index}.jpg", quality=90)
+            Image.fromarray(np.roll(ids, 10 * index, 1)).save(root / "masks" / f"{index}.png")
+        options = {
+            "DATASETS.CUSTOM.ROOT": root, "DATASETS.TEST": "()", "MODEL.DEVICE": _device(),
+            "MODEL.BACKBONE.WEIGHTS": "", "MODEL.TEXT.TEMPLATES": "name", "SOLVER.AMP.ENABLED": not DRY,
+            "INPUT.CROP_SIZE": size, "SOLVER.IMS_PER_BATCH": images, "SSL.IMS_PER_BATCH": images, "SSL.START": 0,
+            "SSL.PICTURE_PERIOD": 0, "SSL.MONITOR_PERIOD": 0, "SOLVER.MAX_ITER": steps, "SOLVER.WARMUP_ITERS": 0,
+            "TEST.EVAL_PERIOD": 0, "DATALOADER.NUM_WORKERS": 0 if DRY else max(2, (os.cpu_count() or 2) - 4),
+            "OUTPUT_DIR": Path(folder) / "run",
+        }  # fmt: skip
+        flat = [str(x) for pair in options.items() for x in pair]
+        cfg = get_config(REPO / "configs" / "custom" / "template.yaml", flat)
+        register_custom(cfg.DATASETS.CUSTOM)
+        trainer = DualStreamTrainer(cfg)
+        trainer.train()
+        half = steps // 2
+        seconds = {key: trainer.storage.history(key).median(half) for key in ("time", "data_time")}
+    return {
+        "step ms": 1e3 * seconds["time"],
+        "wait for images ms": 1e3 * seconds["data_time"],
+        "loader processes": options["DATALOADER.NUM_WORKERS"],
+    }
+
+
 def core() -> dict:
     """benchmarks.core: both decoders and the criterion against Hugging Face's, as ratios."""
     from benchmarks.core import build_step
@@ -306,6 +351,7 @@ STAGES: dict[str, tuple[Callable[[], dict], int]] = {
     "deformable_attention": (deformable_attention, 60),
     "tests": (tests, 180),
     "kernels": (kernels, 60),
+    "training": (training, 80),
     "schedules": (schedules, 70),
     "loader": (loader, 40),
     "attention": (attention, 40),
