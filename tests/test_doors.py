@@ -337,7 +337,7 @@ DOORS = (
     Door(r"python -m benchmarks\.dyce$", "bench", append="--size 1 4 16 16 --rounds 1"),
     Door(r"python -m benchmarks\.(core|export|many_images|masks|step|segkc_step|hvl_cost|summed_losses)\b", why="takes minutes at any size; it is compared and timed by hand"),
     Door(r"python -m benchmarks\.\w+ --", why=SAME),
-    Door(r"python scripts/gpu_check\.py output/gpu_check --dry-run", "bench", append="--stages attention"),
+    Door(r"python scripts/gpu_check\.py output/gpu_check --dry-run", "bench", append="--stages deformable_attention loader attention"),
     Door(r"python scripts/gpu_check\.py ", why="it needs a GPU; " + SAME),
     # ------------------------------------------------------------------ miniworld and its CLIP
     Door(r"dearli data preview --out", "demo", makes=("miniworld.png",)),
