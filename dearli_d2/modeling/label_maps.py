@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .mask2former.inference import resize_logits
+from .mask2former.inference import first_of_largest, resize_logits
 from .per_pixel.semantic import class_segments, segments_of_classes
 
 # elements of the maps of all queries that are read out at a time: on a CPU they stay in the cache
@@ -70,8 +70,8 @@ def maps_of_classes(semantic: torch.Tensor, confidence: torch.Tensor, score: tor
 
 def _best_class(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(K, H, W) scores to the best class, int16, its probability (see `per_pixel.semantic.normalized`) and its score."""
-    best, label = scores.max(0)
-    return label.short(), best / scores.sum(0).clamp(min=1), best
+    best, label = first_of_largest(scores)
+    return label, best / scores.sum(0).clamp(min=1), best
 
 
 def _resized_rows(masks: torch.Tensor, height: int, top: int, bottom: int) -> torch.Tensor:
@@ -82,4 +82,4 @@ def _resized_rows(masks: torch.Tensor, height: int, top: int, bottom: int) -> to
     source = source.clamp(min=0)
     above = source.long()
     below = (above + 1).clamp(max=masks.shape[-2] - 1)
-    return torch.lerp(masks[..., above, :], masks[..., below, :], (source - above)[:, None])
+    return torch.lerp(masks.index_select(-2, above), masks.index_select(-2, below), (source - above)[:, None])

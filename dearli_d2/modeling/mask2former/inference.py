@@ -142,8 +142,10 @@ def panoptic_regions(
         _compete(pixels[image], score[image], keep[image], winner[image], own[image])
     won_inside = pixels.gather(1, winner[:, None])[:, 0] >= 0  # sigmoid >= 0.5
 
-    won = _count(winner, torch.ones_like(won_inside), queries)
-    kept_pixels = _count(winner, won_inside, queries)
+    place = 2 * winner + won_inside
+    counts = torch.zeros(batch, 2 * queries, dtype=torch.int64, device=device)
+    counts = counts.scatter_add_(1, place, torch.ones_like(place)).view(batch, queries, 2)
+    won, kept_pixels = counts.sum(-1), counts[..., 1]
     good = keep & (won > 0) & (own > 0) & (kept_pixels > 0) & (won >= overlap_threshold * own)
 
     is_thing = torch.zeros(class_logits.shape[-1], dtype=torch.bool)
@@ -154,8 +156,9 @@ def panoptic_regions(
     first = torch.where(stuff, same.int().argmax(-1), order)  # stuff joins the first query of its class
     number = (good & (first == order)).long().cumsum(-1)
     segment_id = torch.where(good, number.gather(-1, first), 0)
-    panoptic = torch.where(won_inside, segment_id.gather(1, winner), 0)
-    return PanopticRegions(panoptic.view(batch, height, width).int(), segment_id, label, score)
+    ids = F.pad(segment_id.int()[..., None], (1, 0)).flatten(1)  # 0 outside of the mask
+    panoptic = torch.stack([own_ids.index_select(0, own_place) for own_ids, own_place in zip(ids, place, strict=True)])
+    return PanopticRegions(panoptic.view(batch, height, width), segment_id, label, score)
 
 
 def _compete(
@@ -182,20 +185,26 @@ def _compete(
     else:
         rows, block = torch.arange(len(score), device=score.device), pixels.shape[1]
         strength = torch.where(keep, score, -1.0)[:, None]
-    backwards = torch.arange(len(rows), 0, -1, dtype=torch.int16, device=pixels.device)[:, None]
     for part, target in zip(pixels.split(block, 1), winner.split(block), strict=True):
         part = part if len(rows) == len(part) else part[rows]
         own[rows] += (part >= 0).sum(1)
-        part = part.sigmoid().mul_(strength)
-        # the first of the largest: `amax` is many times faster than `max` with its indices
-        first = ((part == part.amax(0)) * backwards).amax(0)
-        target.copy_(rows[len(rows) - first.long()])
+        _, first = first_of_largest(part.sigmoid().mul_(strength))
+        torch.index_select(rows, 0, first.int(), out=target)
 
 
-def _count(winner: torch.Tensor, selected: torch.Tensor, queries: int) -> torch.Tensor:
-    """(B, Q): how many selected pixels each query won. `winner`, `selected`: (B, N)."""
-    counts = torch.zeros(len(winner), queries, dtype=torch.int64, device=winner.device)
-    return counts.scatter_add_(1, winner, selected.long())
+def first_of_largest(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest value of each column, and the first row that has it: `max(0)`, whose indices take many times longer on a CPU.
+
+    Args:
+        values: (R, ...), at most 32767 rows.
+
+    Returns:
+        (...) values, and (...) int16.
+    """
+    largest = values.amax(0)
+    backwards = torch.arange(len(values), 0, -1, dtype=torch.int16, device=values.device)
+    marks = (values >= largest) * backwards.view(-1, *[1] * largest.dim())
+    return largest, len(values) - marks.amax(0).clamp_(min=1)  # NaN is like no value
 
 
 @dataclass
