@@ -75,7 +75,7 @@ def weights_cast_once(network: nn.Module, device: torch.device) -> Iterator[None
         weights = [owner[name] for owner, name in cast.slots]
         try:
             for (owner, name), low in zip(cast.slots, cast.current(), strict=True):
-                owner[name] = low  # type: ignore[assignment]
+                owner[name] = low
             yield
         finally:
             for (owner, name), weight in zip(cast.slots, weights, strict=True):
@@ -137,7 +137,7 @@ class WeightState:
         # an alias keeps the memory, so that no other weight can come to lie there
         self._aliases = [w.detach() for w in weights]
         # weights that were made in inference mode have no version, and count as changed
-        self._seen = [
+        self._seen: list[tuple[Any, ...]] = [
             (*slot, w, None if w.is_inference() else w._version, _place(w))
             for slot, w in zip(slots, weights, strict=True)
         ]

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
 from detectron2.structures import ImageList
@@ -321,8 +322,15 @@ class Segmenter(nn.Module, ABC):
 
     def preprocess(self, batch: list[dict[str, Any]]) -> ImageList:
         """Normalised images, padded at the right and bottom to a multiple of the backbone's need, or of 32."""
-        images = [(x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for x in batch]
-        return ImageList.from_tensors(images, input_divisor(self.backbone))
+        images = [x["image"].to(self.device, non_blocking=True) for x in batch]
+        divisor = input_divisor(self.backbone)
+        if len({image.shape for image in images}) > 1:
+            normalized = [(image - self.pixel_mean) / self.pixel_std for image in images]
+            return ImageList.from_tensors(normalized, divisor)
+        height, width = images[0].shape[-2:]
+        tensor = (torch.stack(images) - self.pixel_mean) / self.pixel_std
+        padding = (0, -width % divisor, 0, -height % divisor)
+        return ImageList(F.pad(tensor, padding) if any(padding) else tensor, [(height, width)] * len(images))
 
     def forward(
         self, batch: list[dict[str, Any]] | dict[str, list[dict[str, Any]]]

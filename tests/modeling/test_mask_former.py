@@ -127,6 +127,19 @@ def test_output_has_the_asked_size_and_padding_does_not_show(lang):
     assert result["sem_seg"].shape == (16, 80, 112)
 
 
+@pytest.mark.parametrize("sizes", [[(64, 64)] * 2, [(50, 70)] * 2, [(50, 70), (64, 40)]])
+def test_images_of_one_size_are_prepared_as_those_of_several(lang, sizes):
+    torch.manual_seed(0)
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    prepared = lang.preprocess([{"image": image} for image in images])
+    assert all(side % 32 == 0 for side in prepared.tensor.shape[2:])
+    assert prepared.image_sizes == sizes
+    for row, image, (height, width) in zip(prepared.tensor, images, sizes, strict=True):
+        assert torch.equal(row[:, :height, :width], (image - lang.pixel_mean) / lang.pixel_std)
+        row[:, :height, :width] = 0
+        assert not row.any()
+
+
 def test_images_in_a_batch_do_not_see_each_other(lang):
     lang.eval()
     batch = images(3)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from dearli_d2.errors import ConfigError
 from dearli_d2.modeling.backbone.clip_model import build_clip
-from dearli_d2.modeling.clip.text import Vocabulary, build_vocabulary, read_templates
+from dearli_d2.modeling.clip.text import GivenVocabulary, Vocabulary, build_vocabulary, read_templates
 from dearli_d2.modeling.clip.text_tower import text_tower_of
 
 
@@ -32,6 +32,20 @@ def test_class_logit_is_the_maximum_over_its_synonyms():
     cosine = F.normalize(queries, dim=-1) @ table.T
     expected = torch.stack([cosine[:, 0], cosine[:, 1:4].amax(-1), cosine[:, 4:].amax(-1)], -1)
     assert torch.allclose(result, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("counts", [[1, 3, 2], [1] * 6, [2, 2, 2]])
+def test_further_embeddings_are_classes_behind_those_of_names(counts):
+    torch.manual_seed(0)
+    table, queries, more = embeddings(6), torch.randn(3, 8), 3 * torch.randn(2, 8)
+    vocabularies = [Vocabulary(table, counts)]
+    if len(set(counts)) == 1:
+        vocabularies.append(GivenVocabulary(table.unflatten(0, (len(counts), counts[0]))))
+    cosine = F.cosine_similarity(queries.double()[:, None], more.double()[None], dim=-1)
+    for vocabulary in vocabularies:
+        result = vocabulary.cosine(queries, more)
+        assert torch.allclose(result[:, : len(counts)], vocabulary.cosine(queries), atol=1e-6)
+        assert torch.allclose(result[:, len(counts) :].double(), cosine, atol=1e-6)
 
 
 def test_maximum_and_gradient_equal_those_of_a_loop_over_classes():

@@ -17,7 +17,6 @@ from ...modeling.clip.text import (
     GivenVocabulary,
     Vocabulary,
     build_vocabulary,
-    cosine_similarity,
     padded_embeddings,
     read_templates,
     text_fingerprint,
@@ -109,8 +108,7 @@ class DEARLi(MaskFormerSegmenter):
     def class_logits(self, class_outputs: torch.Tensor) -> torch.Tensor:
         """(..., Q, E) embeddings of the decoder to (..., Q, K + 1) logits, last = no object."""
         scale = self.sem_seg_head.predictor.logit_scale.exp().clamp(max=100)
-        void = cosine_similarity(class_outputs, self.void_embedding.weight)
-        return scale * torch.cat([self.vocabulary.cosine(class_outputs), void], -1)
+        return scale * self.vocabulary.cosine(class_outputs, self.void_embedding.weight)
 
     def inference_alpha(self) -> float | torch.Tensor:
         """Weight of the learned posterior at inference; (K,) where seen and unseen classes have different ones."""

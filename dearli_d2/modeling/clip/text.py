@@ -66,20 +66,25 @@ def read_templates(source: str) -> list[str]:
     return templates
 
 
-def cosine_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Cosines of (..., E) and (N, E), (..., N) in fp32, also under autocast.
+def cosine_similarity(a: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    """Cosines of (..., E) and (N, E) of unit norm, (..., N) in fp32, also under autocast.
 
     They are scaled by up to 100. A product in half precision would then be wrong by whole logits.
     """
     with torch.autocast(a.device.type, enabled=False):
-        return F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T
+        return F.normalize(a.float(), dim=-1) @ unit.T
+
+
+def _unit_rows(*tables: torch.Tensor | None) -> torch.Tensor:
+    """The rows of all tables in fp32, of unit norm."""
+    return F.normalize(torch.cat([table.float() for table in tables if table is not None]), dim=-1)
 
 
 class Vocabulary(nn.Module):
     """Fixed text embeddings of K classes.
 
     Args:
-        embeddings: (S, E) unit-norm, all synonyms of class 0, then of class 1, ...
+        embeddings: (S, E), all synonyms of class 0, then of class 1, ...; they get unit norm.
         synonyms_per_class: K counts that sum to S.
     """
 
@@ -90,19 +95,33 @@ class Vocabulary(nn.Module):
         super().__init__()
         owner = torch.repeat_interleave(torch.arange(len(synonyms_per_class)), torch.tensor(synonyms_per_class))
         self.classes = len(synonyms_per_class)
-        self.register_buffer("embeddings", embeddings.float(), persistent=False)
+        self.register_buffer("embeddings", _unit_rows(embeddings), persistent=False)
         self.register_buffer("owner", owner, persistent=False)  # (S,) class of each row
 
     def __len__(self) -> int:
         return self.classes
 
-    def cosine(self, embedding: torch.Tensor) -> torch.Tensor:
-        """(..., E) to (..., K): cosine with each class, the maximum over its synonyms, in fp32."""
-        similarity = cosine_similarity(embedding, self.embeddings)
+    def cosine(self, embedding: torch.Tensor, more: torch.Tensor | None = None) -> torch.Tensor:
+        """Cosine with each class, the maximum over its synonyms, in fp32.
+
+        Args:
+            embedding: (..., E).
+            more: (N, E), further embeddings that are classes of their own.
+
+        Returns:
+            (..., K), or (..., K + N) with `more`.
+        """
+        unit = self.embeddings if more is None else torch.cat([self.embeddings, _unit_rows(more)])
+        return self._best(cosine_similarity(embedding, unit))
+
+    def _best(self, similarity: torch.Tensor) -> torch.Tensor:
+        """(..., S + N) to (..., K + N): the maximum over the synonyms of each class."""
         if len(self.owner) == self.classes:
             return similarity
+        names, more = similarity.split([len(self.owner), similarity.shape[-1] - len(self.owner)], -1)
         best = similarity.new_empty(*similarity.shape[:-1], self.classes)
-        return best.scatter_reduce(-1, self.owner.expand_as(similarity), similarity, "amax", include_self=False)
+        best = best.scatter_reduce(-1, self.owner.expand_as(names), names, "amax", include_self=False)
+        return torch.cat([best, more], -1) if more.shape[-1] else best
 
 
 class GivenVocabulary(nn.Module):
@@ -116,10 +135,12 @@ class GivenVocabulary(nn.Module):
         super().__init__()
         self.embeddings = embeddings
 
-    def cosine(self, embedding: torch.Tensor) -> torch.Tensor:
+    def cosine(self, embedding: torch.Tensor, more: torch.Tensor | None = None) -> torch.Tensor:
         """See `Vocabulary.cosine`."""
-        similarity = cosine_similarity(embedding, self.embeddings.flatten(0, 1))
-        return similarity.unflatten(-1, self.embeddings.shape[:2]).amax(-1)
+        classes, names = self.embeddings.shape[:2]
+        similarity = cosine_similarity(embedding, _unit_rows(self.embeddings.flatten(0, 1), more))
+        best = similarity[..., : classes * names].unflatten(-1, (classes, names)).amax(-1)
+        return best if more is None else torch.cat([best, similarity[..., classes * names :]], -1)
 
 
 def padded_embeddings(vocabulary: Vocabulary) -> torch.Tensor:
