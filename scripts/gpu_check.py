@@ -162,15 +162,15 @@ def deformable_attention() -> dict:
     tokens = sum(h * w for h, w in shapes)
     generator = torch.Generator().manual_seed(0)
     value = torch.randn(batch, tokens, 8, 32, generator=generator)
-    locations = torch.rand(batch, tokens, 8, len(shapes), 4, 2, generator=generator)
-    weights = torch.rand(batch, tokens, 8, len(shapes) * 4, generator=generator).softmax(-1)
-    weights = weights.view(batch, tokens, 8, len(shapes), 4)
-    inputs = [x.to(_device()).requires_grad_() for x in (value, locations, weights)]
+    points = torch.rand(tokens, 2, generator=generator).to(_device())
+    offsets = 3 * torch.randn(batch, tokens, 8, len(shapes), 4, 2, generator=generator)  # cells
+    logits = torch.randn(batch, tokens, 8, len(shapes) * 4, generator=generator)
+    inputs = [x.to(_device()).requires_grad_() for x in (value, offsets, logits)]
     upstream = torch.randn(batch, tokens, 256, generator=generator).to(_device())
     result: dict = {"B": batch, "N": tokens}
     reference = None
-    for name in [n for n in module.IMPLEMENTATIONS if n != "triton" or not DRY]:
-        call = partial(module.multi_scale_deformable_attention, inputs[0], shapes, *inputs[1:], name)
+    for name in ("grid_sample", "gather" if DRY else "triton"):
+        call = partial(module.multi_scale_deformable_attention, inputs[0], shapes, points, *inputs[1:], name)
         with torch.no_grad():
             result[f"{name} forward ms"] = _milliseconds(call)
         output = call()

@@ -34,13 +34,16 @@ def test_gradients_are_those_of_the_engine():
 
 def test_gradients_of_functions_with_a_backward_pass_of_their_own():
     value = torch.randn(2, 30, 4, 8, requires_grad=True)
-    locations = torch.rand(2, 7, 4, 1, 3, 2, requires_grad=True)
-    weights = torch.rand(2, 7, 4, 1, 3, requires_grad=True)
+    offsets = torch.randn(2, 7, 4, 1, 3, 2, requires_grad=True)
+    logits = torch.rand(2, 7, 4, 3, requires_grad=True)
+    reference = torch.rand(7, 2)
 
     def loss():
-        return multi_scale_deformable_attention(value, [(5, 6)], locations, weights, "grid_sample").square().sum()
+        return (
+            multi_scale_deformable_attention(value, [(5, 6)], reference, offsets, logits, "grid_sample").square().sum()
+        )
 
-    leaves = value, locations, weights
+    leaves = value, offsets, logits
     expected = torch.autograd.grad(loss(), leaves)
     backward(loss(), Counter())
     for leaf, gradient in zip(leaves, expected, strict=True):

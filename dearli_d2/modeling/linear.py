@@ -76,14 +76,17 @@ def with_fast_products(module: nn.Module) -> nn.Module:
     return module
 
 
+def computes_here(x: torch.Tensor) -> bool:
+    """True for numbers on a CPU; False in a graph that is recorded, and for tensors without content."""
+    return x.device.type == "cpu" and type(x) in (torch.Tensor, nn.Parameter) and not torch.compiler.is_compiling()
+
+
 def _takes_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        computes_here(x)
         and x.dtype == weight.dtype == torch.float32
         and x.dim() > 1
         and x.numel() * weight.shape[0] >= _LEAST_PRODUCTS
-        and type(x) is torch.Tensor
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and _onednn_is_faster()
     )

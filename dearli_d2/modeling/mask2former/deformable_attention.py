@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention (Deformable DETR, Sec. 4.1): in plain PyTorch for any device, in Triton for GPUs.
+"""Multi-scale deformable attention (Deformable DETR, Sec. 4.1): by `grid_sample`, as sparse products on a CPU, or in Triton.
 
 `MODEL.DEFORM_ATTN_IMPL` chooses one of `IMPLEMENTATIONS`. They agree to 1e-5 in fp32.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,42 +16,44 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...errors import ConfigError
-from ..linear import Linear
+from ..linear import Linear, computes_here
+from .deformable_attention_cpu import DeformableAttention as OnCpu
 
 logger = logging.getLogger(__name__)
 
 Shapes = Sequence[tuple[int, int]]
 
-_CPU_BLOCK = 1024  # queries
-
 
 def multi_scale_deformable_attention(
     value: torch.Tensor,
     spatial_shapes: Shapes,
-    sampling_locations: torch.Tensor,
-    attention_weights: torch.Tensor,
+    reference_points: torch.Tensor,
+    offsets: torch.Tensor,
+    logits: torch.Tensor,
     implementation: str = "auto",
 ) -> torch.Tensor:
-    """Weighted sum of bilinear samples of `value`.
+    """Weighted sum of bilinear samples of `value`, computed in fp32 (positions in half precision would be off by up to a cell).
 
     Args:
         value: (B, N, h, d) with N = sum of H_l * W_l, levels one after another, rows first.
         spatial_shapes: (H_l, W_l) of each of the L levels.
-        sampling_locations: (B, M, h, L, P, 2), x and y in 0..1 of the level; samples outside read zeros.
-        attention_weights: (B, M, h, L, P), sum to 1 over (L, P) in the usual use.
-        implementation: one of `IMPLEMENTATIONS`, or "auto": the fastest one for the device and grad mode.
+        reference_points: (M, 2), x and y in 0..1 of every level, without a gradient.
+        offsets: (B, M, h, L, P, 2) from the reference points, x and y in cells of the level; samples outside read zeros.
+        logits: (B, M, h, L * P); their softmax are the weights.
+        implementation: one of `IMPLEMENTATIONS`, or "auto": the fastest one for the device.
 
     Returns:
-        (B, M, h * d) in fp32 (positions in half precision would be off by up to a cell).
+        (B, M, h * d), of the type of `value`.
+
+    Raises:
+        ConfigError: this device cannot run the implementation.
     """
     if torch.compiler.is_exporting():  # operators that every runtime of graphs knows
-        return _by_grid_sample(value.float(), spatial_shapes, sampling_locations.float(), attention_weights.float())
-    if implementation == "auto":
-        forward_only = not (torch.is_grad_enabled() and value.requires_grad)
-        if value.device.type == "cpu":
-            implementation = "gather" if forward_only else "grid_sample"
-        else:
-            implementation = "triton" if _triton_runs_on(value.device) else "grid_sample"
+        implementation = "export"
+    elif implementation in ("auto", "gather") and value.device.type == "cpu":
+        implementation = "gather" if computes_here(value) else "grid_sample"
+    elif implementation == "auto":
+        implementation = "triton" if _triton_runs_on(value.device) else "grid_sample"
     if implementation == "triton":
         try:
             from .deformable_attention_triton import deformable_attention
@@ -59,11 +61,28 @@ def multi_scale_deformable_attention(
             raise ConfigError(
                 "MODEL.DEFORM_ATTN_IMPL is triton but Triton is not installed; use auto or grid_sample"
             ) from error
-        return deformable_attention(value, spatial_shapes, sampling_locations, attention_weights)
-    with torch.autocast(value.device.type, enabled=False):
-        return _DeformableAttention.apply(
-            value.float(), tuple(spatial_shapes), sampling_locations.float(), attention_weights.float(), implementation
+        return deformable_attention(value, spatial_shapes, reference_points, offsets, logits)
+    if implementation == "gather" and value.device.type != "cpu":
+        raise ConfigError(
+            f"MODEL.DEFORM_ATTN_IMPL is gather, which is for CPUs, on the device {value.device}; use auto or grid_sample"
         )
+    with torch.autocast(value.device.type, enabled=False):
+        inputs = value.float(), tuple(spatial_shapes), reference_points, offsets.float(), logits.float()
+        if implementation == "gather":
+            output = OnCpu.apply(*inputs)
+        else:
+            sampled = _by_grid_sample if implementation == "export" else _DeformableAttention.apply
+            output = sampled(inputs[0], inputs[1], *_locations_and_weights(*inputs[1:]))
+    return output.to(value.dtype)
+
+
+def _locations_and_weights(
+    spatial_shapes: Shapes, reference_points: torch.Tensor, offsets: torch.Tensor, logits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Locations (B, M, h, L, P, 2), x and y in 0..1 of the level, and weights (B, M, h, L, P)."""
+    sizes = _level_sizes(spatial_shapes, offsets)
+    locations = reference_points[:, None, None, None] + offsets / sizes[:, None]
+    return locations, logits.softmax(-1).view(offsets.shape[:-1])
 
 
 @cache
@@ -91,11 +110,10 @@ class _DeformableAttention(torch.autograd.Function):
         spatial_shapes: Shapes,
         locations: torch.Tensor,
         weights: torch.Tensor,
-        implementation: str,
     ) -> torch.Tensor:
         ctx.spatial_shapes = spatial_shapes
         ctx.save_for_backward(value, locations, weights)
-        return _PLAIN[implementation](value, spatial_shapes, locations, weights)
+        return _by_grid_sample(value, spatial_shapes, locations, weights)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -105,22 +123,20 @@ class _DeformableAttention(torch.autograd.Function):
         maps, grids, factors = _heads_first(value, locations, weights)
         grad = grad_output.unflatten(2, (heads, dim)).permute(0, 2, 3, 1).flatten(0, 1)[..., None].contiguous()
         grad_maps, grad_grids, grad_factors = (torch.zeros_like(x) for x in (maps, grids, factors))
-        for level, tokens, block in _blocks(ctx.spatial_shapes, locations):
+        for level, tokens in _levels(ctx.spatial_shapes):
             feature = maps[..., tokens].unflatten(2, ctx.spatial_shapes[level])
-            grid, upstream = grids[:, level, block], grad[:, :, block]
-            samples = F.grid_sample(feature, grid, align_corners=False)  # (B h, d, m, P)
-            grad_factors[:, level, block] = samples.mul_(upstream).sum(1)
-            torch.mul(upstream, factors[:, level, block].unsqueeze(1), out=samples)
-            grad_feature, grad_grids[:, level, block] = torch.ops.aten.grid_sampler_2d_backward(
-                samples, feature, grid, 0, 0, False, (True, True)
+            samples = F.grid_sample(feature, grids[:, level], align_corners=False)  # (B h, d, M, P)
+            grad_factors[:, level] = samples.mul_(grad).sum(1)
+            torch.mul(grad, factors[:, level].unsqueeze(1), out=samples)
+            grad_feature, grad_grids[:, level] = torch.ops.aten.grid_sampler_2d_backward(
+                samples, feature, grids[:, level], 0, 0, False, (True, True)
             )
-            grad_maps[..., tokens] += grad_feature.flatten(2)
+            grad_maps[..., tokens] = grad_feature.flatten(2)
         return (
             grad_maps.unflatten(0, (batch, heads)).permute(0, 3, 1, 2),
             None,
             grad_grids.mul_(2).unflatten(0, (batch, heads)).permute(0, 3, 1, 2, 4, 5),
             grad_factors.unflatten(0, (batch, heads)).permute(0, 3, 1, 2, 4),
-            None,
         )
 
 
@@ -131,10 +147,10 @@ def _by_grid_sample(
     batch, _, heads, dim = value.shape
     maps, grids, factors = _heads_first(value, locations, weights)
     output = value.new_zeros(batch * heads, dim, locations.shape[1])
-    for level, tokens, block in _blocks(spatial_shapes, locations):
+    for level, tokens in _levels(spatial_shapes):
         feature = maps[..., tokens].unflatten(2, spatial_shapes[level])
-        samples = F.grid_sample(feature, grids[:, level, block], align_corners=False)  # (B h, d, m, P)
-        output[..., block] += samples.mul_(factors[:, level, block].unsqueeze(1)).sum(-1)
+        samples = F.grid_sample(feature, grids[:, level], align_corners=False)  # (B h, d, M, P)
+        output += samples.mul_(factors[:, level].unsqueeze(1)).sum(-1)
     return output.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
 
 
@@ -147,52 +163,15 @@ def _heads_first(
     return maps, grids, weights.permute(0, 2, 3, 1, 4).flatten(0, 1).contiguous()
 
 
-def _blocks(spatial_shapes: Shapes, locations: torch.Tensor) -> Iterator[tuple[int, slice, slice]]:
-    """(level, its tokens, queries): on a CPU queries come in blocks whose samples stay in the cache."""
-    queries = locations.shape[1]
-    blocks = [slice(None)]
-    if locations.device.type == "cpu" and not torch.compiler.is_exporting():
-        size = -(-queries // max(round(queries / _CPU_BLOCK), 1))  # equal blocks
-        blocks = [slice(first, first + size) for first in range(0, queries, size)]
+def _levels(spatial_shapes: Shapes) -> Iterator[tuple[int, slice]]:
+    """(level, its tokens)."""
     start = 0
     for level, (height, width) in enumerate(spatial_shapes):
-        tokens = slice(start, start + height * width)
-        yield from ((level, tokens, block) for block in blocks)
+        yield level, slice(start, start + height * width)
         start += height * width
 
 
-def _by_gather(
-    value: torch.Tensor, spatial_shapes: Shapes, locations: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """All 4 L P corner rows of a query and head in one `embedding_bag`: the fastest forward pass on a CPU."""
-    batch, tokens, heads, dim = value.shape
-    queries = locations.shape[1]
-    sizes = locations.new_tensor([(w, h) for h, w in spatial_shapes])[:, None]  # (L, 1, 2)
-    starts = locations.new_tensor([sum(h * w for h, w in spatial_shapes[:i]) for i in range(len(spatial_shapes))])
-    position = (locations * sizes).sub_(0.5)  # x and y in cells
-    low = position.floor()
-    share = position - low
-    inside_low, inside_high = (low >= 0) & (low < sizes), (low >= -1) & (low < sizes - 1)
-    shares = (torch.where(inside_low, 1 - share, 0), torch.where(inside_high, share, 0))
-    cells = (low.clamp(min=0).minimum(sizes - 1), (low + 1).clamp_(min=0).minimum(sizes - 1))
-    rows = [cell[..., 1] * sizes[..., 0] + starts[:, None] for cell in cells]  # fp32 is exact up to 2^24 tokens
-    corners = [(rows[y] + cells[x][..., 0], shares[y][..., 1] * shares[x][..., 0]) for y in (0, 1) for x in (0, 1)]
-    token = torch.stack([index for index, _ in corners], -1).to(torch.int32)  # (B, M, h, L, P, 4)
-    factor = torch.stack([weight for _, weight in corners], -1) * weights[..., None]
-    first = torch.arange(batch, dtype=torch.int32, device=value.device).view(-1, 1, 1) * tokens * heads
-    first = first + torch.arange(heads, dtype=torch.int32, device=value.device)
-    index = token.mul_(heads).add_(first[..., None, None, None])
-    output = F.embedding_bag(
-        index.flatten(0, 2).flatten(1),
-        value.reshape(-1, dim),
-        per_sample_weights=factor.flatten(0, 2).flatten(1),
-        mode="sum",
-    )
-    return output.view(batch, queries, heads * dim)
-
-
-_PLAIN: dict[str, Callable[..., torch.Tensor]] = {"grid_sample": _by_grid_sample, "gather": _by_gather}
-IMPLEMENTATIONS = (*_PLAIN, "triton")
+IMPLEMENTATIONS = ("grid_sample", "gather", "triton")
 
 
 def _level_sizes(spatial_shapes: Shapes, like: torch.Tensor) -> torch.Tensor:
@@ -254,10 +233,9 @@ class MSDeformAttn(nn.Module):
         """
         batch, queries, _ = query.shape
         value = self.value_proj(tokens).view(batch, -1, self.heads, tokens.shape[-1] // self.heads)
-        per_head = (batch, queries, self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(query).float().view(*per_head, 2)  # pixels of the level
-        weights = self.attention_weights(query).float().view(*per_head[:3], -1).softmax(-1).view(per_head)
-        sizes = _level_sizes(spatial_shapes, offsets)
-        locations = reference_points[:, None, None, None] + offsets / sizes[:, None]
-        attended = multi_scale_deformable_attention(value, spatial_shapes, locations, weights, self.implementation)
-        return self.output_proj(attended.to(value.dtype))
+        offsets = self.sampling_offsets(query).view(batch, queries, self.heads, self.levels, self.points, 2)
+        logits = self.attention_weights(query).view(batch, queries, self.heads, self.levels * self.points)
+        attended = multi_scale_deformable_attention(
+            value, spatial_shapes, reference_points, offsets, logits, self.implementation
+        )
+        return self.output_proj(attended)

@@ -173,19 +173,28 @@ def _table(shapes: tuple[tuple[int, int], ...], device: torch.device) -> torch.T
 
 
 def deformable_attention(
-    value: torch.Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: torch.Tensor, weights: torch.Tensor
+    value: torch.Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    reference_points: torch.Tensor,
+    offsets: torch.Tensor,
+    logits: torch.Tensor,
 ) -> torch.Tensor:
     """Computes `multi_scale_deformable_attention`; the value may be fp32, bf16 or fp16, sums are fp32."""
+    kind = value.dtype
     value = value.float() if value.dtype == torch.float64 else value
     table = _table(tuple(spatial_shapes), value.device)
-    return _operator(value.contiguous(), table, locations.float().contiguous(), weights.float().contiguous())
+    sizes = table[:, [1, 0]].clamp(min=1)[:, None]
+    locations = reference_points[:, None, None, None] + offsets.float() / sizes
+    weights = logits.float().softmax(-1).view(offsets.shape[:-1])
+    return _operator(value.contiguous(), table, locations.contiguous(), weights.contiguous()).to(kind)
 
 
 def runs_on(device: torch.device) -> bool:
     """True if the kernels can be built and run on this GPU. Logs a warning where they cannot (no C compiler, an old card)."""
     try:
-        inputs = torch.rand(1, 4, 1, 4, device=device), torch.rand(1, 1, 1, 1, 1, 2, device=device)
-        deformable_attention(inputs[0], [(2, 2)], inputs[1], torch.ones(1, 1, 1, 1, 1, device=device))
+        shapes = (1, 4, 1, 4), (1, 2), (1, 1, 1, 1, 1, 2), (1, 1, 1, 1)
+        value, *points = (torch.rand(shape, device=device) for shape in shapes)
+        deformable_attention(value, [(2, 2)], *points)
         torch.cuda.synchronize(device)
     except Exception as error:
         logger.warning(
