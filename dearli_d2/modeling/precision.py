@@ -75,7 +75,7 @@ def weights_cast_once(network: nn.Module, device: torch.device) -> Iterator[None
         weights = [owner[name] for owner, name in cast.slots]
         try:
             for (owner, name), low in zip(cast.slots, cast.current(), strict=True):
-                owner[name] = low
+                owner[name] = low  # type: ignore[assignment]
             yield
         finally:
             for (owner, name), weight in zip(cast.slots, weights, strict=True):
@@ -116,7 +116,7 @@ class _Cast(torch.autograd.Function):
         return tuple(low)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         given = [(i, g) for i, g in enumerate(gradients) if g is not None]
         wide = {i: torch.empty_like(g, dtype=ctx.types[i]) for i, g in given}
