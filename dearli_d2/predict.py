@@ -308,12 +308,13 @@ class FindMaps:
     def __call__(self, images: Sequence[Loaded]) -> list[Pending]:
         """Runs the network; gives for each image a function that makes its maps.
 
-        On a GPU they are ready: masks that wait would fill its memory.
+        They are ready on a GPU, since masks that wait would fill its memory, and where torch has several threads: these keep all
+        cores busy, and those of another thread beside them made both slower.
         """
         if "image" not in images[0].sample:
             return [partial(_given, self._by_tiles(image)) for image in images]
         pending = self.predictor.pending(images, self.semantic, self.amp)
-        if self.predictor.model.device.type == "cpu":
+        if self.predictor.model.device.type == "cpu" and torch.get_num_threads() == 1:
             return pending
         return [partial(_given, read_out()) for read_out in pending]
 

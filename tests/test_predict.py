@@ -98,7 +98,11 @@ def test_tiles_batches_and_frames_from_the_command_line(weights, images, tmp_pat
     assert [json.loads(line)["frame"] for line in lines] == [1, 2, 3]
 
 
-def test_labels_of_files_are_read_out_beside_the_network(weights, images, tmp_path, monkeypatch):
+@pytest.mark.parametrize("torch_threads", [1, 2])
+def test_labels_of_files_are_read_out_beside_a_network_of_one_thread(
+    torch_threads, weights, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: torch_threads)
     predictor, threads = dearli_d2.Predictor(LANG, weights["lang"]), []
     read_out = predictor.model._label_map
 
@@ -111,7 +115,7 @@ def test_labels_of_files_are_read_out_beside_the_network(weights, images, tmp_pa
     found = find_inputs([images])
     assert predict_files(predictor, PredictionFolder(tmp_path / "out", found, {})).complete
     assert len(threads) == len(found.paths)
-    assert threading.main_thread() not in threads
+    assert (threading.main_thread() in threads) == (torch_threads > 1)
     for path, name in zip(found.paths, found.names, strict=True):
         ids = segment_ids(read_panoptic(str(tmp_path / "out" / f"{name}_panoptic.png")))
         assert np.array_equal(ids, predictor(path).panoptic)
