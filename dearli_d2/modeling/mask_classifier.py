@@ -20,6 +20,7 @@ from .label_maps import LabelMaps, maps_of_classes, maps_of_masks
 from .mask2former.criterion import Criterion, build_criterion
 from .mask2former.inference import (
     candidates,
+    enlarges_in_place,
     instance_inference,
     panoptic_inference,
     panoptic_regions,
@@ -242,23 +243,30 @@ class MaskClassifier(Segmenter):
         images = self.preprocess(inputs)
         size, options = inputs[0]["image"].shape[-2:], self.pseudo_labeling
         class_logits, mask_logits = self.predict_labels(images.tensor)
-        regions, valid = [], []
-        for index, sample in enumerate(inputs):  # one image at a time: full-size masks of all queries are large
-            logits, masks = class_logits[index : index + 1], mask_logits[index : index + 1]
+        inside = [self._inside(sample) for sample in inputs]
+        regions = []
+        # where full-size masks of all queries are written, those of one image at a time
+        step = len(inputs) if enlarges_in_place(self.device) else 1
+        for start in range(0, len(inputs), step):
+            part = slice(start, start + step)
+            logits, masks = class_logits[part], mask_logits[part]
             rows = candidates(logits)
-            logits, masks = logits[:, rows], masks[:, rows]
-            full = resize_logits(masks, images.tensor.shape[-2:])[..., : size[0], : size[1]]
             thresholds = options.object_threshold, options.overlap_threshold
-            region = panoptic_regions(logits, full, self.known_taxonomy().thing_ids, *thresholds)
-            inside = sample["inside"].to(self.device, non_blocking=True) if "inside" in sample else None
-            if inside is not None:
-                region.panoptic.mul_(inside)
+            things, full = self.known_taxonomy().thing_ids, tuple(images.tensor.shape[-2:])
+            region = panoptic_regions(logits[:, rows], masks[:, rows], things, *thresholds, full, tuple(size))
+            for panoptic, valid in zip(region.panoptic, inside[part], strict=True):
+                if valid is not None:
+                    panoptic.mul_(valid)
             regions.append(region)
-            valid.append(inside)
-        return [
-            Targets(labels, masks, v)
-            for (labels, masks), v in zip(segments_of(regions, options.min_area), valid, strict=True)
-        ]
+        segments = segments_of(regions, options.min_area)
+        return [Targets(labels, masks, valid) for (labels, masks), valid in zip(segments, inside, strict=True)]
+
+    def _inside(self, sample: dict) -> torch.Tensor | None:
+        """(H, W) bool on the device, where a sample is no padding; None where it has none, which the host knows."""
+        inside = sample.get("inside")
+        if inside is None or (inside.device.type == "cpu" and inside.all()):
+            return None
+        return inside.to(self.device, non_blocking=True)
 
     def _read_out(
         self, class_logits: torch.Tensor, mask_logits: torch.Tensor, images: ImageList, index: int, inputs: dict

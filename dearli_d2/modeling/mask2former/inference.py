@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -83,25 +84,27 @@ def segments_of(regions: Sequence[PanopticRegions], min_area: int = 0) -> list[t
     """Labels (N,) and masks (N, H, W) bool of each image's segments that have pixels, and at least `min_area` of them.
 
     Args:
-        regions: of one image each. All segment tables reach the host in one transfer.
+        regions: of the images. All segment tables reach the host in one transfer, and the result the device in another.
     """
     tables = []
     for region in regions:
-        ids, labels = region.segment_id[0], region.label[0]
-        panoptic = region.panoptic.flatten().long()
-        table = torch.zeros(2, len(ids) + 1, dtype=torch.int64, device=ids.device)
-        table[0].scatter_add_(0, panoptic, torch.ones_like(panoptic))  # area of each id
-        table[1].scatter_(0, ids, labels)  # its class
-        tables.append(table)
-    results = []
-    host = torch.cat(tables, 1).cpu().split([t.shape[1] for t in tables], 1)
-    for region, (area, label) in zip(regions, host, strict=True):
+        batch, queries = region.segment_id.shape
+        columns = region.panoptic.transpose(1, 2).long()
+        # counted by column first: neighbouring pixels, often of one segment, would wait for one another on a GPU
+        area = columns.new_zeros(batch, columns.shape[1], queries + 1)
+        area = area.scatter_add_(2, columns, columns.new_ones(()).expand_as(columns)).sum(1)
+        label = torch.zeros_like(area).scatter_(1, region.segment_id, region.label)
+        tables.append(torch.stack([area, label], 1))
+    width = max(table.shape[-1] for table in tables)
+    kept = []
+    for area, label in torch.cat([F.pad(table, (0, width - table.shape[-1])) for table in tables]).cpu():
         area[0] = 0  # no segment
-        kept = (area >= max(min_area, 1)).nonzero()[:, 0]
-        device = region.panoptic.device
-        ids = kept.int().to(device, non_blocking=True)
-        results.append((label[kept].to(device, non_blocking=True), region.panoptic == ids[:, None, None]))
-    return results
+        ids = (area >= max(min_area, 1)).nonzero()[:, 0]
+        kept.append(torch.stack([ids, label[ids]]))
+    device = regions[0].panoptic.device
+    found = torch.cat(kept, 1).to(device, non_blocking=True).split([part.shape[1] for part in kept], 1)
+    maps = [panoptic for region in regions for panoptic in region.panoptic]
+    return [(label, panoptic == ids.int()[:, None, None]) for panoptic, (ids, label) in zip(maps, found, strict=True)]
 
 
 # pixels that compete at a time, at least, and elements of all masks
@@ -128,23 +131,36 @@ def panoptic_regions(
     thing_ids: Collection[int],
     object_threshold: float,
     overlap_threshold: float,
+    full: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> PanopticRegions:
-    """The tensor part of `panoptic_inference`; nothing here waits for the device."""
-    batch, queries, height, width = mask_logits.shape
-    device = mask_logits.device
+    """The tensor part of `panoptic_inference`; nothing here waits for the device.
+
+    Args:
+        class_logits, mask_logits, thing_ids, object_threshold, overlap_threshold: see there.
+        full: height and width to which the masks are enlarged first; None = theirs.
+        size: height and width of the upper left part that is read out; None = all.
+    """
+    batch, queries = mask_logits.shape[:2]
+    device, full = mask_logits.device, full or tuple(mask_logits.shape[2:])
+    height, width = size = size or full
     score, label = class_logits.float().softmax(-1).max(-1)
     keep = (label != class_logits.shape[-1] - 1) & (score > object_threshold)
 
-    pixels = mask_logits.float().flatten(2)
-    winner = torch.empty(batch, height * width, dtype=torch.int64, device=device)
-    own = torch.zeros(batch, queries, dtype=torch.int64, device=device)
-    for image in range(batch):
-        _compete(pixels[image], score[image], keep[image], winner[image], own[image])
-    won_inside = pixels.gather(1, winner[:, None])[:, 0] >= 0  # sigmoid >= 0.5
+    if enlarges_in_place(device) and full != mask_logits.shape[2:]:
+        from .competition_triton import compete
 
-    place = 2 * winner + won_inside
-    counts = torch.zeros(batch, 2 * queries, dtype=torch.int64, device=device)
-    counts = counts.scatter_add_(1, place, torch.ones_like(place)).view(batch, queries, 2)
+        place, counts, own = compete(mask_logits, torch.where(keep, score, -1.0), full, size)
+    else:
+        pixels = resize_logits(mask_logits.float(), full)[..., :height, :width].flatten(2)
+        winner = torch.empty(batch, height * width, dtype=torch.int64, device=device)
+        own = torch.zeros(batch, queries, dtype=torch.int64, device=device)
+        for image in range(batch):
+            _compete(pixels[image], score[image], keep[image], winner[image], own[image])
+        place = 2 * winner + (pixels.gather(1, winner[:, None])[:, 0] >= 0)  # sigmoid >= 0.5
+        counts = torch.zeros(batch, 2 * queries, dtype=torch.int64, device=device)
+        counts.scatter_add_(1, place, torch.ones_like(place))
+    counts = counts.view(batch, queries, 2)
     won, kept_pixels = counts.sum(-1), counts[..., 1]
     good = keep & (won > 0) & (own > 0) & (kept_pixels > 0) & (won >= overlap_threshold * own)
 
@@ -159,6 +175,18 @@ def panoptic_regions(
     ids = F.pad(segment_id.int()[..., None], (1, 0)).flatten(1)  # 0 outside of the mask
     panoptic = torch.stack([own_ids.index_select(0, own_place) for own_ids, own_place in zip(ids, place, strict=True)])
     return PanopticRegions(panoptic.view(batch, height, width), segment_id, label, score)
+
+
+@cache
+def enlarges_in_place(device: torch.device) -> bool:
+    """True if `panoptic_regions` reads out enlarged masks without writing them: on GPUs where Triton runs."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    try:
+        from .competition_triton import runs_on
+    except ImportError:  # Triton is optional
+        return False
+    return runs_on(device)
 
 
 def _compete(
