@@ -147,7 +147,7 @@ def panoptic_regions(
     score, label = class_logits.float().softmax(-1).max(-1)
     keep = (label != class_logits.shape[-1] - 1) & (score > object_threshold)
 
-    if enlarges_in_place(device) and full != mask_logits.shape[2:]:
+    if enlarges_in_place(device):
         from .competition_triton import compete
 
         place, counts, own = compete(mask_logits, torch.where(keep, score, -1.0), full, size)
