@@ -141,16 +141,16 @@ def panoptic_regions(
         full: height and width to which the masks are enlarged first; None = theirs.
         size: height and width of the upper left part that is read out; None = all.
     """
-    batch, queries = mask_logits.shape[:2]
-    device, full = mask_logits.device, full or tuple(mask_logits.shape[2:])
-    height, width = size = size or full
+    batch, queries, *own_size = mask_logits.shape
+    device, full = mask_logits.device, full or (own_size[0], own_size[1])
+    height, width = size or full
     score, label = class_logits.float().softmax(-1).max(-1)
     keep = (label != class_logits.shape[-1] - 1) & (score > object_threshold)
 
     if enlarges_in_place(device):
         from .competition_triton import compete
 
-        place, counts, own = compete(mask_logits, torch.where(keep, score, -1.0), full, size)
+        place, counts, own = compete(mask_logits, torch.where(keep, score, -1.0), full, (height, width))
     else:
         pixels = resize_logits(mask_logits.float(), full)[..., :height, :width].flatten(2)
         winner = torch.empty(batch, height * width, dtype=torch.int64, device=device)
