@@ -229,6 +229,7 @@ def loader() -> dict:
 
     from dearli_d2.config import get_config
     from dearli_d2.data import build
+    from dearli_d2.data.batches import PackedBatch
 
     torch.set_num_threads(1)
     cfg = get_config(REPO / "configs" / "ade20k" / "dear_convnext_b.yaml", ["MODEL.DEVICE", _device()])
@@ -249,11 +250,7 @@ def loader() -> dict:
             ("unlabelled", build.build_unlabeled_mapper(cfg), record),
         ):
             result[f"{name} sample ms"] = _milliseconds(partial(mapper, dict(sample)), repeats=30)
-            made = mapper(dict(sample))
-            tensors = [made["image"], made.get("strong"), made["inside"]]
-            if "targets" in made:
-                tensors.append(made["targets"].masks)
-            result[f"{name} MiB"] = sum(t.numel() * t.element_size() for t in tensors if t is not None) / 2**20
+            result[f"{name} MiB"] = PackedBatch([mapper(dict(sample))]).buffer.nbytes / 2**20
     return result
 
 

@@ -14,6 +14,7 @@ import torch
 from dearli_d2.config import get_config
 from dearli_d2.data.build import build_labeled_mapper, build_unlabeled_mapper, labeled_dicts, unlabeled_dicts
 from dearli_d2.data.catalog import dataset_dicts
+from dearli_d2.data.compact import unpacked
 from dearli_d2.engine.optimizer import build_optimizer, build_scheduler, parameter_groups
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.masks.classical import ClassicalGenerator
@@ -105,7 +106,7 @@ def test_config_builds_model_optimiser_and_mappers(path, masks, towers):
     model.check_training(cfg)
     for key in ("TRAIN", "SOURCE"):
         for d in labeled_dicts(cfg, key)[:1]:
-            sample = build_labeled_mapper(cfg)(d)
+            sample = unpacked(build_labeled_mapper(cfg)(d))
             assert sample["image"].shape == (3, 64, 64)
             assert sample["targets"].masks.shape[1:] == (64, 64)
             assert sample["targets"].labels.numel()

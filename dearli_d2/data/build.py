@@ -126,7 +126,7 @@ def build_unlabeled_mapper(cfg: CfgNode) -> UnlabeledTrainMapper:
 
 
 def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, list[dict]]]:
-    """Endless batches of this rank, as lists of mapped dicts by stream.
+    """Endless batches of this rank, as lists of mapped dicts by stream, with tensors on MODEL.DEVICE.
 
     The streams are "labeled" where DATASETS.TRAIN is set, "source" where DATASETS.SOURCE is set, and "unlabeled" from step
     SSL.START on where DATASETS.UNLABELED is set.
@@ -165,6 +165,7 @@ def build_streams(cfg: CfgNode, start_iteration: int = 0) -> Iterator[dict[str, 
                 workers,
                 None if name == "unlabeled" else _labeled_order(cfg, dicts, seed),
                 replace_damaged=name == "unlabeled" or cfg.MODEL.CLASSIFIER == "none",  # images without labels
+                device=cfg.MODEL.DEVICE,
             ),
         )
         for name, (first, dicts, mapper, batch, seed) in parts.items()

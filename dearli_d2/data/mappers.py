@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import torch
 from detectron2.data import transforms as T
 
 from ..errors import DatasetError
+from ..masks.bits import mask_bits
 from ..masks.storage import MaskFolder
-from ..structures import Targets
+from .compact import Inside, MaskBits, SegmentMap
 from .images import read_image
 from .panoptic_png import read_panoptic, segment_ids
 from .sizes import read_out_size
 from .views import ResizeShortSide, View, WeakGeometry
 
 
-def panoptic_targets(ids: np.ndarray, segments_info: list[dict]) -> Targets:
+def panoptic_targets(ids: np.ndarray, segments_info: list[dict]) -> SegmentMap:
     """Targets of the segments that are visible in `ids` (H, W) and are no crowd."""
     chosen = [s for s in segments_info if not s["iscrowd"]]
-    values = np.array([s["id"] for s in chosen], dtype=np.int64)
-    masks = torch.from_numpy(ids[None] == values[:, None, None])
-    labels = torch.tensor([s["category_id"] for s in chosen], dtype=torch.int64)
-    visible = masks.flatten(1).any(1)
-    return Targets(labels[visible], masks[visible])
+    row_of = {s["id"]: row for row, s in enumerate(chosen)}
+    return SegmentMap.of(ids, [s["category_id"] for s in chosen], row_of, ignores=False)
 
 
-def semantic_targets(ids: np.ndarray, segments_info: list[dict]) -> Targets:
+def semantic_targets(ids: np.ndarray, segments_info: list[dict]) -> SegmentMap:
     """One mask a class that is visible in `ids` (H, W); pixels of no segment, and of crowds, are not valid."""
-    class_of = {s["id"]: s["category_id"] for s in segments_info if not s["iscrowd"]}
-    values, inverse = np.unique(ids, return_inverse=True)
-    classes = np.array([class_of.get(v, -1) for v in values.tolist()], dtype=np.int64)
-    semantic = torch.from_numpy(classes[inverse.reshape(ids.shape)])
-    labels = semantic.unique()
-    labels = labels[labels >= 0]
-    return Targets(labels, semantic == labels[:, None, None], semantic >= 0)
+    chosen = [s for s in segments_info if not s["iscrowd"]]
+    classes = sorted({s["category_id"] for s in chosen})
+    row_of = {s["id"]: classes.index(s["category_id"]) for s in chosen}
+    return SegmentMap.of(ids, classes, row_of, ignores=True)
 
 
 class PanopticTrainMapper:
@@ -55,7 +52,7 @@ class PanopticTrainMapper:
         color: Callable[[np.ndarray], np.ndarray] | None,
         pad_to: int,
         pad_value: int = 128,
-        targets: Callable[[np.ndarray, list[dict]], Targets] = panoptic_targets,
+        targets: Callable[[np.ndarray, list[dict]], SegmentMap] = panoptic_targets,
     ) -> None:
         self.geometry, self.color, self.pad_to, self.pad_value = geometry, color, pad_to, pad_value
         self.targets = targets
@@ -64,8 +61,8 @@ class PanopticTrainMapper:
         """Reads and transforms one image.
 
         Returns:
-            "image" (3, S, S) uint8, "targets" (S x S), "inside" (S, S) bool (False = padding), and the keys of
-            `passed_on`.
+            "image" (3, S, S) uint8, "targets" (S x S), "inside" (False = padding), and the keys of `passed_on`. `unpacked` makes
+            tensors of them.
         """
         return self.sample_and_view(dataset_dict)[0]
 
@@ -78,13 +75,13 @@ class PanopticTrainMapper:
                 f"{dataset_dict['pan_seg_file_name']} is {rgb.shape[1]} x {rgb.shape[0]} pixels"
             )
         view = self.geometry(image)
-        ids = segment_ids(view.transform.apply_segmentation(rgb))
-        targets = self.targets(ids, dataset_dict["segments_info"]).padded(self.pad_to, self.pad_to)
+        ids = view.transform.apply_segmentation(segment_ids(rgb))
+        targets = replace(self.targets(ids, dataset_dict["segments_info"]), side=self.pad_to)
         pixels = view.image if self.color is None else self.color(view.image)
         sample = {
             "image": pad_image(pixels, self.pad_to, self.pad_value),
             "targets": targets,
-            "inside": inside_padding(pixels, self.pad_to),
+            "inside": Inside(*pixels.shape[:2], self.pad_to),
             **passed_on(dataset_dict),
         }
         return sample, view
@@ -110,33 +107,22 @@ class MaskTrainMapper:
         self.pad_to, self.pad_value = pad_to, pad_value
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Reads and transforms one image: "image" (3, S, S) uint8, "targets" (S x S), and the keys of `passed_on`."""
+        """Reads and transforms one image.
+
+        Returns:
+            "image" (3, S, S) uint8, "targets" (S x S), and the keys of `passed_on`. `unpacked` makes tensors of them.
+        """
         file_name = dataset_dict["file_name"]
         image = read_image(file_name)
-        masks = self.masks.read(file_name, image.shape[:2])
+        codes = self.masks.codes(file_name, image.shape[:2])[1]
         view = self.geometry(image)
-        moved = torch.from_numpy(_transform_masks(masks, view.transform))
-        moved = moved[moved.flatten(1).any(1)]
-        targets = Targets(torch.zeros(len(moved), dtype=torch.int64), moved).padded(self.pad_to, self.pad_to)
+        bits, count = mask_bits(codes, view.transform.rows, view.transform.columns)
         pixels = view.image if self.color is None else self.color(view.image)
         return {
             "image": pad_image(pixels, self.pad_to, self.pad_value),
-            "targets": targets,
+            "targets": MaskBits(torch.from_numpy(bits), count, self.pad_to),
             **passed_on(dataset_dict),
         }
-
-
-def _transform_masks(masks: np.ndarray, transform: T.TransformList) -> np.ndarray:
-    """(N, H, W) bool masks through a geometric transform, 24 at a time: as the bits of a three-channel label image."""
-    parts = []
-    for start in range(0, max(len(masks), 1), 24):
-        bits = np.zeros((24, *masks.shape[1:]), bool)
-        chunk = masks[start : start + 24]
-        bits[: len(chunk)] = chunk
-        packed = np.packbits(bits, axis=0).transpose(1, 2, 0)
-        moved = transform.apply_segmentation(np.ascontiguousarray(packed))
-        parts.append(np.unpackbits(np.ascontiguousarray(moved.transpose(2, 0, 1)), axis=0).astype(bool)[: len(chunk)])
-    return np.concatenate(parts)
 
 
 class UnlabeledTrainMapper:
@@ -164,15 +150,15 @@ class UnlabeledTrainMapper:
         """Reads and transforms one image.
 
         Returns:
-            "image" (3, S, S) uint8, the weak view; "strong" (V, 3, S, S) uint8; "inside" (S, S) bool (False = padding);
-            and the keys of `passed_on`.
+            "image" (3, S, S) uint8, the weak view; "strong" (V, 3, S, S) uint8; "inside" (False = padding); and the keys of
+            `passed_on`. `unpacked` makes tensors of them.
         """
         view = self.geometry(read_image(dataset_dict["file_name"]))
         strong = [pad_image(self.strong(view.image), self.pad_to, self.pad_value) for _ in range(self.strong_views)]
         return {
             "image": pad_image(view.image, self.pad_to, self.pad_value),
             "strong": torch.stack(strong),
-            "inside": inside_padding(view.image, self.pad_to),
+            "inside": Inside(*view.image.shape[:2], self.pad_to),
             **passed_on(dataset_dict),
         }
 
@@ -185,16 +171,12 @@ def passed_on(dataset_dict: dict) -> dict:
 def pad_image(image: np.ndarray, size: int, value: int) -> torch.Tensor:
     """(H, W, 3) uint8 to (3, size, size), padded on the right and at the bottom."""
     height, width = image.shape[:2]
-    padded = np.full((size, size, 3), value, dtype=np.uint8)
-    padded[:height, :width] = image
-    return torch.from_numpy(padded.transpose(2, 0, 1).copy())
-
-
-def inside_padding(image: np.ndarray, size: int) -> torch.Tensor:
-    """(size, size) bool: where `pad_image` puts the (H, W, 3) image."""
-    inside = torch.zeros(size, size, dtype=torch.bool)
-    inside[: image.shape[0], : image.shape[1]] = True
-    return inside
+    padded = np.empty((3, size, size), np.uint8)
+    if image.shape[:2] != (size, size):
+        padded[:] = value
+    for plane, channel in zip(padded, cv2.split(image), strict=True):
+        plane[:height, :width] = channel
+    return torch.from_numpy(padded)
 
 
 class TestMapper:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from ..errors import DatasetError
@@ -20,8 +21,8 @@ def read_panoptic(path: str) -> np.ndarray:
 
 def segment_ids(rgb: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 to (H, W) int64 segment ids."""
-    rgb = rgb.astype(np.int64)
-    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+    bytes_of_ids = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2RGBA).view("<i4")[..., 0]
+    return (bytes_of_ids & 0xFFFFFF).astype(np.int64)
 
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:

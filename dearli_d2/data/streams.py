@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DatasetError, UnreadableImageError
+from .batches import PackedBatch
 from .catalog import class_areas
 
 logger = logging.getLogger(__name__)
@@ -167,8 +168,9 @@ def build_stream(
     num_workers: int = 0,
     order: Callable[[int], int] | None = None,
     replace_damaged: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Iterator[list[dict]]:
-    """Endless batches (lists of mapped dicts).
+    """Endless batches: lists of mapped dicts, `unpacked` on the device.
 
     Args:
         dicts, mapper, seed, order, replace_damaged: see `PositionDataset`.
@@ -176,17 +178,21 @@ def build_stream(
         start_iteration: number of steps already done.
         rank, world_size: of this process.
         num_workers: number of loader processes.
+        device: of the tensors.
     """
+    device = torch.device(device)
     loader = DataLoader(
         PositionDataset(dicts, mapper, seed, order, replace_damaged),
         batch_sampler=_Positions(start_iteration, batch_size, rank, world_size),
         num_workers=num_workers,
-        collate_fn=list,
+        collate_fn=PackedBatch,
+        pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
         worker_init_fn=_one_thread,
     )
     with shared_heap():
-        return iter(loader)
+        batches = iter(loader)
+    return (batch.samples(device) for batch in batches)
 
 
 def _one_thread(worker: int) -> None:

@@ -4,17 +4,104 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import gcd
 
+import cv2
 import numpy as np
 from detectron2.data import transforms as T
+from PIL import Image
+
+_BILINEAR = Image.Resampling.BILINEAR
+_MOST_MORE = 64  # pixels that are computed beside a window, to begin where its place in the file can be said exactly
+
+
+@dataclass(frozen=True)
+class Window:
+    """The geometric transform of a view: a window of the resized image, perhaps mirrored. Only what it shows is computed.
+
+    `size`, `resized`: (height, width) of the file and of the whole image after the resize. `corner`: (top, left) of the window there,
+    `shape`: its (height, width). `mirrored`: left and right are exchanged.
+    """
+
+    size: tuple[int, int]
+    resized: tuple[int, int]
+    corner: tuple[int, int]
+    shape: tuple[int, int]
+    mirrored: bool = False
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """The window of an (H, W, 3) uint8 image.
+
+        It is what Pillow's antialiased bilinear resize of the whole image gives there, up to one grey level in a few of 1000 values.
+        """
+        rows, columns = (
+            _Span.of(*sides) for sides in zip(self.size, self.resized, self.corner, self.shape, strict=True)
+        )
+        part = Image.fromarray(image[rows.source, columns.source])
+        # one side at a time: Pillow would choose the order by the size of the result
+        part = part.resize((columns.length, part.height), _BILINEAR, (columns.begin, 0, columns.end, part.height))
+        part = part.resize((part.width, rows.length), _BILINEAR, (0, rows.begin, part.width, rows.end))
+        pixels = np.asarray(part)[rows.shown, columns.shown]
+        return cv2.flip(pixels, 1) if self.mirrored else pixels
+
+    def apply_segmentation(self, labels: np.ndarray) -> np.ndarray:
+        """The window of (H, W) or (H, W, C) labels of any type, resized by Pillow's rule of the nearest pixel."""
+        return labels[self.rows][:, self.columns]
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """(h,) int32 row of the file behind each row of the window."""
+        return _nearest(self.size[0], self.resized[0])[self.corner[0] :][: self.shape[0]]
+
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """(w,) int32 column of the file behind each column of the window."""
+        columns = _nearest(self.size[1], self.resized[1])[self.corner[1] :][: self.shape[1]]
+        return columns[::-1] if self.mirrored else columns
+
+
+def _nearest(side: int, resized: int) -> np.ndarray:
+    """(resized,) int32: which of `side` pixels Pillow's nearest-pixel resize takes."""
+    line = Image.fromarray(np.arange(side, dtype=np.int32)[None])
+    return np.asarray(line.resize((resized, 1), Image.Resampling.NEAREST))[0]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """One side of a window, and what Pillow computes of it.
+
+    `source`: the pixels of the file that it reads. `begin`, `end`: what of them it resizes, with fractions. `length`: pixels that this
+    gives. `shown`: those of the window among them.
+    """
+
+    source: slice
+    begin: float
+    end: float
+    length: int
+    shown: slice
+
+    @classmethod
+    def of(cls, side: int, resized: int, start: int, length: int) -> _Span:
+        # Pillow keeps the box as float32, whose error shows where values lie between two levels; it has none at multiples of `step`
+        denominator = resized // gcd(side, resized)
+        step = denominator // (denominator & -denominator)
+        first, end = start, start + length
+        if step <= _MOST_MORE:
+            first, end = first // step * step, min(-(-end // step) * step, resized)
+        left, right = first * side / resized, min(end * side / resized, side)
+        reach = int(max(side / resized, 1)) + 2  # of the filter
+        read = slice(max(int(left) - reach, 0), min(int(right) + reach + 1, side))
+        shown = slice(start - first, start - first + length)
+        return cls(read, left - read.start, right - read.start, end - first, shown)
 
 
 @dataclass(frozen=True)
 class View:
-    """One geometric view of a sample: `image` (H, W, 3) uint8 RGB and the transform that made it, for its labels."""
+    """One geometric view of a sample: `image` (H, W, 3) uint8 RGB and the window that it shows, for its labels."""
 
     image: np.ndarray
-    transform: T.TransformList
+    transform: Window
 
 
 class ResizeShortSide(T.ResizeShortestEdge):
@@ -40,18 +127,29 @@ class WeakGeometry:
 
     def __init__(self, crop_size: int, scales: Sequence[float], max_size: int, flip: bool = True) -> None:
         self.short_sides = [int(scale * crop_size + 1e-6) for scale in scales]  # 0.7 x 640 is 448
-        self.augmentations = [
-            ResizeShortSide(self.short_sides, max_size, sample_style="choice"),
-            T.RandomCrop("absolute", (crop_size, crop_size)),
-        ]
-        if flip:
-            self.augmentations.append(T.RandomFlip())
+        self.resize = ResizeShortSide(self.short_sides, max_size, sample_style="choice")
+        self.crop = T.RandomCrop("absolute", (crop_size, crop_size))
+        self.flip = T.RandomFlip() if flip else None
 
     def __call__(self, image: np.ndarray) -> View:
         """`image`: (H, W, 3) uint8."""
-        inputs = T.AugInput(image)
-        transform = T.AugmentationList(self.augmentations)(inputs)
-        return View(inputs.image, transform)
+        window = self.draw(image.shape[:2])
+        return View(window.apply_image(image), window)
+
+    def draw(self, size: tuple[int, int]) -> Window:
+        """Draws a window of an image of (height, width) as detectron2's augmentations do."""
+        resize = self.resize.get_transform(_blank(size))
+        resized = (resize.new_h, resize.new_w) if isinstance(resize, T.ResizeTransform) else size
+        crop = self.crop.get_transform(_blank(resized))
+        mirrored = self.flip is not None and isinstance(
+            self.flip.get_transform(_blank((crop.h, crop.w))), T.HFlipTransform
+        )
+        return Window(size, resized, (crop.y0, crop.x0), (crop.h, crop.w), mirrored)
+
+
+def _blank(size: tuple[int, int]) -> np.ndarray:
+    """An image without memory, for augmentations that look at its shape alone."""
+    return np.broadcast_to(np.uint8(0), (*size, 3))
 
 
 def scale_steps(low: float, high: float, step: float = 0.1) -> list[float]:

@@ -14,6 +14,7 @@ from pycocotools import mask as rle
 
 from ..errors import DatasetError, first_few
 from ..files import parse_json, write_atomically
+from .bits import run_lengths
 from .file_per_image import MANIFEST, OTHER_IMAGE, FilePerImage, check_stems, image_digest
 from .shards import Record, Shards
 
@@ -156,9 +157,15 @@ class MaskFolder(FilePerImage):
             yield from (record for record in self.shards.records(path) if record.stem not in alone)
 
     def read(self, file_name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-        """(N, H, W) bool masks of an image; they may overlap. Crowd annotations are left out.
+        """(N, H, W) bool masks of an image; they may overlap. See `codes` for the rest."""
+        own, codes = self.codes(file_name, size)
+        return rle.decode(codes).transpose(2, 0, 1).astype(bool) if codes else np.zeros((0, *own), bool)
+
+    def codes(self, file_name: str, size: tuple[int, int] | None = None) -> tuple[tuple[int, int], list[dict]]:
+        """Height and width of the masks of an image, and their compressed RLEs. Crowd annotations are left out.
 
         Args:
+            file_name: of the image.
             size: height and width that the masks must have; None = those that the file says.
 
         Raises:
@@ -177,7 +184,7 @@ class MaskFolder(FilePerImage):
             raise DatasetError(
                 f"{file_name}: {self._named(file_name)} {OTHER_IMAGE}; dearli masks generate --replace makes it anew, or choose another folder"
             )
-        return rle.decode(codes).transpose(2, 0, 1).astype(bool) if codes else np.zeros((0, *own), bool)
+        return own, codes
 
     def _content(self, file_name: str) -> bytes | None:
         for attempt in range(2):
@@ -269,35 +276,11 @@ def size_problem(own: tuple, size: tuple[int, int] | None, codes: list[dict]) ->
     for number, code in enumerate(codes):
         if list(code["size"]) != list(own):
             return f"mask {number} has the size {code['size']}, its image {list(own)}"
-        if _run_lengths(code["counts"]) != own[0] * own[1]:
-            return f"the run lengths of mask {number} do not add up to {own[0]} x {own[1]} pixels"
+    lengths, begin = run_lengths([code["counts"] for code in codes])
+    wrong = (np.add.reduceat(lengths, begin) != own[0] * own[1]).nonzero()[0] if codes else ()
+    if len(wrong):
+        return f"the run lengths of mask {wrong[0]} do not add up to {own[0]} x {own[1]} pixels"
     return ""
-
-
-def _run_lengths(text: str | bytes) -> int:
-    """The sum of the run lengths of a compressed RLE, -1 if one is negative or cut off.
-
-    As in pycocotools' `rleFrString`: a number is a run of characters of 6 bits, the first 5 its value, lowest first, with a sign, the
-    sixth says that more follow; from the fourth on it is the difference to the number two before.
-    """
-    values = np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
-    if not len(values):
-        return 0
-    ends = (values & 0x20) == 0
-    if not ends[-1] or values.min() < 0 or values.max() > 63:
-        return -1
-    number = np.concatenate([[0], np.cumsum(ends)[:-1]])  # which number a character belongs to
-    starts = np.concatenate([[0], ends.nonzero()[0][:-1] + 1])
-    shift = 5 * (np.arange(len(values)) - starts[number])
-    if shift.max() > 30:
-        return -1
-    differences = np.bincount(number, (values & 0x1F) << shift).astype(np.int64)
-    negative = (values[ends] & 0x10) != 0
-    differences[negative] -= np.left_shift(1, shift[ends] + 5)[negative]
-    lengths = differences.copy()
-    lengths[1::2] = np.cumsum(differences[1::2])
-    lengths[2::2] = np.cumsum(differences[2::2])
-    return int(lengths.sum()) if lengths.min() >= 0 else -1
 
 
 def encode(mask: np.ndarray) -> dict:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dearli_d2.data.compact import unpacked
 from dearli_d2.data.mappers import PanopticTrainMapper, TestMapper, panoptic_targets, read_image, semantic_targets
 from dearli_d2.data.panoptic_png import segment_ids
 from dearli_d2.data.photometry import ColorAugmentation
@@ -38,7 +39,7 @@ def coordinate_sample(tmp_path):
 def test_masks_lie_on_their_pixels_after_scale_crop_and_flip(coordinate_sample, seed):
     mapper = PanopticTrainMapper(WeakGeometry(64, scale_steps(0.5, 2.0), 400), None, 64)
     with seeded(seed):
-        sample = mapper(coordinate_sample)
+        sample = unpacked(mapper(coordinate_sample))
     column = sample["image"][0].float() / 2
     for label, mask in zip(sample["targets"].labels.tolist(), sample["targets"].masks, strict=True):
         inside = column[mask]
@@ -49,7 +50,7 @@ def test_masks_lie_on_their_pixels_after_scale_crop_and_flip(coordinate_sample, 
 
 def test_padding_is_grey_and_not_valid(coordinate_sample):
     mapper = PanopticTrainMapper(WeakGeometry(96, [0.5], 400), None, 96, pad_value=128)
-    sample = mapper(coordinate_sample)
+    sample = unpacked(mapper(coordinate_sample))
     valid = sample["targets"].valid
     assert valid[:48, :64].all()
     assert valid.sum() == 48 * 64
@@ -60,7 +61,7 @@ def test_padding_is_grey_and_not_valid(coordinate_sample):
 def test_crowds_and_vanished_segments_are_no_targets():
     ids = np.array([[1, 1], [2, 3]])
     segments = [{"id": i, "category_id": i, "iscrowd": int(i == 2)} for i in (1, 2, 3, 9)]
-    targets = panoptic_targets(ids, segments)
+    targets = panoptic_targets(ids, segments).unpacked("cpu")
     assert targets.labels.tolist() == [1, 3]
     assert targets.masks.sum((1, 2)).tolist() == [2, 1]
 
@@ -73,9 +74,9 @@ def test_colour_augmentation_leaves_geometry_alone(coordinate_sample):
     plain = PanopticTrainMapper(WeakGeometry(64, [1.0], 400), None, 64)
     coloured = PanopticTrainMapper(WeakGeometry(64, [1.0], 400), ColorAugmentation(), 64)
     with seeded(5):
-        a = plain(coordinate_sample)
+        a = unpacked(plain(coordinate_sample))
     with seeded(5):
-        b = coloured(coordinate_sample)
+        b = unpacked(coloured(coordinate_sample))
     assert torch.equal(a["targets"].masks, b["targets"].masks)
     assert not torch.equal(a["image"], b["image"])
 
@@ -221,11 +222,11 @@ def test_semantic_targets_join_segments_of_a_class_and_ignore_the_rest():
         {"id": i, "category_id": c, "iscrowd": crowd}
         for i, c, crowd in ((5, 2, 0), (70000, 2, 0), (9, 0, 0), (3, 1, 1))
     ]
-    targets = semantic_targets(ids, infos)
+    targets = semantic_targets(ids, infos).unpacked("cpu")
     assert targets.labels.tolist() == [0, 2]
     assert targets.masks[0].int().tolist() == [[0, 0, 0, 0], [1, 1, 0, 0]]
     assert targets.masks[1].int().tolist() == [[0, 1, 1, 1], [0, 0, 0, 0]]
     assert targets.valid.int().tolist() == [[0, 1, 1, 1], [1, 1, 0, 0]]
-    empty = semantic_targets(np.zeros((2, 3), int), [])
+    empty = semantic_targets(np.zeros((2, 3), int), []).unpacked("cpu")
     assert len(empty) == 0
     assert not empty.valid.any()

@@ -8,6 +8,7 @@ import torch
 
 from dearli_d2.data.build import build_labeled_mapper, build_streams, build_unlabeled_mapper
 from dearli_d2.data.catalog import dataset_dicts
+from dearli_d2.data.compact import unpacked
 from dearli_d2.data.mappers import TestMapper
 from dearli_d2.data.photometry import StrongPhotometry
 from dearli_d2.data.streams import RareClassOrder, seeded
@@ -25,7 +26,7 @@ def test_weak_and_strong_view_are_aligned_pixel_by_pixel(ssl_config, tmp_path, m
     sizes = set()
     for seed in range(12):
         with seeded(seed):
-            sample = mapper({"file_name": "x", "image_id": 1})
+            sample = unpacked(mapper({"file_name": "x", "image_id": 1}))
         valid = sample["inside"]
         assert torch.equal(sample["strong"][0][:, valid], 255 - sample["image"][:, valid])
         assert (sample["image"][:, ~valid] == 128).all()
@@ -180,7 +181,7 @@ def test_labelled_images_are_jittered_by_key_and_their_labels_are_not(mini_confi
     for jitter in ("()", "(0.9, 0.0, 0.0, 0.0)"):
         with seeded(3):
             mapper = build_labeled_mapper(mini_config(*plain, "INPUT.JITTER", jitter))
-            samples.append(mapper(dataset_dicts("miniworld_val")[0]))
+            samples.append(unpacked(mapper(dataset_dicts("miniworld_val")[0])))
     one, two = samples
     assert torch.equal(one["targets"].masks, two["targets"].masks)
     assert not torch.equal(one["image"], two["image"])
@@ -197,7 +198,7 @@ def test_several_strong_views_differ_and_share_the_geometry(ssl_config):
         "SSL.STRONG_VIEWS", "2", "SSL.BLUR", "0.0", "SSL.GREYSCALE", "0.0", "SSL.JITTER", "(0.4, 0.0, 0.0, 0.0)"
     )
     with seeded(1):
-        sample = build_unlabeled_mapper(cfg)(dataset_dicts("miniworld_val")[0])
+        sample = unpacked(build_unlabeled_mapper(cfg)(dataset_dicts("miniworld_val")[0]))
     first, second = sample["strong"].float()
     assert not torch.equal(first, second)
     bright = (sample["image"] > 20).all(0) & (sample["image"] < 150).all(0)  # a factor of brightness, pixel by pixel

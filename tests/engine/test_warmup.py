@@ -5,14 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from dearli_d2.checkpoint import load_weights
 from dearli_d2.data.build import build_streams
 from dearli_d2.data.catalog import ImageFolder, dataset_dicts, register
-from dearli_d2.data.streams import seeded
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import DatasetError
 from dearli_d2.masks.classical import ClassicalGenerator
@@ -82,15 +80,6 @@ def test_warm_up_targets_are_all_masks_as_class_zero(warmup_config, mask_folder)
     assert len(masks) > 8
     assert torch.equal(sample["targets"].masks, torch.from_numpy(masks))
     assert (sample["targets"].labels == 0).all()
-    many = np.random.default_rng(0).random((53, 40, 30)) > 0.5  # more than one label image holds
-    from dearli_d2.data.mappers import _transform_masks
-    from dearli_d2.data.views import WeakGeometry
-
-    with seeded(1):
-        view = WeakGeometry(32, [1.2], 200)(np.zeros((40, 30, 3), np.uint8))
-    expected = np.stack([view.transform.apply_segmentation(m.astype(np.uint8)) for m in many]).astype(bool)
-    assert np.array_equal(_transform_masks(many, view.transform), expected)
-    assert _transform_masks(many[:0], view.transform).shape == (0, *expected.shape[1:])
 
 
 def test_warm_up_carries_over_exactly_the_decoder(warmup_config, ssl_config, tmp_path):

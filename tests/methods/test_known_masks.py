@@ -29,7 +29,7 @@ ARGUMENTS = [
 
 
 def truth(d):
-    return panoptic_targets(segment_ids(read_panoptic(d["pan_seg_file_name"])), d["segments_info"])
+    return panoptic_targets(segment_ids(read_panoptic(d["pan_seg_file_name"])), d["segments_info"]).unpacked("cpu")
 
 
 @pytest.fixture

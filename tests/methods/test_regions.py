@@ -13,6 +13,7 @@ from sklearn.cluster import KMeans
 
 from dearli_d2.cli import main
 from dearli_d2.data.build import build_labeled_mapper, labeled_dicts
+from dearli_d2.data.compact import unpacked
 from dearli_d2.data.streams import seeded
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError
@@ -187,7 +188,7 @@ def test_regions_move_with_the_image(zero_shot, flip):
     mapper, d = build_labeled_mapper(cfg), labeled_dicts(cfg)[0]
     for seed in range(4):
         with seeded(seed):
-            sample = mapper(d)
+            sample = unpacked(mapper(d))
         inside = sample["pixels"] >= 0
         source = sample["whole_image"].flatten(1)[:, sample["pixels"].clamp(min=0).long()]
         difference = (source.int() - sample["image"].int()).abs().float().mean(0)

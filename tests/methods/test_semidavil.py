@@ -7,6 +7,7 @@ import torch
 
 from dearli_d2.data.build import TrainingImages, build_labeled_mapper
 from dearli_d2.data.catalog import dataset_dicts
+from dearli_d2.data.compact import unpacked
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError
@@ -236,7 +237,7 @@ def test_source_images_are_scaled_on_their_own(semidavil):
     cfg = semidavil("INPUT.SOURCE_SCALE_RANGE", "(0.25, 0.25)", "INPUT.SCALE_RANGE", "(1.0, 1.0)")
     d = dataset_dicts("miniworld_train@0.05")[0]
     covered = [
-        float(build_labeled_mapper(cfg, scales)(d)["targets"].valid.float().mean())
+        float(unpacked(build_labeled_mapper(cfg, scales)(d))["targets"].valid.float().mean())
         for scales in (cfg.INPUT.SOURCE_SCALE_RANGE, ())
     ]
     assert covered == pytest.approx([1 / 16, 1.0])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dearli_d2.data.build import build_labeled_mapper, labeled_dicts
+from dearli_d2.data.compact import unpacked
 from dearli_d2.engine.trainer import DualStreamTrainer
 from dearli_d2.errors import ConfigError
 from dearli_d2.masks.classical import ClassicalGenerator
@@ -111,7 +112,7 @@ def test_every_trained_parameter_of_every_backbone_has_a_gradient(method, kind, 
         options += METHODS[method]
     cfg = mini_config(*options, file=f"{method}.yaml")
     model, mapper = build_model(cfg).train(), build_labeled_mapper(cfg)
-    samples = [mapper(d) for d in labeled_dicts(cfg)[:2]]
+    samples = [unpacked(mapper(d)) for d in labeled_dicts(cfg)[:2]]
     sum(model(samples).values()).backward()
     assert any(p.requires_grad for p in model.backbone.parameters())
     assert not without_gradient(model)
@@ -145,7 +146,7 @@ def test_every_trained_parameter_of_every_part_has_a_gradient(mini_config, varia
     options += ["DATASETS.TRAIN", f"('{DATA}',)", "DATASETS.UNLABELED", "()", "DATASETS.SOURCE", "()"]
     cfg = mini_config(*options, file=f"{method}.yaml")
     model, mapper = build_model(cfg).train(), build_labeled_mapper(cfg)
-    samples = [mapper(d) for d in labeled_dicts(cfg)[:2]]
+    samples = [unpacked(mapper(d)) for d in labeled_dicts(cfg)[:2]]
     if not annotated:
         samples = [{**x, "targets": Targets(x["targets"].labels[:0], x["targets"].masks[:0])} for x in samples]
     sum(model(samples).values()).backward()

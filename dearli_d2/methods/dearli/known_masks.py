@@ -58,7 +58,7 @@ class KnownMasks(DEARLi):
         """(N, H, W) bool at the size of the file, at least one."""
         if self.masks is None:
             ids = segment_ids(read_panoptic(sample["pan_seg_file_name"]))
-            masks = panoptic_targets(ids, sample["segments_info"]).masks
+            masks = panoptic_targets(ids, sample["segments_info"]).unpacked("cpu").masks
         else:
             masks = torch.from_numpy(self.masks.read(sample["file_name"], image_size(sample["file_name"])))
         return masks if len(masks) else masks.new_zeros(1, *masks.shape[1:])

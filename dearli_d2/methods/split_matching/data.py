@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...data.compact import SegmentMap
 from ...data.mappers import PanopticTrainMapper, read_image, semantic_targets
-from ...data.panoptic_png import ids_to_rgb, read_panoptic, segment_ids
+from ...data.panoptic_png import read_panoptic, segment_ids
 from ...data.views import WeakGeometry
 from ...errors import DatasetError
-from ...structures import Targets
 from .region_folder import RegionFolder
 
 
@@ -54,9 +54,9 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def zero_shot_targets(ids: np.ndarray, segments_info: list[dict]) -> Targets:
+def zero_shot_targets(ids: np.ndarray, segments_info: list[dict]) -> SegmentMap:
     """Makes `semantic_targets` in which pixels without annotation count as pixels of none of the classes."""
-    return replace(semantic_targets(ids, segments_info), valid=None)
+    return replace(semantic_targets(ids, segments_info), ignores=False)
 
 
 class ZeroShotTrainMapper(PanopticTrainMapper):
@@ -102,9 +102,9 @@ class ZeroShotTrainMapper(PanopticTrainMapper):
         sample, view = self.sample_and_view(dataset_dict)
         height, width = dataset_dict["height"], dataset_dict["width"]
         rows, columns = np.arange(height) * self.size // height, np.arange(width) * self.size // width
-        moved = view.transform.apply_segmentation(ids_to_rgb(rows[:, None] * self.size + columns))
+        moved = view.transform.apply_segmentation(rows[:, None] * self.size + columns)
         pixels = np.full((self.pad_to, self.pad_to), -1, np.int32)
-        pixels[: moved.shape[0], : moved.shape[1]] = segment_ids(moved)
+        pixels[: moved.shape[0], : moved.shape[1]] = moved
         sample["pixels"] = torch.from_numpy(pixels)
         cached = None if self.cache is None else self.cache.read(dataset_dict["file_name"])
         if cached is not None:

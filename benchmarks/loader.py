@@ -1,0 +1,195 @@
+"""Cost of training samples on one core: a labelled one, an unlabelled one, and one of the decoder warm-up with 100 masks.
+
+    python -m benchmarks.loader --before ../checkout-of-an-older-commit
+
+The mappers are those of configs/ade20k (crops of 640²). The images have the median size of ADE20K, 683 x 512; they are photographs of
+scikit-image, with made-up segments and masks. Both checkouts run in processes of their own with one thread. In each round one of
+them makes a sample of each kind, then the other makes the same ones. Without --before only this checkout is measured. --profile
+shows where the time goes.
+
+| column | meaning |
+|---|---|
+| ms | processor time of one sample, mean over the rounds |
+| unpacked, ms | the same, with what is packed unpacked on the same core; with a GPU this is done there |
+| MB | tensors of a sample as they leave the worker and go to the GPU |
+| tensors | their number |
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from skimage import data
+from tabulate import tabulate
+
+from dearli_d2.data.panoptic_png import ids_to_rgb
+from dearli_d2.masks.storage import MaskFolder, encode
+
+REPO = Path(__file__).parents[1]
+HEIGHT, WIDTH, SEGMENTS, MASKS = 512, 683, 12, 100
+KINDS = ("labelled", "unlabelled", "warm-up")
+
+# runs with either checkout, so it uses what both have; makes a sample of each kind for each line of its input
+SIDE = r"""
+import cProfile, inspect, json, pstats, sys, time
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+import cv2, torch
+from dearli_d2.data import build
+from dearli_d2.data.streams import seeded
+from dearli_d2.config import get_config
+
+folder, repo = Path(sys.argv[1]), Path(sys.argv[2])
+cv2.setNumThreads(0)
+torch.set_num_threads(1)
+labelled = get_config(str(repo / "configs/ade20k/dearli_convnext_b.yaml"), ["MODEL.DEVICE", "cpu"])
+warm = labelled.clone()
+warm.defrost()
+warm.MODEL.CLASSIFIER, warm.DATASETS.MASKS = "none", str(folder / "masks")
+mappers = {
+    "labelled": build.build_labeled_mapper(labelled),
+    "unlabelled": build.build_unlabeled_mapper(labelled),
+    "warm-up": build.build_labeled_mapper(warm),
+}
+dicts = json.loads((folder / "dicts.json").read_text())
+
+
+def tensors(x):
+    if isinstance(x, torch.Tensor):
+        return [x]
+    if isinstance(x, dict):
+        x = list(x.values())
+    elif is_dataclass(x):
+        x = [getattr(x, f.name) for f in fields(x)]
+    return [t for part in x for t in tensors(part)] if isinstance(x, (list, tuple)) else []
+
+
+def unpacked(sample):
+    for value in sample.values():
+        if hasattr(value, "unpacked"):
+            value.unpacked("cpu")
+
+
+profiles = {kind: cProfile.Profile() for kind in mappers}
+for line in sys.stdin:
+    position, profile = json.loads(line)
+    found = {}
+    for kind, mapper in mappers.items():
+        if profile:
+            profiles[kind].enable()
+        start = time.process_time()
+        with seeded(0, position):
+            sample = mapper(dicts[position % len(dicts)])
+        middle = time.process_time()
+        unpacked(sample)
+        end = time.process_time()
+        profiles[kind].disable()
+        parts = tensors(sample)
+        found[kind] = [1000 * (middle - start), 1000 * (end - start), sum(t.nbytes for t in parts) / 2**20, len(parts)]
+    print("RESULT " + json.dumps(found), flush=True)
+if profile:
+    for kind, found in profiles.items():
+        print(kind, file=sys.stderr)
+        pstats.Stats(found, stream=sys.stderr).sort_stats("tottime").print_stats(22)
+"""
+
+
+def photographs() -> list[np.ndarray]:
+    """Of scikit-image, cut to the usual ratio of sides."""
+    found = []
+    for whole in (data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.retina()):
+        height = min(whole.shape[0], whole.shape[1] * HEIGHT // WIDTH)
+        found.append(Image.fromarray(whole[:height, : height * WIDTH // HEIGHT]).resize((WIDTH, HEIGHT)))
+    return [np.asarray(image) for image in found]
+
+
+def make_images(folder: Path) -> None:
+    """JPEG files, panoptic labels whose segments are the cells around random points, and masks that are random ellipses."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    masks, dicts = MaskFolder(folder / "masks"), []
+    for index, pixels in enumerate(photographs()):
+        image, label = folder / f"{index}.jpg", folder / f"{index}.png"
+        Image.fromarray(pixels).save(image, quality=90)
+        y, x = rng.integers(HEIGHT, size=SEGMENTS), rng.integers(WIDTH, size=SEGMENTS)
+        nearest = ((rows[..., None] - y) ** 2 + (columns[..., None] - x) ** 2).argmin(-1)
+        ids = 1 + 256 * rng.permutation(SEGMENTS)
+        Image.fromarray(ids_to_rgb(ids[nearest])).save(label)
+        annotations = []
+        for _ in range(MASKS):
+            (cy, cx), (ry, rx) = rng.uniform(0, (HEIGHT, WIDTH)), np.exp(rng.uniform(np.log(8), np.log(160), 2))
+            inside = ((rows - cy) / ry) ** 2 + ((columns - cx) / rx) ** 2 < 1
+            annotations.append({"segmentation": encode(inside), "area": int(inside.sum()), "bbox": [0, 0, 1, 1]})
+        masks.write(str(image), (HEIGHT, WIDTH), annotations)
+        segments = [{"id": int(i), "category_id": n % 150, "iscrowd": 0} for n, i in enumerate(ids)]
+        dicts.append(
+            {
+                "file_name": str(image), "pan_seg_file_name": str(label), "segments_info": segments, "image_id": index,
+                "height": HEIGHT, "width": WIDTH,
+            }
+        )  # fmt: skip
+    (folder / "dicts.json").write_text(json.dumps(dicts))
+
+
+class Side:
+    """A checkout in a process of its own."""
+
+    def __init__(self, code: Path, folder: Path) -> None:
+        env = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SIDE, str(folder), str(code)],
+            cwd=code, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def __call__(self, position: int, profile: bool = False) -> list[list[float]]:
+        print(json.dumps([position, profile]), file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith("RESULT "):
+                found = json.loads(line.removeprefix("RESULT "))
+                return [found[kind] for kind in KINDS]
+        raise SystemExit("a checkout failed, see above")
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, help="checkout to compare with")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--profile", action="store_true", help="functions with the most time of their own")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        make_images(Path(name))
+        checkouts = {"before": args.before.resolve()} if args.before else {}
+        sides = {which: Side(code, Path(name)) for which, code in {**checkouts, "now": REPO}.items()}
+        for position in range(2):
+            for side in sides.values():
+                side(position)
+        found: dict[str, list] = {which: [] for which in sides}
+        for position in range(2, 2 + args.rounds):
+            for which, side in sides.items():
+                found[which].append(side(position, args.profile))
+        for side in sides.values():
+            side.close()
+    means = {which: np.mean(values, 0) for which, values in found.items()}
+    rows = []
+    for number, kind in enumerate(KINDS):
+        rows += [[kind, which, *mean[number]] for which, mean in means.items()]
+        if args.before:
+            rows.append([kind, "ratio", *(means["now"][number] / means["before"][number])])
+    headers = ["sample", "code", "ms", "unpacked, ms", "MB", "tensors"]
+    print(tabulate(rows, headers, floatfmt=("", "", ".2f", ".2f", ".2f", ".1f"), tablefmt="github"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What a training sample carries from the loader to the device in place of masks: a hundredth of their bytes.
+
+`unpacked` gives the tensors and the `Targets` on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..structures import Targets
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Where a sample is no padding: the upper left part of its square.
+
+    `height`, `width`: of the part. `side`: of the square, in pixels.
+    """
+
+    height: int
+    width: int
+    side: int
+
+    def unpacked(self, device: torch.device | str) -> torch.Tensor:
+        """(side, side) bool on `device`."""
+        if self.height == self.width == self.side:
+            return torch.ones(self.side, self.side, dtype=torch.bool, device=device)
+        inside = torch.zeros(self.side, self.side, dtype=torch.bool, device=device)
+        inside[: self.height, : self.width] = True
+        return inside
+
+
+@dataclass(frozen=True)
+class SegmentMap:
+    """Targets that do not overlap, as the number of the segment of each pixel.
+
+    `labels`: (N,) int64 classes. `numbers`: (H, W) uint8, int16 or int32: 0..N-1 the segment, N none. `ignores`: whether the pixels of
+    none are not valid; else the targets have no `valid`. `side`: of the square to which the targets are padded at the right and at the
+    bottom, None = they are not.
+    """
+
+    labels: torch.Tensor
+    numbers: torch.Tensor
+    ignores: bool
+    side: int | None = None
+
+    @classmethod
+    def of(cls, ids: np.ndarray, classes: Sequence[int], row_of: Mapping[int, int], ignores: bool) -> SegmentMap:
+        """The targets that are visible in a map of ids.
+
+        Args:
+            ids: (H, W) integers from 0 on.
+            classes: of all targets.
+            row_of: the target of an id, as its row in `classes`; other ids belong to none.
+            ignores: see the class.
+        """
+        # 0 = none: a table of zeros takes no memory where nobody looks, and an id may be 2^24
+        table = np.zeros(int(ids.max(initial=0)) + 1, np.min_scalar_type(len(classes)))
+        known = [(i, row + 1) for i, row in row_of.items() if i < len(table)]
+        table[[i for i, _ in known]] = [row for _, row in known]
+        rows = table[ids]
+        seen = np.bincount(rows.reshape(-1), minlength=len(classes) + 1)[1:] > 0
+        count = int(seen.sum())
+        kind = np.uint8 if count < 2**8 else np.int16 if count < 2**15 else np.int32
+        numbers = np.concatenate([[count], np.cumsum(seen) - 1]).astype(kind)[rows]
+        labels = [c for c, shown in zip(classes, seen, strict=True) if shown]
+        return cls(torch.tensor(labels, dtype=torch.int64), torch.from_numpy(numbers), ignores)
+
+    def unpacked(self, device: torch.device | str) -> Targets:
+        """The targets on `device`."""
+        numbers, count = self.numbers.to(device, non_blocking=True), len(self.labels)
+        masks = numbers == torch.arange(count, dtype=numbers.dtype, device=numbers.device)[:, None, None]
+        valid = numbers != count if self.ignores else None
+        return _padded(Targets(self.labels.to(device, non_blocking=True), masks, valid), self.side)
+
+
+@dataclass(frozen=True)
+class MaskBits:
+    """Class-agnostic targets that may overlap: a bit for each mask and pixel.
+
+    `bits`: (ceil(N / 8), H, W) uint8; mask 8 p + k is bit k of plane p. `count`: N. `side`: see `SegmentMap`.
+    """
+
+    bits: torch.Tensor
+    count: int
+    side: int | None = None
+
+    def unpacked(self, device: torch.device | str) -> Targets:
+        """The targets on `device`, all of class 0."""
+        bits = self.bits.to(device, non_blocking=True)
+        weights = 2 ** torch.arange(8, dtype=torch.uint8, device=bits.device)[:, None, None]
+        masks = (bits[:, None] & weights).bool().flatten(0, 1)[: self.count]
+        labels = torch.zeros(self.count, dtype=torch.int64, device=bits.device)
+        return _padded(Targets(labels, masks), self.side)
+
+
+def _padded(targets: Targets, side: int | None) -> Targets:
+    return targets if side is None else targets.padded(side, side)
+
+
+def unpacked(sample: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A sample of a mapper as a model takes it: its tensors on `device`, targets as `Targets`, "inside" (S, S) bool."""
+    return {key: _unpacked(value, device) for key, value in sample.items()}
+
+
+def _unpacked(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    return value.unpacked(device) if isinstance(value, Inside | SegmentMap | MaskBits) else value
