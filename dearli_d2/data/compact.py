@@ -1,4 +1,4 @@
-"""What a training sample carries from the loader to the device in place of masks: a hundredth of their bytes.
+"""Masks as a training sample carries them from the loader to the device, in a fraction of their bytes.
 
 `unpacked` gives the tensors and the `Targets` on the device.
 """
@@ -17,7 +17,7 @@ from ..structures import Targets
 
 @dataclass(frozen=True)
 class Inside:
-    """Where a sample is no padding: the upper left part of its square.
+    """The part of a square sample that is no padding: its upper left.
 
     `height`, `width`: of the part. `side`: of the square, in pixels.
     """
