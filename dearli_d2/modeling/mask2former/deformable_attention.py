@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...errors import ConfigError
-from ..linear import Linear, computes_here
+from ..linear import Linear, computes_here, linear
 from .deformable_attention_cpu import DeformableAttention as OnCpu
 
 logger = logging.getLogger(__name__)
@@ -231,10 +231,12 @@ class MSDeformAttn(nn.Module):
         Returns:
             (B, M, C).
         """
-        batch, queries, _ = query.shape
-        value = self.value_proj(tokens).view(batch, -1, self.heads, tokens.shape[-1] // self.heads)
-        offsets = self.sampling_offsets(query).view(batch, queries, self.heads, self.levels, self.points, 2)
-        logits = self.attention_weights(query).view(batch, queries, self.heads, self.levels * self.points)
+        value = self.value_proj(tokens).unflatten(2, (self.heads, -1))
+        both = self.sampling_offsets, self.attention_weights  # in one product: they read the same query
+        parts = [layer.out_features for layer in both]
+        points = linear(query, torch.cat([layer.weight for layer in both]), torch.cat([layer.bias for layer in both]))
+        offsets, logits = (x.unflatten(2, (self.heads, -1)) for x in points.split(parts, 2))
+        offsets = offsets.unflatten(3, (self.levels, self.points, 2))
         attended = multi_scale_deformable_attention(
             value, spatial_shapes, reference_points, offsets, logits, self.implementation
         )

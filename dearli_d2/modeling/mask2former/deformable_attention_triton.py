@@ -2,7 +2,8 @@
 
 The plain implementations write every sample to memory. These kernels keep the samples in registers: a program handles a
 block of queries of one head, reads the four corners of each point, and sums in fp32. The backward pass reads the corners
-again and adds to the gradient of the value with atomics.
+again and adds to the gradient of the value with atomics. Positions and softmax are computed inside too, so that the large tensors are
+read and written once, in their own type.
 
 Importing this module needs Triton. `TRITON_INTERPRET=1`, set before the import, runs the kernels on a CPU.
 """
@@ -33,43 +34,69 @@ def _corner(x, y, width, height, first, live):
 
 
 @triton.jit
+def _softmax(logits, row, live, ROW: tl.constexpr, PADDED_ROW: tl.constexpr):
+    """Scores (BLOCK, PADDED_ROW) with zeros beyond ROW; of each row the factor that makes them weights, and the greatest logit."""
+    column = tl.arange(0, PADDED_ROW)
+    real = column[None] < ROW
+    scores = tl.load(logits + row[:, None] + column[None], mask=live[:, None] & real, other=0.0).to(tl.float32)
+    scores = tl.where(real, scores, float("-inf"))
+    greatest = tl.max(scores, 1)
+    scores = tl.exp(scores - greatest[:, None])
+    return scores, 1 / tl.sum(scores, 1), greatest
+
+
+@triton.jit
+def _cells(offsets, at, reference, size, live):
+    """The cell before each point along an axis, and the share of the cell behind it."""
+    cell = tl.load(offsets + at, mask=live, other=0.0).to(tl.float32) + reference * size - 0.5
+    before = tl.floor(cell)
+    return before.to(tl.int32), cell - before
+
+
+@triton.jit
 def _forward(
-    value, locations, weights, table, output, tokens, queries, heads,
-    DIM: tl.constexpr, PADDED: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr, BLOCK: tl.constexpr,
+    value, reference, offsets, logits, table, output, tokens, queries, heads, offsets_stride, logits_stride,
+    DIM: tl.constexpr, PADDED: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr, PADDED_ROW: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     query = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     live = query < queries
     channel = tl.arange(0, PADDED)
     real = channel < DIM
-    row = (batch * queries + query) * heads + head
     base = value + (batch * tokens * heads + head) * DIM
+    reference_x = tl.load(reference + 2 * query, mask=live, other=0.0)
+    reference_y = tl.load(reference + 2 * query + 1, mask=live, other=0.0)
+    offsets_row = (batch * queries + query) * offsets_stride + head * (2 * LEVELS * POINTS)
+    logits_row = (batch * queries + query) * logits_stride + head * (LEVELS * POINTS)
+    _, factor, greatest = _softmax(logits, logits_row, live, LEVELS * POINTS, PADDED_ROW)
     total = tl.zeros((BLOCK, PADDED), tl.float32)
     for level in tl.static_range(LEVELS):
         height, width = tl.load(table + 3 * level), tl.load(table + 3 * level + 1)
         first = tl.load(table + 3 * level + 2)
         for point in range(POINTS):  # unrolled, the registers would spill
-            at = row * (LEVELS * POINTS) + level * POINTS + point
-            x = tl.load(locations + 2 * at, mask=live, other=0.0) * width - 0.5
-            y = tl.load(locations + 2 * at + 1, mask=live, other=0.0) * height - 0.5
-            weight = tl.load(weights + at, mask=live, other=0.0)
-            left, top = tl.floor(x), tl.floor(y)
-            share_x, share_y = x - left, y - top
-            column, line = left.to(tl.int32), top.to(tl.int32)
+            place = level * POINTS + point
+            column, share_x = _cells(offsets, offsets_row + 2 * place, reference_x, width, live)
+            line, share_y = _cells(offsets, offsets_row + 2 * place + 1, reference_y, height, live)
+            logit = tl.load(logits + logits_row + place, mask=live, other=0.0).to(tl.float32)
+            weight = tl.exp(logit - greatest) * factor
             for dy in tl.static_range(2):
                 for dx in tl.static_range(2):
                     token, inside = _corner(column + dx, line + dy, width, height, first, live)
                     share = (share_x if dx else 1 - share_x) * (share_y if dy else 1 - share_y)
-                    place = token.to(tl.int64)[:, None] * (heads * DIM) + channel[None]
-                    found = tl.load(base + place, mask=inside[:, None] & real[None], other=0.0)
+                    cell = token.to(tl.int64)[:, None] * (heads * DIM) + channel[None]
+                    found = tl.load(base + cell, mask=inside[:, None] & real[None], other=0.0)
                     total += (weight * share)[:, None] * found.to(tl.float32)
+    row = (batch * queries + query) * heads + head
     tl.store(output + row[:, None] * DIM + channel[None], total, mask=live[:, None] & real[None])
 
 
 @triton.jit
 def _backward(
-    value, locations, weights, table, upstream, grad_value, grad_locations, grad_weights, tokens, queries, heads,
-    DIM: tl.constexpr, PADDED: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr, BLOCK: tl.constexpr,
+    value, reference, offsets, logits, table, upstream, grad_value, grad_offsets, grad_logits,
+    tokens, queries, heads, offsets_stride, logits_stride,
+    DIM: tl.constexpr, PADDED: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr, PADDED_ROW: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     query = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -79,26 +106,32 @@ def _backward(
     row = (batch * queries + query) * heads + head
     base = (batch * tokens * heads + head) * DIM
     grad = tl.load(upstream + row[:, None] * DIM + channel[None], mask=live[:, None] & real[None], other=0.0)
+    grad = grad.to(tl.float32)
+    reference_x = tl.load(reference + 2 * query, mask=live, other=0.0)
+    reference_y = tl.load(reference + 2 * query + 1, mask=live, other=0.0)
+    offsets_row = (batch * queries + query) * offsets_stride + head * (2 * LEVELS * POINTS)
+    logits_row = (batch * queries + query) * logits_stride + head * (LEVELS * POINTS)
+    scores, factor, greatest = _softmax(logits, logits_row, live, LEVELS * POINTS, PADDED_ROW)
+    place_in_row = tl.arange(0, PADDED_ROW)
+    grad_weights = tl.zeros((BLOCK, PADDED_ROW), tl.float32)
     for level in tl.static_range(LEVELS):
         height, width = tl.load(table + 3 * level), tl.load(table + 3 * level + 1)
         first = tl.load(table + 3 * level + 2)
         for point in range(POINTS):
-            at = row * (LEVELS * POINTS) + level * POINTS + point
-            x = tl.load(locations + 2 * at, mask=live, other=0.0) * width - 0.5
-            y = tl.load(locations + 2 * at + 1, mask=live, other=0.0) * height - 0.5
-            weight = tl.load(weights + at, mask=live, other=0.0)
-            left, top = tl.floor(x), tl.floor(y)
-            share_x, share_y = x - left, y - top
-            column, line = left.to(tl.int32), top.to(tl.int32)
+            place = level * POINTS + point
+            column, share_x = _cells(offsets, offsets_row + 2 * place, reference_x, width, live)
+            line, share_y = _cells(offsets, offsets_row + 2 * place + 1, reference_y, height, live)
+            logit = tl.load(logits + logits_row + place, mask=live, other=0.0).to(tl.float32)
+            weight = tl.exp(logit - greatest) * factor
             grad_weight = tl.zeros((BLOCK,), tl.float32)
             grad_x = tl.zeros((BLOCK,), tl.float32)
             grad_y = tl.zeros((BLOCK,), tl.float32)
             for dy in tl.static_range(2):
                 for dx in tl.static_range(2):
                     token, inside = _corner(column + dx, line + dy, width, height, first, live)
-                    place = base + token.to(tl.int64)[:, None] * (heads * DIM) + channel[None]
+                    cell = base + token.to(tl.int64)[:, None] * (heads * DIM) + channel[None]
                     there = inside[:, None] & real[None]
-                    found = tl.load(value + place, mask=there, other=0.0).to(tl.float32)
+                    found = tl.load(value + cell, mask=there, other=0.0).to(tl.float32)
                     # all three gradients follow from <corner, upstream>
                     product = tl.sum(found * grad, 1)
                     along_x, along_y = share_x if dx else 1 - share_x, share_y if dy else 1 - share_y
@@ -106,47 +139,58 @@ def _backward(
                     grad_x += (along_y if dx else -along_y) * product
                     grad_y += (along_x if dy else -along_x) * product
                     part = (weight * along_x * along_y)[:, None] * grad
-                    tl.atomic_add(grad_value + place, part, mask=there, sem="relaxed")
-            tl.store(grad_weights + at, grad_weight, mask=live)
-            tl.store(grad_locations + 2 * at, weight * grad_x * width, mask=live)
-            tl.store(grad_locations + 2 * at + 1, weight * grad_y * height, mask=live)
+                    tl.atomic_add(grad_value + cell, part, mask=there, sem="relaxed")
+            grad_weights = tl.where(place_in_row[None] == place, grad_weight[:, None], grad_weights)
+            at = row * (LEVELS * POINTS) + place
+            tl.store(grad_offsets + 2 * at, weight * grad_x, mask=live)
+            tl.store(grad_offsets + 2 * at + 1, weight * grad_y, mask=live)
+    weights = scores * factor[:, None]
+    grad_scores = weights * (grad_weights - tl.sum(weights * grad_weights, 1)[:, None])
+    at = row[:, None] * (LEVELS * POINTS) + place_in_row[None]
+    tl.store(grad_logits + at, grad_scores, mask=live[:, None] & (place_in_row < LEVELS * POINTS)[None])
 
 
-def _launch(kernel: Any, value: torch.Tensor, locations: torch.Tensor, arguments: Sequence[torch.Tensor]) -> None:
+def _launch(
+    kernel: Any, value: torch.Tensor, offsets: torch.Tensor, logits: torch.Tensor, arguments: Sequence[torch.Tensor]
+) -> None:
     batch, tokens, heads, dim = value.shape
-    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
+    queries, levels, points = offsets.shape[1], offsets.shape[3], offsets.shape[4]
     padded = triton.next_power_of_2(dim)
     block = max(_BLOCK_VALUES // padded, 1)
     if batch and queries:
         # torch 2.10 wraps no kernel of the interpreter, which needs no wrapping
         launched = wrap_triton(kernel) if isinstance(kernel, triton.JITFunction) else kernel
         launched[(triton.cdiv(queries, block), heads, batch)](
-            *arguments, tokens, queries, heads, DIM=dim, PADDED=padded, LEVELS=levels, POINTS=points, BLOCK=block,
+            *arguments, tokens, queries, heads, offsets.stride(1), logits.stride(1), DIM=dim, PADDED=padded,
+            LEVELS=levels, POINTS=points, PADDED_ROW=triton.next_power_of_2(levels * points), BLOCK=block,
             num_warps=_WARPS,
         )  # fmt: skip
 
 
 @triton_op("dearli_d2::deformable_attention", mutates_args={})
-def _operator(value: torch.Tensor, table: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _operator(
+    value: torch.Tensor, table: torch.Tensor, reference: torch.Tensor, offsets: torch.Tensor, logits: torch.Tensor
+) -> torch.Tensor:
     batch, _, heads, dim = value.shape
-    output = torch.empty(batch, locations.shape[1], heads * dim, dtype=torch.float32, device=value.device)
-    _launch(_forward, value, locations, (value, locations, weights, table, output))
+    output = torch.empty(batch, offsets.shape[1], heads * dim, dtype=value.dtype, device=value.device)
+    _launch(_forward, value, offsets, logits, (value, reference, offsets, logits, table, output))
     return output
 
 
 @triton_op("dearli_d2::deformable_attention_backward", mutates_args={})
 def _operator_backward(
-    value: torch.Tensor, table: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor, grad: torch.Tensor
+    value: torch.Tensor,
+    table: torch.Tensor,
+    reference: torch.Tensor,
+    offsets: torch.Tensor,
+    logits: torch.Tensor,
+    grad: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
-    grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
-    _launch(
-        _backward,
-        value,
-        locations,
-        (value, locations, weights, table, grad, grad_value, grad_locations, grad_weights),
-    )
-    return grad_value, grad_locations, grad_weights
+    grad_offsets, grad_logits = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (offsets, logits))
+    outputs = grad_value, grad_offsets, grad_logits
+    _launch(_backward, value, offsets, logits, (value, reference, offsets, logits, table, grad, *outputs))
+    return outputs
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -154,12 +198,18 @@ def _keep_inputs(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tenso
 
 
 def _gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    value, table, locations, weights = ctx.saved_tensors
-    grads = _operator_backward(value, table, locations, weights, grad.float().contiguous())
-    return grads[0].to(value.dtype), None, grads[1], grads[2]
+    value, *others = ctx.saved_tensors
+    grad_value, grad_offsets, grad_logits = _operator_backward(value, *others, grad.contiguous())
+    return grad_value.to(value.dtype), None, None, grad_offsets, grad_logits
 
 
 _operator.register_autograd(_gradients, setup_context=_keep_inputs)
+
+
+def _in_rows(points: torch.Tensor) -> torch.Tensor:
+    """(B, M, ...) with numbers of a query beside each other, queries at equal distances; a copy where that is not so."""
+    regular = points.numel() and points[0, 0].is_contiguous() and points.stride(0) == points.shape[1] * points.stride(1)
+    return points if regular else points.contiguous()
 
 
 @cache
@@ -181,12 +231,10 @@ def deformable_attention(
 ) -> torch.Tensor:
     """Computes `multi_scale_deformable_attention`; the value may be fp32, bf16 or fp16, sums are fp32."""
     kind = value.dtype
-    value = value.float() if value.dtype == torch.float64 else value
+    value = value.float() if kind == torch.float64 else value
     table = _table(tuple(spatial_shapes), value.device)
-    sizes = table[:, [1, 0]].clamp(min=1)[:, None]
-    locations = reference_points[:, None, None, None] + offsets.float() / sizes
-    weights = logits.float().softmax(-1).view(offsets.shape[:-1])
-    return _operator(value.contiguous(), table, locations.contiguous(), weights.contiguous()).to(kind)
+    points = (_in_rows(x.float() if x.dtype == torch.float64 else x) for x in (offsets, logits))
+    return _operator(value.contiguous(), table, reference_points.float().contiguous(), *points).to(kind)
 
 
 def runs_on(device: torch.device) -> bool:
