@@ -58,7 +58,8 @@ class CudaTensor(torch.Tensor):
 
 
 class PretendCuda(TorchDispatchMode):
-    """Within it "cuda" is a device. `waits` counts how often the host waited for values of the device, by operation."""
+    """Within it "cuda" is a device. `waits` counts how often the host waited for the device, by operation: for values of it, or with
+    a copy to it that blocks until all work before it is done."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,6 +85,11 @@ class PretendCuda(TorchDispatchMode):
 
 def _waits(func: Any, args: tuple, kwargs: dict) -> bool:
     tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+    if func in _COPIES and not kwargs.get("non_blocking", func is aten.copy_.default and len(args) > 2 and args[2]):
+        sources = args[1:2] if func is aten.copy_.default else args[:1]
+        there = isinstance(args[0], CudaTensor) if func is aten.copy_.default else _named(kwargs) == "cuda"
+        if there and not any(isinstance(x, CudaTensor) for x in sources):
+            return True
     if not any(isinstance(x, CudaTensor) for x in tensors):
         return False
     if func in _INDEXING:

@@ -82,6 +82,15 @@ def run(trainer: DualStreamTrainer, batch: dict, waits: dict, dtype: torch.dtype
     return losses, outputs, np.diff(counts).tolist()
 
 
+def test_a_copy_that_blocks_counts_in_both_directions():
+    with PretendCuda() as device:
+        there = torch.ones(3).to("cuda", non_blocking=True)
+        there.copy_(torch.zeros(3), non_blocking=True)
+        assert not device.waits
+        there.copy_(torch.zeros(3)), torch.zeros(2).to("cuda"), torch.tensor([1, 2], device="cuda"), there.cpu()
+        assert sum(device.waits.values()) == 4
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_step_and_prediction_on_a_pretended_gpu(case, mini_config, monkeypatch):
     # autocast asks for a GPU; what it casts to which type is decided without one

@@ -70,6 +70,7 @@ class EoMT(MaskClassifier):
         # part of a checkpoint: one from the middle of a training is evaluated as it was trained
         self.register_buffer("attn_mask_probs", torch.ones(options.blocks))
         self._probabilities: list[float] = []
+        self._version = -1  # of the buffer whose values the host has
 
     @classmethod
     def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
@@ -114,7 +115,9 @@ class EoMT(MaskClassifier):
         options = self.options
         interval = options.annealing_start, options.annealing_end
         values = mask_probabilities(step / total, options.blocks, *interval, options.annealing_power)
-        self.attn_mask_probs.copy_(torch.tensor(values))
+        on_host = torch.tensor(values)
+        self.attn_mask_probs.copy_(on_host, non_blocking=True)
+        self._probabilities, self._version = on_host.tolist(), self.attn_mask_probs._version
 
     def learning_rate(self, name: str) -> LearningRate:
         """Lets the ViT start after the new parts, and early blocks learn more slowly than late ones."""
@@ -154,8 +157,9 @@ class EoMT(MaskClassifier):
         for index in range(first):
             x = vit.block(index, x)
         x = torch.cat([self.q.weight.expand(x.shape[0], -1, -1), x], 1)
-        if not torch.compiler.is_exporting():  # a graph has the values of the call before
-            self._probabilities = self.attn_mask_probs.tolist()
+        # a graph has the values of the call before
+        if not torch.compiler.is_exporting() and self._version != self.attn_mask_probs._version:
+            self._probabilities, self._version = self.attn_mask_probs.tolist(), self.attn_mask_probs._version
         for index, probability in enumerate(self._probabilities, start=first):
             if not self.training:
                 probability = float(probability >= 0.5)

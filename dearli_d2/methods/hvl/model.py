@@ -210,7 +210,8 @@ class HVL(MaskFormerSegmenter):
         presence = presence_of_targets([t.labels for t in targets], self.background)
         guessed = [i for i, (t, known) in enumerate(zip(targets, labeled, strict=True)) if not (known and len(t))]
         if guessed:
-            presence[guessed] = self.zero_shot_presence(images[guessed])
+            rows = torch.tensor(guessed).to(images.device, non_blocking=True)
+            presence[rows] = self.zero_shot_presence(images[rows])
         return presence
 
     # ------------------------------------------------------------------------------------------ passes
@@ -276,10 +277,12 @@ class HVL(MaskFormerSegmenter):
             losses["loss_prompt"] = options.prompt_weight * loss
         if queries is not None and options.vl_weight:
             known = [i for i, flag in enumerate(labeled) if flag]
-            losses |= self._vision_language_losses(images[known], [targets[i] for i in known])
+            rows = torch.tensor(known).to(images.device, non_blocking=True)
+            losses |= self._vision_language_losses(images[rows], [targets[i] for i in known])
         if "unlabeled" in streams and options.entropy_weight:
             unknown = [i for i, flag in enumerate(labeled) if not flag]
-            scores = semantic_inference(output.class_outputs[-1, unknown], output.mask_logits()[unknown])
+            rows = torch.tensor(unknown).to(images.device, non_blocking=True)
+            scores = semantic_inference(output.class_outputs[-1, rows], output.mask_logits()[rows])
             losses["unlabeled_loss_entropy"] = options.entropy_weight * entropy(normalized(scores))
         return losses
 
@@ -372,7 +375,7 @@ def _silenced(output: DecoderOutput) -> DecoderOutput:
     assert output.absent is not None  # textual queries were given
     absent = output.absent[None, ..., None]
     silent = output.class_outputs.new_full(output.class_outputs.shape[-1:], -_SILENT)
-    silent[-1] = _SILENT
+    silent[-1].fill_(_SILENT)
     return replace(
         output,
         class_outputs=torch.where(absent, silent, output.class_outputs),

@@ -119,7 +119,9 @@ class CaptionEncoder:
         every = list(dict.fromkeys(c for parts in several for c in parts))
         for caption in every:
             if caption not in self._cache:
-                self._cache[caption] = self._encode(tower, torch.tensor([self.tokens(caption)], device=device))[0]
+                self._cache[caption] = self._encode(
+                    tower, torch.tensor([self.tokens(caption)]).to(device, non_blocking=True)
+                )[0]
             self._cache.move_to_end(caption)
         rows = [torch.cat([self._cache[c] for c in parts]).to(device) for parts in several]
         while len(self._cache) > _CACHED:

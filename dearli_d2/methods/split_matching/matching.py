@@ -184,7 +184,7 @@ def candidate_cosine(vectors: torch.Tensor, targets: Sequence[SplitTargets], mat
         (R,), 0 without regions.
     """
     is_region = torch.cat([torch.tensor([False] * len(t.seen) + [True] * len(t.candidates)) for t in targets])
-    rows = is_region.nonzero()[:, 0].to(vectors.device)
+    rows = is_region.nonzero()[:, 0].to(vectors.device, non_blocking=True)
     query, matched = matches.query[:, rows, 0], matches.matched[:, rows, 0]
     total = over_ranks(matched.sum(1))  # before any return: the other ranks wait for it
     if not len(rows):

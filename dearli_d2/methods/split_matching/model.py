@@ -235,7 +235,7 @@ class SplitMatching(MaskFormerSegmenter):
         for sample, found in zip(samples, regions, strict=True):
             seen = sample["targets"].to(self.device)
             annotated = seen.masks.any(0)
-            masks = candidate_masks(found, sample["pixels"].to(self.device), annotated)
+            masks = candidate_masks(found, sample["pixels"].to(self.device, non_blocking=True), annotated)
             rows = masks.flatten(1).any(1).nonzero()[:, 0]
             candidates = Targets(rows, masks[rows], seen.valid).padded(*size)
             labels = self.seen_index[seen.labels]
@@ -256,13 +256,15 @@ class SplitMatching(MaskFormerSegmenter):
             none = torch.zeros(0, self.language.embedding_dim, device=self.device)
             return [Regions(cells, none, 1)] * len(samples)
         results: list[Regions | None] = [
-            Regions(r.cells.to(self.device), r.embeddings.to(self.device), r.size) if r is not None else None
+            Regions(*(x.to(self.device, non_blocking=True) for x in (r.cells, r.embeddings)), r.size)
+            if r is not None
+            else None
             for r in (s.get("regions") for s in samples)
         ]
         missing = [i for i, r in enumerate(results) if r is None]
         if missing:
-            images = torch.stack([samples[i]["whole_image"] for i in missing]).to(self.device)
-            unannotated = torch.stack([samples[i]["unannotated"] for i in missing]).to(self.device)
+            images = torch.stack([samples[i]["whole_image"] for i in missing]).to(self.device, non_blocking=True)
+            unannotated = torch.stack([samples[i]["unannotated"] for i in missing]).to(self.device, non_blocking=True)
             for index, found in zip(missing, self.finder(images, unannotated), strict=True):
                 results[index] = found
         return [r for r in results if r is not None]
@@ -282,7 +284,7 @@ class SplitMatching(MaskFormerSegmenter):
         seen = self.text(self.seen).cosine(vectors)
         width = max(len(t.embeddings) for t in targets)
         padded = torch.stack([F.pad(t.embeddings, (0, 0, 0, width - len(t.embeddings))) for t in targets])
-        count = torch.tensor([len(t.embeddings) for t in targets], device=vectors.device)
+        count = torch.tensor([len(t.embeddings) for t in targets]).to(vectors.device, non_blocking=True)
         with torch.autocast(vectors.device.type, enabled=False):  # scaled by up to 100
             unit = F.normalize(vectors.float(), dim=-1)
             regions = torch.einsum("rbqe,bue->rbqu", unit, padded)
@@ -321,7 +323,8 @@ class SplitMatching(MaskFormerSegmenter):
         learned = predictor.query_feat.weight, predictor.query_embed.weight
         if not torch.compiler.is_exporting():  # a graph draws nothing: it has the noise of the call before
             generator = torch.Generator().manual_seed(self.options.random_seed)
-            self._noise = [torch.randn(count, x.shape[1], generator=generator).to(x.device) for x in learned]
+            drawn = [torch.randn(count, x.shape[1], generator=generator) for x in learned]
+            self._noise = [x.to(self.device, non_blocking=True) for x in drawn]
         content, position = (
             (x.mean(0) + x.std(0) * noise).detach().expand(batch, -1, -1)
             for x, noise in zip(learned, self._noise, strict=True)

@@ -71,7 +71,7 @@ class RegionFinder:
             Regions inside the unannotated pixels of each image; perhaps none.
         """
         device = images.device
-        normalized = (images.float() - self.mean.to(device)) / self.std.to(device)
+        normalized = (images.float() - self.mean.to(device, non_blocking=True)) / self.std.to(device, non_blocking=True)
         with torch.autocast(device.type, enabled=False):
             dense = self.clip.embed_dense(self.clip.encode(normalized))
             labels = self.cluster(dense, self.settings)  # (B, h, w)

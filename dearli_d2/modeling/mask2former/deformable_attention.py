@@ -177,7 +177,8 @@ IMPLEMENTATIONS = ("grid_sample", "gather", "triton")
 def _level_sizes(spatial_shapes: Shapes, like: torch.Tensor) -> torch.Tensor:
     """(L, 2): width and height of each level, of the type of `like`."""
     if not torch.compiler.is_exporting():
-        return like.new_tensor([(w, h) for h, w in spatial_shapes])
+        # not `new_tensor`, which on a GPU waits until all work before it is done
+        return torch.tensor([(w, h) for h, w in spatial_shapes], dtype=like.dtype).to(like.device, non_blocking=True)
     one = like.new_ones(())  # `new_tensor` would fix sizes that are symbols
     return torch.stack([torch.stack([one * w, one * h]) for h, w in spatial_shapes])
 

@@ -105,7 +105,7 @@ def point_options(cfg: CfgNode) -> dict[str, Any]:
 def mean_number_of_masks(targets: Sequence[Targets], device: torch.device) -> torch.Tensor | float:
     """Segments per rank, at least 1."""
     count = float(sum(len(t) for t in targets))
-    return over_ranks(torch.tensor(count, device=device)) if comm.get_world_size() > 1 else max(count, 1.0)
+    return over_ranks(torch.full((), count, device=device)) if comm.get_world_size() > 1 else max(count, 1.0)
 
 
 def _by_match(losses: torch.Tensor, matches: Matches) -> torch.Tensor:

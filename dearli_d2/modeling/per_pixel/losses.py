@@ -57,7 +57,7 @@ def dyce_loss(
         classes = labels[hard]
         counts = torch.zeros(logits.shape[1] + 1, device=logits.device)  # the last one is n_H
         counts[:-1] = torch.bincount(classes, minlength=logits.shape[1])
-        counts[-1] = len(classes)
+        counts[-1].fill_(len(classes))
         ranks = comm.get_world_size()
         if ranks > 1:
             torch.distributed.all_reduce(counts)
