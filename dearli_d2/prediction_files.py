@@ -85,7 +85,7 @@ def encode(pixels: np.ndarray, suffix: str = ".png") -> bytes:
     """(H, W) or (H, W, 3) RGB pixels as the content of a picture file.
 
     OpenCV's own settings of PNG (run lengths, one filter) take a tenth of the time of zlib's usual ones, for 1.3 times the
-    bytes. Pillow does the work where there is no OpenCV.
+    bytes. The filter of OpenCV 5, by the row above, makes them fewer. Pillow does the work where there is no OpenCV.
     """
     try:
         import cv2
@@ -95,7 +95,8 @@ def encode(pixels: np.ndarray, suffix: str = ".png") -> bytes:
         Image.fromarray(pixels).save(stream, "JPEG" if suffix == ".jpg" else "PNG", **options)
         return stream.getvalue()
     pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
-    good, content = cv2.imencode(suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY] if suffix == ".jpg" else [])
+    filtered = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
+    good, content = cv2.imencode(suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY] if suffix == ".jpg" else filtered)
     assert good
     return content.tobytes()
 

@@ -42,8 +42,7 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict[str, An
     """
     # ids from a label file may be large: they are counted through
     values, index = (None, panoptic) if panoptic.max(initial=0) < 2**16 else np.unique(panoptic, return_inverse=True)
-    colors = np.zeros((int(panoptic.max(initial=0)) + 1 if values is None else len(values), 3), np.uint8)
-    known = np.zeros(len(colors), bool)
+    colors = np.zeros((int(panoptic.max(initial=0)) + 1 if values is None else len(values), 4), np.uint8)  # and opacity
     shades: dict[int, int] = {}
     for segment in segments:
         category = segment["category_id"]
@@ -51,18 +50,18 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict[str, An
         shade = 1 - 0.12 * (segment.get("shade", shades[category]) % 4) if category in taxonomy.thing_ids else 1.0
         place = segment["id"] if values is None else int(np.searchsorted(values, segment["id"]))
         if place < len(colors) and (values is None or values[place] == segment["id"]):
-            colors[place], known[place] = np.round(shade * np.array(taxonomy.colors[category])), True
+            colors[place] = *np.round(shade * np.array(taxonomy.colors[category])), round(255 * _ALPHA)
     index = index.reshape(panoptic.shape)
-    weight = np.where(known, round(255 * _ALPHA), 0).astype(np.uint8)
-    shades_over = Image.fromarray(colors.take(index, axis=0))
-    blended = Image.composite(
-        shades_over, Image.fromarray(np.ascontiguousarray(image)), Image.fromarray(weight.take(index))
-    )
+    drawn = colors.view(np.uint32)[:, 0].take(index)  # a colour is one number: many times faster
+    layer = Image.fromarray(drawn.view(np.uint8).reshape(*index.shape, 4), "RGBA")
+    blended = Image.fromarray(np.ascontiguousarray(image))
+    blended.paste(layer.convert("RGB"), mask=layer)
     border = np.zeros(panoptic.shape, bool)
     border[1:] |= index[1:] != index[:-1]
     border[:, 1:] |= index[:, 1:] != index[:, :-1]
-    blended.paste((255, 255, 255), mask=Image.fromarray(255 * border.astype(np.uint8)))
-    return np.array(blended)
+    result = np.array(blended)
+    result.reshape(-1, 3)[border.ravel().nonzero()[0]] = 255
+    return result
 
 
 def shown_size(height: int, width: int, enlarge_only: bool = False) -> tuple[int, int]:
