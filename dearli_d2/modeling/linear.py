@@ -64,8 +64,11 @@ def feed_forward(x: torch.Tensor, first: nn.Linear, second: nn.Linear) -> torch.
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """(M, K) times the transpose of (N, K): (M, N). It has no gradient."""
-    return _onednn(a, b, None) if _takes_onednn(a, b) else a @ b.mT
+    """(B, M, K) times (B, K, N): (B, M, N). It has no gradient on a CPU."""
+    if not len(a) or not _takes_onednn(a[0], b[0].mT):
+        return torch.bmm(a, b)
+    products = [_onednn(left, right.mT, None) for left, right in zip(a, b, strict=True)]
+    return products[0][None] if len(products) == 1 else torch.stack(products)
 
 
 def with_fast_products(module: nn.Module) -> nn.Module:

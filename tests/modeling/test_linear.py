@@ -67,9 +67,10 @@ def test_a_feed_forward_network_equals_its_two_layers():
 
 
 @pytest.mark.usefixtures("onednn")
-def test_the_product_of_rows_equals_float64():
-    a, b = torch.randn(9, 24), torch.randn(24, 7).T
-    assert torch.allclose(product(a, b).double(), a.double() @ b.double().T, atol=1e-5)
+@pytest.mark.parametrize("batch", [0, 1, 2])
+def test_products_of_a_batch_equal_float64(batch):
+    a, b = torch.randn(batch, 9, 24), torch.randn(batch, 7, 24).mT
+    assert torch.allclose(product(a, b).double(), a.double() @ b.double(), atol=1e-5)
 
 
 @pytest.mark.usefixtures("onednn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -10,6 +11,7 @@ from dearli_d2.modeling.mask2former.pixel_decoder import PixelFeatures
 from dearli_d2.modeling.mask2former.transformer_decoder import (
     DecoderOutput,
     MultiScaleMaskedTransformerDecoder,
+    _resize,
     attend,
     attention_mask,
 )
@@ -41,6 +43,13 @@ def test_resized_features_give_resized_logits():
     expected = F.interpolate(output.mask_logits(), size=(4, 6), mode="bilinear", align_corners=False)
     small = F.interpolate(output.mask_features, size=(4, 6), mode="bilinear", align_corners=False)
     assert torch.allclose(torch.einsum("bqc,bchw->bqhw", output.mask_embeddings[0], small), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (4, 6), (2, 3), (8, 3), (5, 7), (1, 24)])
+def test_resizing_is_bilinear_interpolation(size):
+    features = torch.randn(2, 3, 16, 24)
+    expected = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+    assert torch.allclose(_resize(features, size), expected, atol=1e-6)
 
 
 def test_mask_pooling_adds_the_features_under_the_querys_own_mask():

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from scipy.optimize import linear_sum_assignment
 
 from ...structures import Targets
+from ..linear import product
 from .losses import image_of_target, sample_points, sample_validity
 from .transformer_decoder import DecoderOutput
 
@@ -133,7 +134,7 @@ class HungarianMatcher:
             cost = torch.cat(
                 [
                     self.mask_cost(
-                        torch.bmm(embeddings[images, rows], features[images]),
+                        product(embeddings[images, rows], features[images]),
                         masks[images],
                         None if valid is None else valid[images],
                     ).flatten(0, 1)

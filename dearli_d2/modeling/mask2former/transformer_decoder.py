@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..clip.ensembling import mask_pool
-from ..linear import Linear, linear
+from ..linear import Linear, linear, product
 from .pixel_decoder import PixelFeatures
 from .position import sine_position
 
@@ -284,9 +284,21 @@ def attention_mask(mask_embeddings: torch.Tensor, features: torch.Tensor) -> tor
     Returns:
         (B, Q, N) bool, True = may attend.
     """
-    inside = torch.bmm(mask_embeddings, features.to(mask_embeddings.dtype)) >= 0
+    inside = product(mask_embeddings, features.to(mask_embeddings.dtype)) >= 0
     return inside | ~inside.any(-1, keepdim=True)
 
 
 def _resize(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+    """Bilinear interpolation of (B, C, H, W) features to a smaller size.
+
+    Where a side shrinks by 2, 4, 8, it is the mean of the four middle cells: PyTorch's own starts one thread a cell of the result on a
+    GPU, however many images and channels there are.
+    """
+    ratios = [full // small for full, small in zip(features.shape[-2:], size, strict=True)]
+    whole = all(r % 2 == 0 and r * s == full for r, s, full in zip(ratios, size, features.shape[-2:], strict=True))
+    slow = features.device.type == "cpu" and max(ratios) == 2
+    if torch.compiler.is_exporting() or not whole or slow:
+        return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+    y, x = (slice(r // 2 - 1, r // 2 + 1) for r in ratios)
+    cells = features.unflatten(3, (size[1], ratios[1])).unflatten(2, (size[0], ratios[0]))
+    return cells[:, :, :, y, :, x].mean((3, 5))
