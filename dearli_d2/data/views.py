@@ -31,18 +31,16 @@ class Window:
     mirrored: bool = False
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        """The window of an (H, W, 3) uint8 image.
-
-        It is what Pillow's antialiased bilinear resize of the whole image gives there, up to one grey level in a few of 1000 values.
-        """
+        """The window of an (H, W, 3) uint8 image: what Pillow's antialiased bilinear resize of the whole image has there."""
         rows, columns = (
             _Span.of(*sides) for sides in zip(self.size, self.resized, self.corner, self.shape, strict=True)
         )
-        part = Image.fromarray(image[rows.source, columns.source])
         # one side at a time: Pillow would choose the order by the size of the result
+        part = Image.fromarray(image[rows.source, columns.source])
         part = part.resize((columns.length, part.height), _BILINEAR, (columns.begin, 0, columns.end, part.height))
+        part = part.crop((columns.shown.start, 0, columns.shown.stop, part.height))
         part = part.resize((part.width, rows.length), _BILINEAR, (0, rows.begin, part.width, rows.end))
-        pixels = np.asarray(part)[rows.shown, columns.shown]
+        pixels = np.asarray(part)[rows.shown]
         return cv2.flip(pixels, 1) if self.mirrored else pixels
 
     def apply_segmentation(self, labels: np.ndarray) -> np.ndarray:
@@ -83,13 +81,14 @@ class _Span:
 
     @classmethod
     def of(cls, side: int, resized: int, start: int, length: int) -> _Span:
-        # Pillow keeps the box as float32, whose error shows where values lie between two levels; it has none at multiples of `step`
+        # Pillow keeps where its input begins and ends as float32, whose error would show where a value lies between two levels.
+        # It has none at multiples of `step`, nor at the ends of the whole side.
         denominator = resized // gcd(side, resized)
         step = denominator // (denominator & -denominator)
-        first, end = start, start + length
+        first, end = 0, resized
         if step <= _MOST_MORE:
-            first, end = first // step * step, min(-(-end // step) * step, resized)
-        left, right = first * side / resized, min(end * side / resized, side)
+            first, end = start // step * step, min(-(-(start + length) // step) * step, resized)
+        left, right = first * side / resized, end * side / resized
         reach = int(max(side / resized, 1)) + 2  # of the filter
         read = slice(max(int(left) - reach, 0), min(int(right) + reach + 1, side))
         shown = slice(start - first, start - first + length)
