@@ -4,12 +4,12 @@
 
 The mappers are those of configs/ade20k (crops of 640²). The images have the median size of ADE20K, 683 x 512; they are photographs of
 scikit-image, with made-up segments and masks. Both checkouts run in processes of their own with one thread. In each round one of
-them makes a sample of each kind, then the other makes the same ones. Without --before only this checkout is measured. --profile
+them makes a sample, then the other makes the same one. Without --before only this checkout is measured. --profile
 shows where the time goes.
 
 | column | meaning |
 |---|---|
-| ms | processor time of one sample, mean over the rounds |
+| ms | processor time of one sample: the least of three times, since other work only adds to it; mean over the rounds |
 | unpacked, ms | the same, with what is packed unpacked on the same core; with a GPU this is done there |
 | MB | tensors of a sample as they leave the worker and go to the GPU |
 | tensors | their number |
@@ -37,7 +37,7 @@ REPO = Path(__file__).parents[1]
 HEIGHT, WIDTH, SEGMENTS, MASKS = 512, 683, 12, 100
 KINDS = ("labelled", "unlabelled", "warm-up")
 
-# runs with either checkout, so it uses what both have; makes a sample of each kind for each line of its input
+# runs with either checkout, so it uses what both have; makes a sample for each line of its input
 SIDE = r"""
 import cProfile, inspect, json, pstats, sys, time
 from dataclasses import fields, is_dataclass
@@ -80,20 +80,21 @@ def unpacked(sample):
 
 profiles = {kind: cProfile.Profile() for kind in mappers}
 for line in sys.stdin:
-    position, profile = json.loads(line)
-    found = {}
-    for kind, mapper in mappers.items():
+    kind, position, profile = json.loads(line)
+    made, whole = [], []
+    for _ in range(3):
         if profile:
             profiles[kind].enable()
         start = time.process_time()
         with seeded(0, position):
-            sample = mapper(dicts[position % len(dicts)])
+            sample = mappers[kind](dicts[position % len(dicts)])
         middle = time.process_time()
-        unpacked(sample)
-        end = time.process_time()
         profiles[kind].disable()
-        parts = tensors(sample)
-        found[kind] = [1000 * (middle - start), 1000 * (end - start), sum(t.nbytes for t in parts) / 2**20, len(parts)]
+        unpacked(sample)
+        made.append(1000 * (middle - start))
+        whole.append(1000 * (time.process_time() - start))
+    parts = tensors(sample)
+    found = [min(made), min(whole), sum(t.nbytes for t in parts) / 2**20, len(parts)]
     print("RESULT " + json.dumps(found), flush=True)
 if profile:
     for kind, found in profiles.items():
@@ -149,12 +150,11 @@ class Side:
             cwd=code, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def __call__(self, position: int, profile: bool = False) -> list[list[float]]:
-        print(json.dumps([position, profile]), file=self.process.stdin, flush=True)
+    def __call__(self, kind: str, position: int, profile: bool = False) -> list[float]:
+        print(json.dumps([kind, position, profile]), file=self.process.stdin, flush=True)
         for line in self.process.stdout:
             if line.startswith("RESULT "):
-                found = json.loads(line.removeprefix("RESULT "))
-                return [found[kind] for kind in KINDS]
+                return json.loads(line.removeprefix("RESULT "))
         raise SystemExit("a checkout failed, see above")
 
     def close(self) -> None:
@@ -172,21 +172,21 @@ def main() -> None:
         make_images(Path(name))
         checkouts = {"before": args.before.resolve()} if args.before else {}
         sides = {which: Side(code, Path(name)) for which, code in {**checkouts, "now": REPO}.items()}
-        for position in range(2):
-            for side in sides.values():
-                side(position)
-        found: dict[str, list] = {which: [] for which in sides}
-        for position in range(2, 2 + args.rounds):
-            for which, side in sides.items():
-                found[which].append(side(position, args.profile))
+        found: dict[tuple[str, str], list] = {}
+        for kind in KINDS:  # one after another: a loader process makes samples of one kind
+            for position in range(args.rounds + 2):
+                for which, side in sides.items():
+                    made = side(kind, position, args.profile)
+                    if position >= 2:
+                        found.setdefault((kind, which), []).append(made)
         for side in sides.values():
             side.close()
-    means = {which: np.mean(values, 0) for which, values in found.items()}
+    means = {key: np.mean(values, 0) for key, values in found.items()}
     rows = []
-    for number, kind in enumerate(KINDS):
-        rows += [[kind, which, *mean[number]] for which, mean in means.items()]
+    for kind in KINDS:
+        rows += [[kind, which, *means[kind, which]] for which in sides]
         if args.before:
-            rows.append([kind, "ratio", *(means["now"][number] / means["before"][number])])
+            rows.append([kind, "ratio", *(means[kind, "now"] / means[kind, "before"])])
     headers = ["sample", "code", "ms", "unpacked, ms", "MB", "tensors"]
     print(tabulate(rows, headers, floatfmt=("", "", ".2f", ".2f", ".2f", ".1f"), tablefmt="github"))
 

@@ -17,22 +17,25 @@ from .compact import Inside, MaskBits, SegmentMap
 from .images import read_image
 from .panoptic_png import read_panoptic, segment_ids
 from .sizes import read_out_size
-from .views import ResizeShortSide, View, WeakGeometry
+from .views import ResizeShortSide, View, WeakGeometry, Window
 
 
-def panoptic_targets(ids: np.ndarray, segments_info: list[dict]) -> SegmentMap:
-    """Targets of the segments that are visible in `ids` (H, W) and are no crowd."""
+def panoptic_targets(ids: np.ndarray, segments_info: list[dict], window: Window | None = None) -> SegmentMap:
+    """Targets of the segments that are no crowd and visible in `ids` (H, W), or in a window of it."""
     chosen = [s for s in segments_info if not s["iscrowd"]]
     row_of = {s["id"]: row for row, s in enumerate(chosen)}
-    return SegmentMap.of(ids, [s["category_id"] for s in chosen], row_of, ignores=False)
+    return SegmentMap.of(ids, [s["category_id"] for s in chosen], row_of, False, window)
 
 
-def semantic_targets(ids: np.ndarray, segments_info: list[dict]) -> SegmentMap:
-    """One mask a class that is visible in `ids` (H, W); pixels of no segment, and of crowds, are not valid."""
+def semantic_targets(ids: np.ndarray, segments_info: list[dict], window: Window | None = None) -> SegmentMap:
+    """One mask a class that is visible in `ids` (H, W), or in a window of it.
+
+    Pixels of no segment, and of crowds, are not valid.
+    """
     chosen = [s for s in segments_info if not s["iscrowd"]]
     classes = sorted({s["category_id"] for s in chosen})
     row_of = {s["id"]: classes.index(s["category_id"]) for s in chosen}
-    return SegmentMap.of(ids, classes, row_of, ignores=True)
+    return SegmentMap.of(ids, classes, row_of, True, window)
 
 
 class PanopticTrainMapper:
@@ -52,7 +55,7 @@ class PanopticTrainMapper:
         color: Callable[[np.ndarray], np.ndarray] | None,
         pad_to: int,
         pad_value: int = 128,
-        targets: Callable[[np.ndarray, list[dict]], SegmentMap] = panoptic_targets,
+        targets: Callable[[np.ndarray, list[dict], Window], SegmentMap] = panoptic_targets,
     ) -> None:
         self.geometry, self.color, self.pad_to, self.pad_value = geometry, color, pad_to, pad_value
         self.targets = targets
@@ -75,12 +78,11 @@ class PanopticTrainMapper:
                 f"{dataset_dict['pan_seg_file_name']} is {rgb.shape[1]} x {rgb.shape[0]} pixels"
             )
         view = self.geometry(image)
-        ids = view.transform.apply_segmentation(segment_ids(rgb))
-        targets = replace(self.targets(ids, dataset_dict["segments_info"]), side=self.pad_to)
+        targets = self.targets(segment_ids(rgb), dataset_dict["segments_info"], view.transform)
         pixels = view.image if self.color is None else self.color(view.image)
         sample = {
             "image": pad_image(pixels, self.pad_to, self.pad_value),
-            "targets": targets,
+            "targets": replace(targets, side=self.pad_to),
             "inside": Inside(*pixels.shape[:2], self.pad_to),
             **passed_on(dataset_dict),
         }

@@ -172,11 +172,10 @@ class ColorAugmentation:
         """Changes hue (0) or saturation (1) with probability 0.5, by a function of the 256 levels of OpenCV's 8-bit HSV."""
         if not _coin():
             return image
-        levels = np.arange(256, dtype=np.float32)
-        tables = np.stack([levels] * 3, -1)
-        tables[:, channel] = np.clip(change(levels), 0, 255)
-        changed = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables.astype(np.uint8)[None])
-        return cv2.cvtColor(changed, cv2.COLOR_HSV2RGB)
+        levels = np.clip(change(np.arange(256, dtype=np.float32)), 0, 255).astype(np.uint8)
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), levels), hsv, channel)
+        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
 def _coin() -> bool:

@@ -12,7 +12,7 @@ from PIL import Image
 from ...data.compact import SegmentMap
 from ...data.mappers import PanopticTrainMapper, read_image, semantic_targets
 from ...data.panoptic_png import read_panoptic, segment_ids
-from ...data.views import WeakGeometry
+from ...data.views import WeakGeometry, Window
 from ...errors import DatasetError
 from .region_folder import RegionFolder
 
@@ -54,9 +54,9 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def zero_shot_targets(ids: np.ndarray, segments_info: list[dict]) -> SegmentMap:
+def zero_shot_targets(ids: np.ndarray, segments_info: list[dict], window: Window | None = None) -> SegmentMap:
     """Makes `semantic_targets` in which pixels without annotation count as pixels of none of the classes."""
-    return replace(semantic_targets(ids, segments_info), ignores=False)
+    return replace(semantic_targets(ids, segments_info, window), ignores=False)
 
 
 class ZeroShotTrainMapper(PanopticTrainMapper):
