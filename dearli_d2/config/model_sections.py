@@ -46,6 +46,11 @@ class Model(Options):
         one_of("auto", "grid_sample", "gather", "triton"),
         'Implementation of deformable attention. "auto" takes Triton on a GPU that has it. All give the same result.',
     )
+    compile: bool = option(
+        False,
+        SWITCH,
+        "Compiles both decoders of Mask2Former in training, by torch.compile. The first step takes minutes, later ones are faster on a GPU. It needs a C or C++ compiler.",
+    )
     pixel_mean: list[float] = option(
         [],
         Items(Number(0, 255), (0, 3)),

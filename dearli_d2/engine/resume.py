@@ -27,6 +27,7 @@ FREE = {
     "OUTPUT_DIR",
     "MODEL.DEVICE",
     "MODEL.DEFORM_ATTN_IMPL",
+    "MODEL.COMPILE",
     "MODEL.BACKBONE.CHECKPOINT_BLOCKS",
     "DATASETS.CUSTOM.ROOT",  # the images themselves are compared
     "DATALOADER.NUM_WORKERS",

@@ -17,6 +17,7 @@ from ..data.catalog import class_source, taxonomy_of
 from ..data.taxonomy import named
 from ..files import write_atomically
 from ..modeling import build_model
+from ..modeling.mask2former.compiled import compile_decoders
 from ..modeling.norms import share_statistics
 from ..modeling.ranks import gradient_exchange
 from .agreement import check_data_alike, check_weights_alike, load_last_of_rank_0
@@ -80,6 +81,8 @@ class DualStreamTrainer(TrainerBase):
         check_weights_alike(self.student)
         if comm.get_world_size() > 1:
             share_statistics(self.student)
+        if cfg.MODEL.COMPILE:
+            compile_decoders(self.student, self.student.device)
         self.labeler = build_labeler(cfg, self.student, fresh=saved is None)
         self.strong_views = build_strong_views(cfg, self.student)
         self.optimizer = build_optimizer(cfg, self.student)

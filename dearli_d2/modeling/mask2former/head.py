@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode
 from torch import nn
@@ -12,14 +15,25 @@ from ..precision import weights_cast_once
 from .pixel_decoder import MSDeformAttnPixelDecoder, PixelFeatures, Refinement
 from .transformer_decoder import MLP, DecoderOutput, GivenQueries, MultiScaleMaskedTransformerDecoder
 
+# (decoder, size of the finest map, arguments of the decoder) to its output
+RunDecoder = Callable[..., Any]
+
+
+def _run(decoder: nn.Module, size: torch.Size, *args: Any) -> Any:
+    return decoder(*args)
+
 
 class MaskFormerHead(nn.Module):
-    """Backbone features to predictions; see the two parts."""
+    """Backbone features to predictions; see the two parts.
+
+    `run_decoder` calls them; `compile_decoders` replaces it.
+    """
 
     def __init__(self, pixel_decoder: MSDeformAttnPixelDecoder, predictor: MultiScaleMaskedTransformerDecoder) -> None:
         super().__init__()
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
+        self.run_decoder: RunDecoder = _run
 
     def forward(self, features: dict[str, torch.Tensor]) -> DecoderOutput:
         """Predictions from the levels of a backbone, (B, C_l, H_l, W_l) each by name."""
@@ -27,14 +41,16 @@ class MaskFormerHead(nn.Module):
 
     def pixels(self, features: dict[str, torch.Tensor], refine: Refinement | None = None) -> PixelFeatures:
         """The pixel decoder alone; arguments as it has them."""
-        with weights_cast_once(self.pixel_decoder, features[LEVELS[0]].device):
-            result: PixelFeatures = self.pixel_decoder(features, refine)
+        fine = features[LEVELS[0]]
+        with weights_cast_once(self.pixel_decoder, fine.device):
+            result: PixelFeatures = self.run_decoder(self.pixel_decoder, fine.shape[-2:], features, refine)
         return result
 
     def queries(self, pixels: PixelFeatures, given: GivenQueries | None = None) -> DecoderOutput:
         """The transformer decoder alone; arguments as it has them."""
-        with weights_cast_once(self.predictor, pixels.mask_features.device):
-            result: DecoderOutput = self.predictor(pixels, given)
+        fine = pixels.mask_features
+        with weights_cast_once(self.predictor, fine.device):
+            result: DecoderOutput = self.run_decoder(self.predictor, fine.shape[-2:], pixels, given)
         return result
 
 
