@@ -117,7 +117,7 @@ def _losses_of_rank(folder):
     draw = torch.rand
 
     def points(*size, **options):  # the same for every mask, whatever the process
-        return draw(size[1:], generator=torch.Generator().manual_seed(size[1])).expand(size)
+        return draw(size[1:], generator=torch.Generator().manual_seed(size[1])).expand(size).clone()
 
     target = torch.randint(0, 4, (2, 8, 8), generator=generator)
     target[1, :5] = 255

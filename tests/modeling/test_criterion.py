@@ -115,8 +115,24 @@ def test_point_losses_equal_their_definition():
         assert float(mask_dice(logits, targets, valid)[row]) == pytest.approx(float(dice), rel=1e-5)
 
 
+@pytest.mark.parametrize("points", [64, 75])  # logarithms of products of 64 factors, and of single factors
+def test_gradient_of_the_cross_entropy_equals_that_of_pytorch(points):
+    logits, targets = 20 * torch.randn(3, points), torch.rand(3, points)
+    weight, upstream = (torch.rand(3, points) > 0.4).float(), torch.tensor([1.0, -2.0, 0.5])
+    for valid in (None, weight):
+        ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(theirs, targets.double(), reduction="none")
+        share = torch.ones_like(loss) if valid is None else valid.double()
+        expected = (loss * share).sum(-1) / share.sum(-1)
+        found = mask_bce(ours, targets, valid)
+        (found * upstream).sum().backward()
+        (expected * upstream).sum().backward()
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-8)
+
+
 def test_sampling_a_coordinate_map_returns_the_points():
-    points = torch.rand(1, 50, 2) * 0.8 + 0.1
+    points = torch.rand(1, 50, 2) * 1.6 - 0.8
     y, x = torch.meshgrid((torch.arange(32) + 0.5) / 32, (torch.arange(48) + 0.5) / 48, indexing="ij")
     sampled = sample_points(torch.stack([x, y])[None], points)
-    assert torch.allclose(sampled[0].T, points[0], atol=1e-5)
+    assert torch.allclose(sampled[0].T, (points[0] + 1) / 2, atol=1e-5)

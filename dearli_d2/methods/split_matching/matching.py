@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...modeling.linear import product
 from ...modeling.mask2former.criterion import Criterion
 from ...modeling.mask2former.losses import image_of_target, mask_iou, sigmoid_focal
 from ...modeling.mask2former.mask_losses import PointMaskLosses, mean_number_of_masks
@@ -35,7 +36,7 @@ class FocalIoUMatcher(HungarianMatcher):
         probability = logits.sigmoid()
         if valid is not None:
             probability, masks = probability * valid[:, None], masks * valid[:, None]
-        overlap = torch.bmm(probability, masks.transpose(1, 2))
+        overlap = product(probability, masks.mT)
         sizes = probability.sum(-1, keepdim=True) + masks.sum(-1)[:, None]
         dice = 1 - (2 * overlap + 1) / (sizes + 1)
         iou = 1 - (overlap + 1) / (sizes - overlap + 1)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from scipy.optimize import linear_sum_assignment
 
 from ...structures import Targets
 from ..linear import product
-from .losses import image_of_target, sample_points, sample_validity
+from .losses import image_of_target, random_points, sample_points, sample_validity, softplus_sums
 from .transformer_decoder import DecoderOutput
 
 CHUNK_VALUES = {"cpu": 2**21, "gpu": 2**27}
@@ -120,7 +118,7 @@ class HungarianMatcher:
         width = max(counts)
         # costs are differences of sums over thousands of points: fp32
         with torch.autocast(device.type, enabled=False):
-            points = torch.rand(batch, self.num_points, 2, device=device)
+            points = random_points(batch, self.num_points, device)
             features = sample_points(output.mask_features.float(), points)  # (B, C, P)
             column = torch.from_numpy(np.concatenate([np.arange(n, dtype=np.int64) for n in counts]))
             image, column = torch.stack([image_of_target(targets), column]).to(device, non_blocking=True)
@@ -211,26 +209,11 @@ def pairwise_mask_cost(
     # bce(x, t) = softplus(x) - x t. A last column of ones makes sums over the points of the same products
     weight = torch.ones_like(masks[:, :1]) if valid is None else valid[:, None]
     points: torch.Tensor | int = logits.shape[-1] if valid is None else weight.sum(-1, keepdim=True).clamp(min=1)
-    columns = torch.cat([masks if valid is None else masks * weight, weight], 1).transpose(1, 2)
+    columns = torch.cat([masks if valid is None else masks * weight, weight], 1).mT
     probability = logits.sigmoid()
-    softplus = _softplus_sums(logits, probability, columns[..., -1:], everywhere=valid is None)
-    bce = (softplus - torch.bmm(logits, columns[..., :-1])) / points
-    overlap = torch.bmm(probability, columns)
-    sizes = overlap[..., -1:] + columns.sum(1, keepdim=True)[..., :-1]
+    softplus = softplus_sums(logits, probability, None if valid is None else weight)
+    bce = (softplus[..., None] - product(logits, columns[..., :-1])) / points
+    overlap = product(probability, columns)
+    sizes = overlap[..., -1:] + columns[..., :-1].sum(1, keepdim=True)
     dice = 1 - (2 * overlap[..., :-1] + 1) / (sizes + 1)
     return bce_weight * bce + dice_weight * dice
-
-
-def _softplus_sums(
-    logits: torch.Tensor, probability: torch.Tensor, weight: torch.Tensor, everywhere: bool
-) -> torch.Tensor:
-    """(B, Q, 1) sums of the softplus of (B, Q, P) logits over the points whose (B, P, 1) weight is 1, not 0."""
-    if logits.device.type != "cpu":
-        return torch.bmm(F.softplus(logits), weight)
-    # softplus(x) = relu(x) - log(sigmoid(|x|)). Logarithms are slow on a CPU: here one is of up to 64 factors, each in 0.5..1
-    factors = 1 - probability
-    torch.maximum(factors, probability, out=factors)
-    if not everywhere:
-        factors.masked_fill_(weight.transpose(1, 2) == 0, 1)
-    log_sums = factors.unflatten(-1, (-1, math.gcd(logits.shape[-1], 64))).prod(-1).log_().sum(-1, keepdim=True)
-    return torch.bmm(torch.clamp(logits, min=0, out=factors), weight) - log_sums
