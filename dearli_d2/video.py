@@ -6,7 +6,7 @@ frame, or that moves by more than its own size, gets a new id.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -136,6 +136,19 @@ class Linker:
         self._before = panoptic, {s["id"]: s["category_id"] for s in segments}
         return Maps(panoptic, segments, maps.semantic, maps.confidence)
 
+    def go_on(self, classes: Mapping[int, int], panoptic: np.ndarray, present: Sequence[int]) -> None:
+        """Takes over from a linker that has seen earlier frames.
+
+        Args:
+            classes: class of each lasting id so far.
+            panoptic: (H, W) lasting ids of the last frame.
+            present: the ids there.
+        """
+        for lasting in sorted(classes):
+            self._last_id = lasting - 1
+            self._new(classes[lasting])
+        self._before = panoptic, {lasting: classes[lasting] for lasting in present}
+
     def _new(self, category: int) -> int:
         self._last_id += 1
         if category in self.things:
@@ -171,6 +184,8 @@ def predict_video(
     video: Video,
     taxonomy: Taxonomy,
     write: Callable[[int, np.ndarray, Maps], object],
+    link: Linker | None = None,
+    done: int = 0,
 ) -> int:
     """Predicts the frames one after another.
 
@@ -179,13 +194,16 @@ def predict_video(
         video: the frames.
         taxonomy: of the predictions.
         write: gets the number of a frame from 1 on, the frame, and its maps with lasting ids.
+        link: gives lasting ids; None = none was given before.
+        done: number of first frames that are left out.
 
     Returns:
         The number of frames.
     """
     from tqdm import tqdm
 
-    link, number = Linker(taxonomy), 0
+    link, number = link or Linker(taxonomy), 0
     for number, frame in enumerate(tqdm(video, total=video.count or None, unit="frame"), start=1):
-        write(number, frame, link(find(frame)))
+        if number > done:
+            write(number, frame, link(find(frame)))
     return number

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.errors import UnreadableImageError
 from dearli_d2.prediction_files import Maps
 from dearli_d2.video import Linker, Video, VideoWriter, predict_video
+from dearli_d2.video_folder import FrameFolder
 from dearli_d2.visualization import overlay
 
 TAXONOMY = Taxonomy((("car",), ("sky",)), frozenset({0}), (7, 3), ((200, 0, 0), (0, 0, 200)))
@@ -54,6 +57,47 @@ def test_a_video_is_read_predicted_and_written(tmp_path):
     assert seen[3][1].shape == (60, 120, 3)
     assert np.abs(seen[3][1].mean((0, 1)) - (120, 90, 20)).max() < 8  # RGB
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_frames_after_an_interruption_are_those_of_a_whole_run(tmp_path):
+    with VideoWriter(tmp_path / "in.mp4", 12.0) as writer:
+        for frame in range(8):
+            writer.add(np.full((60, 120, 3), (30 * frame, 90, 20), np.uint8))
+    video = Video(tmp_path / "in.mp4")
+
+    def predict(name, start=0, stop=99, run=0):
+        asked = []
+
+        def find(frame):
+            asked.append(start + len(asked))
+            if asked[-1] == stop:
+                raise KeyboardInterrupt
+            return street(
+                asked[-1] + (12 if asked[-1] > 4 else 0), -1 if asked[-1] % 2 else 1
+            )  # the cars jump: new ids
+
+        with (
+            suppress(KeyboardInterrupt),
+            FrameFolder(tmp_path / name, ["panoptic", "overlay"], TAXONOMY, {"run": run}) as folder,
+        ):
+            predict_video(find, video, TAXONOMY, folder.write, folder.linker(), folder.done)
+        return asked
+
+    def files(name):
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    assert len(predict("whole")) == 8
+    assert predict("parts", 0, 4) == [0, 1, 2, 3, 4]
+    lines = tmp_path / "parts" / "frames.jsonl"
+    lines.write_bytes(lines.read_bytes()[:-5])  # a line that was cut off
+    assert predict("parts", 3, 6) == [3, 4, 5, 6]
+    assert predict("parts", 6) == [6, 7]
+    assert files("parts") == files("whole")
+    assert predict("parts", 8) == []
+    (tmp_path / "parts" / "000005_overlay.png").unlink()
+    assert predict("parts", 4) == [4, 5, 6, 7]
+    assert files("parts") == files("whole")
+    assert len(predict("parts", run=1)) == 8  # other predictions
 
 
 def test_a_video_is_not_replaced_by_its_prediction(tmp_path, capsys):

@@ -49,7 +49,7 @@ def video(
     hidden for a frame, or that moves by more than its own size, gets a new id.
 
     A folder gets the files of each frame, `000001_panoptic.png` and so on, and `frames.jsonl`: a line for each frame with its
-    segments, as `predictions.json` has them.
+    segments, as `predictions.json` has them. After an interruption the same command goes on behind the last complete frame.
 
     Examples:
 
@@ -57,10 +57,12 @@ def video(
         dearli video street.mp4 --config-file output/miniworld/m2f_lang/config.yaml --out frames --files panoptic,confidence
     """
     from ..config import get_config
+    from ..data.images import file_stamp
     from ..errors import ConfigError
-    from ..predict import Predictor, load_pixels, precision
-    from ..prediction_files import chosen_kinds, per_pixel, write_files
+    from ..predict import Predictor, identity, load_pixels, precision
+    from ..prediction_files import chosen_kinds, per_pixel
     from ..video import Video, VideoWriter, predict_video
+    from ..video_folder import FrameFolder
     from ..visualization import overlay
 
     frames, movie = Video(video), out.suffix.lower() == ".mp4"
@@ -81,13 +83,8 @@ def video(
 
             count = predict_video(find, frames, taxonomy, draw)
     else:
-        out.mkdir(parents=True, exist_ok=True)
-        with (out / "frames.jsonl").open("w") as lines:
-
-            def write(number: int, frame: np.ndarray, maps: Maps) -> None:
-                record = write_files(out, f"{number:06}", kinds, frame, maps, taxonomy)
-                lines.write(json.dumps({"frame": number, **record}) + "\n")
-
-            count = predict_video(find, frames, taxonomy, write)
+        run = {"video": file_stamp(video), **identity(predictor, text, None, amp)}
+        with FrameFolder(out, kinds, taxonomy, run) as folder:
+            count = predict_video(find, frames, taxonomy, folder.write, folder.linker(), folder.done)
     print(json.dumps({"frames": count, "out": str(out)}))
     return 0
