@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,11 +41,11 @@ class Halves:
 
     def __init__(self, taxonomy=TAXONOMY, fail=lambda pixels: None):
         backbone = SimpleNamespace(size_divisibility=32)
-        self.model = SimpleNamespace(known_taxonomy=lambda: taxonomy, backbone=backbone)
+        self.model = SimpleNamespace(known_taxonomy=lambda: taxonomy, backbone=backbone, device=torch.device("cpu"))
         self.mapper, self.fail, self.seen = TestMapper(10, 100), fail, []
 
-    def maps(self, images, semantic=True, amp=None):
-        return [self._of(image.pixels) for image in images]
+    def pending(self, images, semantic=True, amp=None):
+        return [partial(self._of, image.pixels) for image in images]
 
     def _of(self, pixels):
         self.seen.append(pixels.shape)
