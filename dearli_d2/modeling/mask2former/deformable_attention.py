@@ -53,7 +53,7 @@ def multi_scale_deformable_attention(
     elif implementation in ("auto", "gather") and value.device.type == "cpu":
         implementation = "gather" if computes_here(value) else "grid_sample"
     elif implementation == "auto":
-        implementation = "triton" if _triton_runs_on(value.device) else "grid_sample"
+        implementation = "triton" if takes_triton(implementation, value.device) else "grid_sample"
     if implementation == "triton":
         try:
             from .deformable_attention_triton import deformable_attention
@@ -83,6 +83,11 @@ def _locations_and_weights(
     sizes = _level_sizes(spatial_shapes, offsets)
     locations = reference_points[:, None, None, None] + offsets / sizes[:, None]
     return locations, logits.softmax(-1).view(offsets.shape[:-1])
+
+
+def takes_triton(implementation: str, device: torch.device) -> bool:
+    """True if `MODEL.DEFORM_ATTN_IMPL` means the kernels in Triton on this device."""
+    return implementation == "triton" or (implementation == "auto" and _triton_runs_on(device))
 
 
 @cache

@@ -11,7 +11,8 @@ from torch import nn
 
 from ..linear import Linear, feed_forward
 from ..norms import group_norm
-from .deformable_attention import MSDeformAttn, Shapes
+from ..precision import autocast_type
+from .deformable_attention import MSDeformAttn, Shapes, takes_triton
 from .position import sine_position
 
 # (index of the layer, (B, N, C) tokens, shapes of the levels that make up the N) to (B, N, C) tokens
@@ -31,6 +32,26 @@ class PixelFeatures:
     mask_features: torch.Tensor
 
 
+@dataclass
+class Tokens:
+    """Tokens of the encoder, and what the linear layers read of them.
+
+    Args:
+        full: (B, N, C).
+        value: the same, perhaps in the type of autocast already.
+        query: the same with position; None where no layer asks for it.
+    """
+
+    full: torch.Tensor
+    value: torch.Tensor
+    query: torch.Tensor | None
+
+    @classmethod
+    def at(cls, full: torch.Tensor, position: torch.Tensor | None) -> Tokens:
+        """(B, N, C) tokens at their (N, C) position."""
+        return cls(full, full, None if position is None else full + position)
+
+
 class EncoderLayer(nn.Module):
     """Deformable self-attention and a feed-forward network, both post-norm, no dropout."""
 
@@ -47,11 +68,26 @@ class EncoderLayer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(
-        self, tokens: torch.Tensor, position: torch.Tensor, reference_points: torch.Tensor, spatial_shapes: Shapes
-    ) -> torch.Tensor:
-        """(B, N, C) tokens with their (N, C) position to (B, N, C)."""
-        tokens = self.norm1(tokens + self.self_attn(tokens + position, reference_points, tokens, spatial_shapes))
-        return self.norm2(tokens + feed_forward(tokens, self.linear1, self.linear2))
+        self, tokens: Tokens, position: torch.Tensor | None, reference_points: torch.Tensor, spatial_shapes: Shapes
+    ) -> Tokens:
+        """Tokens, with a query, to tokens at the (N, C) position."""
+        attended = self.self_attn(tokens.query, reference_points, tokens.value, spatial_shapes)
+        tokens = self._normed(self.norm1, tokens.full, attended, None)
+        return self._normed(self.norm2, tokens.full, feed_forward(tokens.value, self.linear1, self.linear2), position)
+
+    def _normed(
+        self, norm: nn.LayerNorm, tokens: torch.Tensor, branch: torch.Tensor, position: torch.Tensor | None
+    ) -> Tokens:
+        dtype = autocast_type(tokens.device)
+        if (
+            dtype is None
+            or tokens.dtype != torch.float32
+            or not takes_triton(self.self_attn.implementation, tokens.device)
+        ):
+            return Tokens.at(norm(tokens + branch), position)
+        from .residual_norm_triton import residual_norm  # Triton is optional
+
+        return Tokens(*residual_norm(tokens, branch, norm, position, dtype))
 
 
 class _Encoder(nn.Module):
@@ -146,14 +182,16 @@ class MSDeformAttnPixelDecoder(nn.Module):
             ]
         )
         reference_points = torch.cat([_cell_centres(h, w, maps[0].device) for h, w in shapes])
-        tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
-        for index, layer in enumerate(self.transformer.encoder.layers):
-            tokens = layer(tokens, position, reference_points, shapes)
+        tokens = Tokens.at(torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1), position)
+        layers = self.transformer.encoder.layers
+        for index, layer in enumerate(layers):
+            followed = refine is None and index + 1 < len(layers)
+            tokens = layer(tokens, position if followed else None, reference_points, shapes)
             if refine is not None:
-                tokens = refine(index, tokens, shapes)
+                tokens = Tokens.at(refine(index, tokens.full, shapes), position)
         maps = [
             level.transpose(1, 2).unflatten(2, shape)
-            for level, shape in zip(tokens.split([h * w for h, w in shapes], 1), shapes, strict=True)
+            for level, shape in zip(tokens.full.split([h * w for h, w in shapes], 1), shapes, strict=True)
         ]
         lateral = self.adapter_1(features[self.fine])
         top = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
