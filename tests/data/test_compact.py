@@ -18,6 +18,7 @@ from dearli_d2.data.views import ResizeShortSide, WeakGeometry, scale_steps
 from dearli_d2.masks.bits import mask_bits, run_lengths
 from dearli_d2.masks.storage import encode, size_problem
 from dearli_d2.structures import Targets
+from tests.pretend_cuda import CUDA, PretendCuda
 
 SIZES = [(256, 341), (214, 320), (333, 251), (600, 97), (5, 900), (400, 400), (1, 1)]
 
@@ -161,4 +162,26 @@ def test_a_batch_travels_in_one_buffer_and_arrives_unpacked(workers):
         assert torch.equal(sample["inside"], expected["inside"])
         assert torch.equal(sample["nested"][0], expected["nested"][0])
         assert sample["nested"][1]["x"] == 1.5
-    assert isinstance(PackedBatch(list(map(make_sample, dicts))).buffer, torch.Tensor)
+
+
+def test_a_batch_is_one_copy_to_the_device_which_nothing_waits_for(monkeypatch):
+    rng = np.random.default_rng(0)
+    codes = [encode(rng.random((4, 5)) > 0.5) for _ in range(11)]
+    bits, count = mask_bits(codes, np.arange(4), np.arange(5))
+    samples = [make_sample({"n": 3}), {"targets": MaskBits(torch.from_numpy(bits), count, 8)}, {"image": torch.ones(2)}]
+    batch, copies = PackedBatch(samples), []
+    plain = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *to, **how: copies.append(x.device.type) or plain(x, *to, **how))
+    with PretendCuda() as device:
+        there = batch.samples(CUDA)
+        assert copies.count("cpu") == 1
+        assert not device.waits
+        for made, sample in zip(there, samples, strict=True):
+            expected = unpacked(sample)
+            for key, value in made.items():
+                if isinstance(value, Targets):
+                    on_host = None if value.valid is None else value.valid.cpu()
+                    assert equal(Targets(value.labels.cpu(), value.masks.cpu(), on_host), expected[key])
+                elif isinstance(value, torch.Tensor):
+                    assert value.device.type == "cuda"
+                    assert torch.equal(value.cpu(), expected[key])
