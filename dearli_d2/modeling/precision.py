@@ -21,8 +21,6 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 Network = TypeVar("Network", bound=nn.Module)
-# modules whose parameters autocast casts, all of them
-_CAST = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.MultiheadAttention)
 Slot = tuple[dict[str, nn.Parameter | None], str]  # the parameters of a module, and one's name among them
 
 
@@ -54,7 +52,7 @@ def low_precision(
 
 
 @contextmanager
-def weights_cast_once(network: nn.Module, device: torch.device) -> Iterator[None]:
+def weights_cast_once(network: nn.Module, device: torch.device, with_gradient: bool = True) -> Iterator[None]:
     """Inside of it the matrices of a network have the type of autocast already; without autocast it does nothing.
 
     All weights are cast by a few kernels, and so are their gradients. The cast weights of a network that is not trained, such as a
@@ -63,9 +61,11 @@ def weights_cast_once(network: nn.Module, device: torch.device) -> Iterator[None
     Args:
         network: linear layers, convolutions and attention in it run under autocast.
         device: of its tensors.
+        with_gradient: False does nothing where gradients are recorded. A large network needs that: all its gradients come at once,
+            when its backward pass is over, so processes cannot exchange some of them during it.
     """
     dtype = autocast_type(device)
-    if dtype is None:
+    if dtype is None or (torch.is_grad_enabled() and not with_gradient):
         yield
         return
     cast = _WEIGHTS.get(network)
@@ -84,7 +84,7 @@ def weights_cast_once(network: nn.Module, device: torch.device) -> Iterator[None
 
 class _CastWeights:
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
-        self.dtype, self.slots = dtype, parameter_slots(network, _CAST)
+        self.dtype, self.slots = dtype, parameter_slots(network, _is_cast)
         self.lock = threading.RLock()
         self._low: list[torch.Tensor] = []
         self._state: WeightState | None = None
@@ -101,6 +101,12 @@ class _CastWeights:
                 torch._foreach_copy_(self._low, weights)
             self._state = None if trained else WeightState(self.slots)
         return self._low
+
+
+def _is_cast(part: nn.Module) -> bool:
+    """True if autocast casts all parameters of a module. Other packages have subclasses that use them otherwise first."""
+    kinds = nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.MultiheadAttention
+    return isinstance(part, kinds) and type(part).__module__.startswith(("torch.", "dearli_d2."))
 
 
 class _Cast(torch.autograd.Function):
@@ -155,12 +161,12 @@ def _place(weight: torch.Tensor) -> Any:
     return weight.data_ptr() if type(weight) is nn.Parameter else (weight.device, weight.dtype)
 
 
-def parameter_slots(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Module,)) -> list[Slot]:
-    """All parameters in the modules of some kinds, at their places."""
+def parameter_slots(module: nn.Module, wanted: Callable[[nn.Module], bool] = lambda part: True) -> list[Slot]:
+    """The parameters of all modules, or of those `wanted`, at their places."""
     return [
         (part._parameters, name)
         for part in module.modules()
-        if isinstance(part, kinds)
+        if wanted(part)
         for name, parameter in part._parameters.items()
         if parameter is not None
     ]

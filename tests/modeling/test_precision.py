@@ -6,14 +6,17 @@ from copy import deepcopy
 
 import pytest
 import torch
+from timm.layers import StdConv2d
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.modeling.backbone.open_clip import OpenCLIPBackbone, OpenCLIPConvNeXt, OpenCLIPViT
+from dearli_d2.modeling.backbone.timm import TimmBackbone
 from dearli_d2.modeling.mask2former.head import MaskFormerHead
 from dearli_d2.modeling.mask2former.pixel_decoder import MSDeformAttnPixelDecoder
 from dearli_d2.modeling.mask2former.transformer_decoder import MLP, DecoderOutput, MultiScaleMaskedTransformerDecoder
+from dearli_d2.modeling.precision import weights_cast_once
 from tests.modeling.test_backbones import TINY_VIT
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -215,3 +218,33 @@ def test_weights_are_back_after_an_error(decoders):
         decoders({"res2": maps()["res2"]})
     assert all(p is weights[name] and p.dtype == torch.float32 for name, p in decoders.named_parameters())
     assert len(dict(decoders.named_parameters())) == len(weights)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "vit_tiny_patch16_224"])
+def test_a_teachers_backbone_has_the_features_of_autocast(arch):
+    torch.manual_seed(0)
+    teacher = TimmBackbone(arch).eval().requires_grad_(False)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, expected = teacher.maps(IMAGES), teacher.model(IMAGES)
+        with Operations() as operations:
+            teacher.maps(IMAGES)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    shapes = {p.shape for m in teacher.model.modules() if isinstance(m, nn.Linear | nn.Conv2d) for p in m.parameters()}
+    assert not [shape for name, _, shape in operations.seen if name == "aten::_to_copy" and shape in shapes]
+
+
+def test_a_convolution_that_standardises_its_weights_does_so_in_fp32():
+    torch.manual_seed(0)
+    layers = nn.Sequential(StdConv2d(3, 8, 3), nn.Conv2d(8, 8, 3)).requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layers(IMAGES)
+        with weights_cast_once(layers, IMAGES.device):
+            assert [layer.weight.dtype for layer in layers] == [torch.float32, torch.bfloat16]
+            assert torch.equal(layers(IMAGES), expected)
+
+
+def test_large_networks_keep_the_casts_of_autocast_where_they_have_gradients():
+    """Their gradients then come during the backward pass, as data-parallel training needs."""
+    layer = nn.Linear(3, 3)
+    with torch.autocast("cpu", torch.bfloat16), weights_cast_once(layer, IMAGES.device, with_gradient=False):
+        assert layer.weight.dtype == torch.float32

@@ -15,6 +15,7 @@ from ...errors import ConfigError
 from ...modeling.mask2former.criterion import SetCriterion
 from ...modeling.mask2former.transformer_decoder import DecoderOutput
 from ...modeling.mask_classifier import MaskClassifier, PseudoLabeling
+from ...modeling.precision import weights_cast_once
 from ...modeling.segmenter import BackbonePaths, Fitting, LearningRate, ReadOut
 from .annealing import mask_probabilities
 from .names import our_names
@@ -151,6 +152,10 @@ class EoMT(MaskClassifier):
             The predictions before each of the last blocks and behind the last one. In evaluation those that no mask needs
             are left out.
         """
+        with weights_cast_once(self, images.device, with_gradient=False):
+            return self._network(images)
+
+    def _network(self, images: torch.Tensor) -> list[DecoderOutput]:
         vit, grid = self.backbone, (images.shape[-2] // self.backbone.patch, images.shape[-1] // self.backbone.patch)
         first = vit.depth - self.options.blocks
         x, outputs = vit.embed(images), []

@@ -24,7 +24,7 @@ from ...errors import ConfigError, WeightsError
 from ...pretrained import OPENAI_MEAN, OPENAI_STD, clip_facts, text_keys
 from ..clip.ensembling import clip_head, mask_pool
 from ..clip.text_tower import ClipModel, text_tower_of
-from ..precision import autocast_type, low_precision
+from ..precision import autocast_type, low_precision, weights_cast_once
 from .clip_model import build_clip
 from .pyramid import SimpleFeaturePyramid
 
@@ -152,7 +152,8 @@ class OpenCLIPBackbone(Backbone):
         frozen = self.frozen if tower is None else not any(p.requires_grad for p in tower.parameters())
         dtype = autocast_type(images.device)
         if dtype is None or not frozen:
-            return self._encode(images, visual)
+            with weights_cast_once(visual, images.device, with_gradient=False):
+                return self._encode(images, visual)
         with torch.autocast(images.device.type, enabled=False):
             return self._encode(images.to(dtype), low_precision(visual, dtype, self._simplify))
 

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...errors import ConfigError, WeightsError
 from ...weight_list import fetch, find, in_place_of_file
 from ...weights import read_state_dict
+from ..precision import weights_cast_once
 from .package_weights import PACKAGES, read_package_weights
 from .pyramid import Reassemble, SimpleFeaturePyramid
 
@@ -159,7 +160,8 @@ class TimmBackbone(Backbone):
     def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The network's own maps of the images, (B, C, h, w) each."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            maps: list[torch.Tensor] = self.model(images)
+            with weights_cast_once(self.model, images.device, with_gradient=False):
+                maps: list[torch.Tensor] = self.model(images)
         if self.pyramid is not None:
             return maps
         # some families (Swin) give channels last

@@ -19,6 +19,7 @@ from ..backbone.pyramid import LEVELS
 from ..backbone.timm import TimmBackbone
 from ..mask2former.inference import resize_logits
 from ..norms import norm_on
+from ..precision import weights_cast_once
 from ..segmenter import Fitting, ReadOut, input_divisor, level_channels
 from . import DPTHead
 from .dpt_names import our_names
@@ -112,7 +113,9 @@ class DPTSegmenter(PixelSegmenter):
 
     def features(self, images: torch.Tensor, dropped: int = 0) -> torch.Tensor:
         """(B, D, h, w) the fused map before the classifier. `dropped`: the last images of the batch that lose channels."""
-        return self.head.features(pyramid_of(self.backbone, images, dropped, self.strong_views))
+        pyramid = pyramid_of(self.backbone, images, dropped, self.strong_views)
+        with weights_cast_once(self.head, images.device, with_gradient=False):
+            return self.head.features(pyramid)
 
     def logits(self, images: torch.Tensor, samples: Sequence[dict] | None) -> torch.Tensor:
         return self.head.classify(self.features(images))
