@@ -86,7 +86,7 @@ def build_ours(size: int, count: int, amp: bool) -> Callable[[], dict]:
             losses = model({"labeled": labeled, "unlabeled": pseudo})
         _descend(model, optimizer, losses)
         teacher.update(model)
-        return {k: v.item() for k, v in losses.items()}
+        return read(losses)
 
     step.parts = model, teacher
     return step
@@ -122,7 +122,7 @@ def build_naive(size: int, count: int, amp: bool) -> Callable[[], dict]:
         with torch.no_grad():
             for mine, theirs in zip(teacher.parameters(), model.parameters(), strict=True):
                 mine.mul_(0.999).add_(theirs, alpha=0.001)
-        return {k: v.item() for k, v in losses.items()}
+        return read(losses)
 
     return step
 
@@ -149,6 +149,12 @@ def loop_cutmix(own: tuple, partner: tuple, inside: torch.Tensor, things: frozen
             inside.device
         )
     return Targets(torch.tensor(labels), torch.stack(masks).cpu()).to(inside.device)
+
+
+def read(losses: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The losses on the host, in one transfer as in the trainer."""
+    values = torch.stack([loss.detach().float() for loss in losses.values()])
+    return dict(zip(losses, values.tolist(), strict=True))
 
 
 def _descend(model: nn.Module, optimizer: torch.optim.Optimizer, losses: dict[str, torch.Tensor]) -> None:
