@@ -329,7 +329,7 @@ def inference() -> dict:
 
 def tests() -> dict:
     """tests/gpu, and the kernels' tests on the device."""
-    paths = ["tests/gpu", "tests/modeling/test_deformable_attention_triton.py"]
+    paths = ["tests/gpu", *sorted(map(str, (REPO / "tests" / "modeling").glob("test_*_triton.py")))]
     command = [sys.executable, "-m", "pytest", "-v", "-rf", "--tb=short", "-p", "no:cacheprovider", *paths]
     if importlib.util.find_spec("xdist"):
         command += ["-n", "1" if DRY else "6"]

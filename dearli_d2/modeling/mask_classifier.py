@@ -28,6 +28,7 @@ from .mask2former.inference import (
     segments_of,
     semantic_inference,
 )
+from .mask2former.matcher import Matches
 from .mask2former.transformer_decoder import DecoderOutput
 from .segmenter import ReadOut, Segmenter
 
@@ -203,11 +204,15 @@ class MaskClassifier(Segmenter):
         return images, [x["targets"].to(self.device).padded(*images.shape[-2:]) for x in samples]
 
     def stream_losses(
-        self, streams: dict[str, list[dict]], output: DecoderOutput, targets: Sequence[Targets]
+        self,
+        streams: dict[str, list[dict]],
+        output: DecoderOutput,
+        targets: Sequence[Targets],
+        matches: Matches | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Losses of each stream with its own normalisers; the batch holds one stream after another."""
+        """Losses of each stream with its own normalisers; the batch holds one stream after another. `matches`: see `Criterion`."""
         groups = [("" if name == "labeled" else f"{name}_", len(stream)) for name, stream in streams.items()]
-        losses = self.criterion(self.class_logits(output.class_outputs), output, targets, groups)
+        losses = self.criterion(self.class_logits(output.class_outputs), output, targets, groups, matches)
         weight = self.pseudo_labeling.loss_weight
         return {name: loss * weight if name.startswith("unlabeled_") else loss for name, loss in losses.items()}
 

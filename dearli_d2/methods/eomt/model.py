@@ -13,6 +13,7 @@ from torch import nn
 from ...data.taxonomy import Taxonomy
 from ...errors import ConfigError
 from ...modeling.mask2former.criterion import SetCriterion
+from ...modeling.mask2former.matcher import HungarianMatcher
 from ...modeling.mask2former.transformer_decoder import DecoderOutput
 from ...modeling.mask_classifier import MaskClassifier, PseudoLabeling
 from ...modeling.precision import weights_cast_once
@@ -136,10 +137,12 @@ class EoMT(MaskClassifier):
     def losses(self, streams: dict[str, list[dict]]) -> dict[str, torch.Tensor]:
         """Applies the criterion to each prediction: unlike in Mask2Former, each has mask features of its own."""
         images, targets = self.inputs_of(streams)
-        outputs, losses = self.network(images), {}
-        for index, output in enumerate(outputs):
+        outputs, losses, matcher = self.network(images), {}, self.criterion.matcher
+        assert isinstance(matcher, HungarianMatcher)
+        all_matches = matcher.of_each([(self.class_logits(x.class_outputs), x) for x in outputs], targets)
+        for index, (output, matches) in enumerate(zip(outputs, all_matches, strict=True)):
             suffix = "" if index == len(outputs) - 1 else f"_{index}"
-            for name, loss in self.stream_losses(streams, output, targets).items():
+            for name, loss in self.stream_losses(streams, output, targets, matches).items():
                 losses[name + suffix] = loss
         return losses
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -255,10 +256,9 @@ class SplitMatching(MaskFormerSegmenter):
             cells = torch.zeros(1, 1, dtype=torch.uint8, device=self.device)
             none = torch.zeros(0, self.language.embedding_dim, device=self.device)
             return [Regions(cells, none, 1)] * len(samples)
+        here = partial(torch.Tensor.to, device=self.device, non_blocking=True)
         results: list[Regions | None] = [
-            Regions(*(x.to(self.device, non_blocking=True) for x in (r.cells, r.embeddings)), r.size)
-            if r is not None
-            else None
+            None if r is None else Regions(here(r.cells), here(r.embeddings), r.size)
             for r in (s.get("regions") for s in samples)
         ]
         missing = [i for i, r in enumerate(results) if r is None]

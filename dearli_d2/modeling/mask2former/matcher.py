@@ -95,12 +95,26 @@ class HungarianMatcher:
             output: the masks.
             targets: of the B images, all of one size.
         """
-        counts = [len(t) for t in targets]
+        return self.of_each([(class_logits, output)], targets)[0]
+
+    @torch.no_grad()
+    def of_each(
+        self, outputs: Sequence[tuple[torch.Tensor, DecoderOutput]], targets: Sequence[Targets]
+    ) -> list[Matches]:
+        """Matches several outputs for the same images, each with mask features of its own, with one transfer in all.
+
+        Args:
+            outputs: class logits and masks; see `__call__`.
+            targets: of the B images.
+        """
+        counts, predictions = [len(t) for t in targets], [len(logits) for logits, _ in outputs]
         if sum(counts):
-            costs = self.costs(class_logits, output, targets).cpu().numpy()  # the one transfer of the step
+            costs = torch.cat([self.costs(*output, targets) for output in outputs]).cpu().numpy()  # the one transfer
         else:
-            costs = np.zeros((*class_logits.shape[:3], 0))
-        return Matches.of(image_of_target(targets), assign(costs, counts), class_logits.device)
+            costs = np.zeros((sum(predictions), *outputs[0][0].shape[1:3], 0))
+        found = Matches.of(image_of_target(targets), assign(costs, counts), outputs[0][0].device)
+        parts = zip(found.query.split(predictions), found.matched.split(predictions), strict=True)
+        return [Matches(found.image, query, matched) for query, matched in parts]
 
     def class_cost(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """(B, Q, K + 1) logits and (B, N) labels to (B, Q, N), weighted."""
