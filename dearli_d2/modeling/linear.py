@@ -65,7 +65,7 @@ def feed_forward(x: torch.Tensor, first: nn.Linear, second: nn.Linear) -> torch.
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """(B, M, K) times (B, K, N): (B, M, N). It has no gradient on a CPU."""
-    if not len(a) or not _takes_onednn(a[0], b[0].mT):
+    if not computes_here(a) or not len(a) or not _takes_onednn(a[0], b[0].mT):
         return torch.bmm(a, b)
     products = [_onednn(left, right.mT, None) for left, right in zip(a, b, strict=True)]
     return products[0][None] if len(products) == 1 else torch.stack(products)

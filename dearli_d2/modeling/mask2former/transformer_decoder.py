@@ -8,6 +8,7 @@ resized mask features, losses from points (see `criterion.py`).
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,12 +97,16 @@ def attend(
     Returns:
         (B, Q, C).
     """
-    heads = attention.num_heads
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-    q, k, v = (
-        linear(x, w, b).unflatten(-1, (heads, -1)).transpose(1, 2)
-        for x, w, b in zip((query, key, value), weights, biases, strict=True)
-    )
+    projected = [linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
+    return _attended(attention, *projected, mask)
+
+
+def _attended(
+    attention: nn.MultiheadAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """`attend` of projected queries, keys and values."""
+    q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     mask = None if mask is None else mask[:, None]
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return linear(attended.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
@@ -117,8 +122,10 @@ class SelfAttentionLayer(nn.Module):
 
     def forward(self, queries: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, Q, C) queries and their position embeddings to (B, Q, C)."""
-        placed = queries + position
-        return self.norm(queries + attend(self.self_attn, placed, placed, queries, mask))
+        attention, dim = self.self_attn, queries.shape[-1]
+        weight, bias = (x.split([2 * dim, dim]) for x in (attention.in_proj_weight, attention.in_proj_bias))
+        q, k = linear(queries + position, weight[0], bias[0]).chunk(2, -1)
+        return self.norm(queries + _attended(attention, q, k, linear(queries, weight[1], bias[1]), mask))
 
 
 class CrossAttentionLayer(nn.Module):
@@ -133,13 +140,37 @@ class CrossAttentionLayer(nn.Module):
         self,
         queries: torch.Tensor,
         position: torch.Tensor,
-        pixels: torch.Tensor,
-        pixel_position: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
         mask: torch.Tensor,
     ) -> torch.Tensor:
-        """(B, Q, C) queries and (B, N, C) pixels, with their position embeddings, to (B, Q, C). `mask`: (B, Q, N) bool."""
-        attended = attend(self.multihead_attn, queries + position, pixels + pixel_position, pixels, mask)
-        return self.norm(queries + attended)
+        """(B, Q, C) queries with their position embeddings, and (B, N, C) projected pixels, to (B, Q, C). `mask`: (B, Q, N) bool."""
+        attention = self.multihead_attn
+        q = linear(queries + position, attention.in_proj_weight.chunk(3)[0], attention.in_proj_bias.chunk(3)[0])
+        return self.norm(queries + _attended(attention, q, keys, values, mask))
+
+
+def keys_and_values(
+    layers: Sequence[CrossAttentionLayer], pixels: torch.Tensor, position: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of layers that attend to the same pixels, from one product each.
+
+    Args:
+        layers: at least one.
+        pixels: (B, N, C).
+        position: (N, C).
+
+    Returns:
+        (B, N, C) keys and values of each layer.
+    """
+    attentions = [layer.multihead_attn for layer in layers]
+
+    def project(x: torch.Tensor, part: int) -> Sequence[torch.Tensor]:
+        weight = torch.cat([a.in_proj_weight.chunk(3)[part] for a in attentions])
+        bias = torch.cat([a.in_proj_bias.chunk(3)[part] for a in attentions])
+        return linear(x, weight, bias).chunk(len(attentions), -1)
+
+    return list(zip(project(pixels + position, 1), project(pixels, 2), strict=True))
 
 
 class FFNLayer(nn.Module):
@@ -209,32 +240,28 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     def forward(self, pixels: PixelFeatures, given: GivenQueries | None = None) -> DecoderOutput:
         """See `DecoderOutput`; `given` queries come first."""
-        tokens, positions, small_features = [], [], []
+        projected, small_features = [], []
         for level, feature in enumerate(pixels.multi_scale):
             height, width = feature.shape[-2:]
-            projected = self.input_proj[level](feature).flatten(2).transpose(1, 2)
-            tokens.append(projected + self.level_embed.weight[level])
-            positions.append(sine_position(height, width, self.dim, feature.device).flatten(1).T)
+            layers = self.transformer_cross_attention_layers[level :: self.num_levels]
+            tokens = self.input_proj[level](feature).flatten(2).transpose(1, 2) + self.level_embed.weight[level]
+            place = sine_position(height, width, self.dim, feature.device).flatten(1).T
+            projected.append(keys_and_values(layers, tokens, place) if layers else [])
             small_features.append(_resize(pixels.mask_features.detach(), (height, width)).flatten(2))
 
-        batch = tokens[0].shape[0]
         position = self.query_embed.weight
-        queries = self.query_feat.weight.expand(batch, -1, -1)
+        queries = self.query_feat.weight.expand(
+            pixels.mask_features.shape[0], -1, -1
+        )  # `len` would fix the batch of a graph
         absent = may_attend = None
         if given is not None:
             learned = queries.shape[1]
             queries = torch.cat([given.content, queries], 1)
-            position = torch.cat([given.position, position.expand(batch, -1, -1)], 1)
+            position = torch.cat([given.position, position.expand(queries.shape[0], -1, -1)], 1)
             absent = F.pad(given.absent, (0, learned))
             may_attend = _may_attend(given, learned)
-        class_outputs, mask_embeddings = [], []
-
-        def predict() -> None:
-            normed = self.decoder_norm(queries)
-            mask_embeddings.append(self.mask_embed(normed))
-            class_outputs.append(self._class_output(normed, mask_embeddings[-1], pixels.mask_features))
-
-        predict()
+        normed = [self.decoder_norm(queries)]
+        mask_embeddings = [self.mask_embed(normed[-1])]
         layers = zip(
             self.transformer_cross_attention_layers,
             self.transformer_self_attention_layers,
@@ -242,23 +269,29 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             strict=True,
         )
         for index, (cross_attention, self_attention, ffn) in enumerate(layers):
-            level = index % self.num_levels
+            turn, level = divmod(index, self.num_levels)
             mask = attention_mask(mask_embeddings[-1].detach(), small_features[level])
-            queries = cross_attention(queries, position, tokens[level], positions[level], mask)
+            queries = cross_attention(queries, position, *projected[level][turn], mask)
             queries = ffn(self_attention(queries, position, may_attend))
-            predict()
-        return DecoderOutput(torch.stack(class_outputs), torch.stack(mask_embeddings), pixels.mask_features, absent)
+            normed.append(self.decoder_norm(queries))
+            mask_embeddings.append(self.mask_embed(normed[-1]))
+        embeddings = torch.stack(mask_embeddings)
+        class_outputs = self._class_outputs(torch.stack(normed), embeddings, pixels.mask_features)
+        return DecoderOutput(class_outputs, embeddings, pixels.mask_features, absent)
 
-    def _class_output(
+    def _class_outputs(
         self, queries: torch.Tensor, mask_embeddings: torch.Tensor, mask_features: torch.Tensor
     ) -> torch.Tensor:
-        """(B, Q, ...) output of the class head for normed queries; see `DecoderOutput`."""
+        """(R, B, Q, ...) outputs of the class head for normed queries; see `DecoderOutput`."""
         if self.class_embed is None:
             return queries[..., :0]
         if self.mask_pooling_proj is not None:
-            with torch.no_grad():  # the masks are binary
-                mask_logits = torch.einsum("bqc,bchw->bqhw", mask_embeddings, mask_features)
-            queries = queries + self.mask_pooling_proj(mask_pool(mask_features, mask_logits))
+            pooled = []
+            for embeddings in mask_embeddings:
+                with torch.no_grad():  # the masks are binary
+                    mask_logits = torch.einsum("bqc,bchw->bqhw", embeddings, mask_features)
+                pooled.append(mask_pool(mask_features, mask_logits))
+            queries = queries + self.mask_pooling_proj(torch.stack(pooled))
         output: torch.Tensor = self.class_embed(queries)
         return output
 
