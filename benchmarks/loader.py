@@ -13,6 +13,7 @@ shows where the time goes.
 | unpacked, ms | the same, with what is packed unpacked on the same core; with a GPU this is done there |
 | MB | tensors of a sample as they leave the worker and go to the GPU |
 | tensors | their number |
+| through a process, ms | wall time of a sample that a loader process makes and the training process takes, in batches of 8: the median of --streams |
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,7 +46,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 import cv2, torch
 from dearli_d2.data import build
-from dearli_d2.data.streams import seeded
+from dearli_d2.data.streams import build_stream, seeded
 from dearli_d2.config import get_config
 
 folder, repo = Path(sys.argv[1]), Path(sys.argv[2])
@@ -79,8 +81,21 @@ def unpacked(sample):
 
 
 profiles = {kind: cProfile.Profile() for kind in mappers}
+def through_a_process(kind, position):
+    # milliseconds of a sample that a loader process makes, until it is in the training process
+    stream = build_stream(dicts, mappers[kind], 8, 0, position, num_workers=1)
+    next(stream)
+    start = time.perf_counter()
+    for _ in range(4):
+        next(stream)
+    return 1000 * (time.perf_counter() - start) / 32
+
+
 for line in sys.stdin:
     kind, position, profile = json.loads(line)
+    if profile == "stream":
+        print("RESULT " + json.dumps(through_a_process(kind, position)), flush=True)
+        continue
     made, whole = [], []
     for _ in range(3):
         if profile:
@@ -96,8 +111,8 @@ for line in sys.stdin:
     parts = tensors(sample)
     found = [min(made), min(whole), sum(t.nbytes for t in parts) / 2**20, len(parts)]
     print("RESULT " + json.dumps(found), flush=True)
-if profile:
-    for kind, found in profiles.items():
+for kind, found in profiles.items():
+    if found.getstats():
         print(kind, file=sys.stderr)
         pstats.Stats(found, stream=sys.stderr).sort_stats("tottime").print_stats(22)
 """
@@ -150,8 +165,8 @@ class Side:
             cwd=code, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def __call__(self, kind: str, position: int, profile: bool = False) -> list[float]:
-        print(json.dumps([kind, position, profile]), file=self.process.stdin, flush=True)
+    def __call__(self, kind: str, position: int, what: bool | str = False) -> Any:
+        print(json.dumps([kind, position, what]), file=self.process.stdin, flush=True)
         for line in self.process.stdout:
             if line.startswith("RESULT "):
                 return json.loads(line.removeprefix("RESULT "))
@@ -166,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="checkout to compare with")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--streams", type=int, default=3, help="of 5 batches each")
     parser.add_argument("--profile", action="store_true", help="functions with the most time of their own")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -173,22 +189,26 @@ def main() -> None:
         checkouts = {"before": args.before.resolve()} if args.before else {}
         sides = {which: Side(code, Path(name)) for which, code in {**checkouts, "now": REPO}.items()}
         found: dict[tuple[str, str], list] = {}
+        through: dict[tuple[str, str], list] = {}
         for kind in KINDS:  # one after another: a loader process makes samples of one kind
             for position in range(args.rounds + 2):
                 for which, side in sides.items():
                     made = side(kind, position, args.profile)
                     if position >= 2:
                         found.setdefault((kind, which), []).append(made)
+            for position in range(args.streams):
+                for which, side in sides.items():
+                    through.setdefault((kind, which), []).append(side(kind, position, "stream"))
         for side in sides.values():
             side.close()
-    means = {key: np.mean(values, 0) for key, values in found.items()}
+    means = {key: np.append(np.mean(values, 0), np.median(through.get(key, np.nan))) for key, values in found.items()}
     rows = []
     for kind in KINDS:
         rows += [[kind, which, *means[kind, which]] for which in sides]
         if args.before:
             rows.append([kind, "ratio", *(means[kind, "now"] / means[kind, "before"])])
-    headers = ["sample", "code", "ms", "unpacked, ms", "MB", "tensors"]
-    print(tabulate(rows, headers, floatfmt=("", "", ".2f", ".2f", ".2f", ".1f"), tablefmt="github"))
+    headers = ["sample", "code", "ms", "unpacked, ms", "MB", "tensors", "through a process, ms"]
+    print(tabulate(rows, headers, floatfmt=("", "", ".2f", ".2f", ".2f", ".1f", ".2f"), tablefmt="github"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..structures import Targets
 from .views import Window
@@ -86,10 +87,10 @@ class SegmentMap:
 
     def unpacked(self, device: torch.device | str) -> Targets:
         """The targets on `device`."""
-        numbers, count = self.numbers.to(device, non_blocking=True), len(self.labels)
-        masks = numbers == torch.arange(1, count + 1, dtype=numbers.dtype, device=numbers.device)[:, None, None]
-        valid = numbers != 0 if self.ignores else None
-        return _padded(Targets(self.labels.to(device, non_blocking=True), masks, valid), self.side)
+        numbers, inside = _squared(self.numbers.to(device, non_blocking=True), self.side)
+        rows = torch.arange(1, len(self.labels) + 1, dtype=numbers.dtype, device=numbers.device)
+        masks, valid = numbers == rows[:, None, None], numbers != 0 if self.ignores else inside
+        return Targets(self.labels.to(device, non_blocking=True), masks, valid)
 
 
 def _seen(numbers: np.ndarray, count: int) -> np.ndarray:
@@ -115,15 +116,19 @@ class MaskBits:
 
     def unpacked(self, device: torch.device | str) -> Targets:
         """The targets on `device`, all of class 0."""
-        bits = self.bits.to(device, non_blocking=True)
+        bits, inside = _squared(self.bits.to(device, non_blocking=True), self.side)
         weights = 2 ** torch.arange(8, dtype=torch.uint8, device=bits.device)[:, None, None]
-        masks = (bits[:, None] & weights).bool().flatten(0, 1)[: self.count]
-        labels = torch.zeros(self.count, dtype=torch.int64, device=bits.device)
-        return _padded(Targets(labels, masks), self.side)
+        masks = (bits[:, None] & weights).ne_(0).view(torch.bool).flatten(0, 1)[: self.count]  # 0 and 1: no copy
+        return Targets(torch.zeros(self.count, dtype=torch.int64, device=bits.device), masks, inside)
 
 
-def _padded(targets: Targets, side: int | None) -> Targets:
-    return targets if side is None else targets.padded(side, side)
+def _squared(pixels: torch.Tensor, side: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(..., H, W) padded with zeros to (..., side, side), and (side, side) bool where it was before; None if nothing is added."""
+    height, width = pixels.shape[-2:]
+    if side is None or height == width == side:
+        return pixels, None
+    padded = F.pad(pixels, (0, side - width, 0, side - height))
+    return padded, Inside(height, width, side).unpacked(pixels.device)
 
 
 def unpacked(sample: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:

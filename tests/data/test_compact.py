@@ -76,7 +76,7 @@ def equal(one: Targets, other: Targets) -> bool:
 @pytest.mark.parametrize(("own", "plain"), [(panoptic_targets, plain_panoptic), (semantic_targets, plain_semantic)])
 def test_a_segment_map_holds_the_same_targets(count, own, plain):
     rng = np.random.default_rng(count)
-    values = rng.permutation(2**24)[:count]
+    values = rng.permutation(np.unique(rng.integers(1, 2**24 - 1, 2 * count)))[:count]
     seen = np.concatenate([values[: max(count - 3, 0)], [0, 2**24 - 1]])  # some are hidden, some pixels are of none
     ids = rng.choice(seen, (40, 60))
     ids.flat[: len(seen)] = seen
