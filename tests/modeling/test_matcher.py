@@ -85,24 +85,36 @@ def test_cost_is_finite_for_extreme_and_broken_logits(make_targets):
     assert torch.isfinite(costs).all()
 
 
-def test_one_transfer_to_the_host_for_all_layers_and_images(make_targets, monkeypatch):
+def test_all_costs_are_on_their_way_before_the_host_waits_for_the_first(make_targets, monkeypatch):
     class_logits, output = predictions(layers=10, batch=3)
-    transfers = []
-    original = torch.Tensor.cpu
-    monkeypatch.setattr(
-        torch.Tensor, "cpu", lambda self, *a, **k: transfers.append(self.shape) or original(self, *a, **k)
-    )
-    for name in ("item", "tolist", "numpy"):
+    events = []
+
+    class Noted(matcher_module.OnHost):
+        def __init__(self, values):
+            super().__init__(values)
+            events.append(tuple(values.shape[:2]))
+
+        def numpy(self):
+            events.append("wait")
+            return super().numpy()
+
+    monkeypatch.setattr(matcher_module, "OnHost", Noted)
+    for name in ("item", "tolist", "cpu"):
 
         def refuse(self, *args, _name=name, _original=getattr(torch.Tensor, name), **kwargs):
-            if self.dtype.is_floating_point and self.dim() and self.shape[0] == 10 and _name != "numpy":
+            if self.dtype.is_floating_point and self.dim() and self.shape[0] == 10 and _name != "cpu":
                 raise AssertionError(f"{_name} on a device tensor")
             return _original(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    HungarianMatcher(num_points=32)(class_logits, output, [make_targets(n, seed=n) for n in (2, 3, 1)])
-    assert len(transfers) == 1
-    assert transfers[0][:2] == (10, 3)
+    targets = [make_targets(n, seed=n) for n in (2, 3, 1)]
+    torch.manual_seed(0)
+    joint = HungarianMatcher(num_points=32)(class_logits, output, targets)
+    monkeypatch.setattr(matcher_module, "CHUNK_VALUES", {"cpu": 10 * 5 * 32})
+    torch.manual_seed(0)
+    by_image = HungarianMatcher(num_points=32)(class_logits, output, targets)
+    assert events == [(10, 3), "wait", *[(10, 1)] * 3, *["wait"] * 3]
+    assert torch.equal(joint.query, by_image.query)
 
 
 def test_more_segments_than_queries_leaves_the_rest_unmatched(make_targets):

@@ -16,9 +16,9 @@ from ..linear import product
 from .losses import image_of_target, random_points, sample_points, sample_validity, softplus_sums
 from .transformer_decoder import DecoderOutput
 
-CHUNK_VALUES = {"cpu": 2**21, "gpu": 2**27}
-"""Mask logits compared at a time: 8 MB, whose passes stay in a CPU's cache (benchmarks/matching.py); 512 MB on a GPU, where
-every chunk costs some twenty kernel launches."""
+CHUNK_VALUES = {"cpu": 2**21, "gpu": 2**26}
+"""Mask logits compared at a time: 8 MB, whose passes stay in a CPU's cache (benchmarks/matching.py); 256 MB on a GPU, where
+every chunk costs some twenty kernel launches, and the host solves the assignments of one chunk while the next is computed."""
 
 
 @dataclass
@@ -88,7 +88,7 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def __call__(self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets]) -> Matches:
-        """Matches all predictions of a batch, with one transfer to the host.
+        """Matches all predictions of a batch. The host waits once, and solves while the device computes further costs.
 
         Args:
             class_logits: (R, B, Q, K + 1).
@@ -101,18 +101,17 @@ class HungarianMatcher:
     def of_each(
         self, outputs: Sequence[tuple[torch.Tensor, DecoderOutput]], targets: Sequence[Targets]
     ) -> list[Matches]:
-        """Matches several outputs for the same images, each with mask features of its own, with one transfer in all.
+        """Matches several outputs for the same images, each with mask features of its own.
 
         Args:
             outputs: class logits and masks; see `__call__`.
             targets: of the B images.
         """
         counts, predictions = [len(t) for t in targets], [len(logits) for logits, _ in outputs]
-        if sum(counts):
-            costs = torch.cat([self.costs(*output, targets) for output in outputs]).cpu().numpy()  # the one transfer
-        else:
-            costs = np.zeros((sum(predictions), *outputs[0][0].shape[1:3], 0))
-        found = Matches.of(image_of_target(targets), assign(costs, counts), outputs[0][0].device)
+        # all are on their way before the first is waited for
+        sent = [[(images, OnHost(cost)) for images, cost in self._costs(*output, targets)] for output in outputs]
+        query = [torch.cat([assign(cost.numpy(), counts[images]) for images, cost in parts], 1) for parts in sent]
+        found = Matches.of(image_of_target(targets), torch.cat(query), outputs[0][0].device)
         parts = zip(found.query.split(predictions), found.matched.split(predictions), strict=True)
         return [Matches(found.image, query, matched) for query, matched in parts]
 
@@ -127,9 +126,18 @@ class HungarianMatcher:
 
     def costs(self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets]) -> torch.Tensor:
         """(R, B, Q, N) fp32 with N the largest number of segments in an image; finite everywhere."""
+        return torch.cat([cost for _, cost in self._costs(class_logits, output, targets)], 1)
+
+    def _costs(
+        self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets]
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The costs of a few images after those of others: the images, and (R, images, Q, N)."""
         device, counts = class_logits.device, [len(t) for t in targets]
         predictions, batch, queries = class_logits.shape[:3]
         width = max(counts)
+        if not width:
+            yield slice(0, batch), class_logits[..., :0].float()
+            return
         # costs are differences of sums over thousands of points: fp32
         with torch.autocast(device.type, enabled=False):
             points = random_points(batch, self.num_points, device)
@@ -140,35 +148,56 @@ class HungarianMatcher:
             every_mask = torch.cat([t.masks for t in targets])[:, None].float()
             masks[image, column] = sample_points(every_mask, points[image])[:, 0]
             valid = sample_validity(targets, points)
-
-            # (B, R Q, C): one product for the queries of all predictions of an image
-            embeddings = output.mask_embeddings.transpose(0, 1).flatten(1, 2).float()
-            cost = torch.cat(
-                [
-                    self.mask_cost(
-                        product(embeddings[images, rows], features[images]),
-                        masks[images],
-                        None if valid is None else valid[images],
-                    ).flatten(0, 1)
-                    for images, rows in self._blocks(batch, predictions * queries, device)
-                ]
-            )
-            cost = cost.view(batch, predictions, queries, width).transpose(0, 1)
+            class_cost = None
             if self.class_weight:
                 labels = torch.zeros(batch, width, dtype=torch.int64, device=device)
                 labels[image, column] = torch.cat([t.labels for t in targets])
-                cost = cost + self.class_cost(class_logits.flatten(0, 1), labels.repeat(predictions, 1)).view_as(cost)
-            # a diverged model must fail at its loss with a name, not inside the solver
-            return torch.nan_to_num(cost, nan=0.0, posinf=1e6, neginf=-1e6)
+                class_cost = self.class_cost(class_logits.flatten(0, 1), labels.repeat(predictions, 1))
+                class_cost = class_cost.view(predictions, batch, queries, width)
+            # (B, R Q, C): one product for the queries of all predictions of an image
+            embeddings = output.mask_embeddings.transpose(0, 1).flatten(1, 2).float()
+            limit = max(1, CHUNK_VALUES["cpu" if device.type == "cpu" else "gpu"] // self.num_points)
+            at_once, rows = (
+                _equal_parts(batch, limit // (predictions * queries)),
+                _equal_parts(predictions * queries, limit),
+            )
+            for start in range(0, batch, at_once):
+                images = slice(start, start + at_once)
+                parts = [
+                    self.mask_cost(
+                        product(part, features[images]), masks[images], None if valid is None else valid[images]
+                    )
+                    for part in embeddings[images].split(rows, 1)
+                ]
+                cost = torch.cat(parts, 1).unflatten(1, (predictions, queries)).transpose(0, 1)
+                if class_cost is not None:
+                    cost = cost + class_cost[:, images]
+                # a diverged model must fail at its loss with a name, not inside the solver
+                yield images, torch.nan_to_num(cost, nan=0.0, posinf=1e6, neginf=-1e6)
 
-    def _blocks(self, batch: int, rows: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
-        """The images and the rows of mask logits that are compared at a time: several images, or a part of one."""
-        limit = max(1, CHUNK_VALUES["cpu" if device.type == "cpu" else "gpu"] // self.num_points)
-        images, parts = max(1, limit // rows), -(-rows // limit)
-        size = -(-rows // parts)  # parts of one size
-        for start in range(0, batch, images):
-            for first in range(0, rows, size):
-                yield slice(start, start + images), slice(first, first + size)
+
+class OnHost:
+    """Values on their way to the host, which waits for them in `numpy`."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        if values.is_cuda and torch.cuda.is_available():
+            self._values = values.to("cpu", non_blocking=True)  # to pinned memory
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(values.device))
+        else:
+            self._values = values.cpu()
+
+    def numpy(self) -> np.ndarray:
+        """The values, on the CPU."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values.numpy()
+
+
+def _equal_parts(count: int, limit: int) -> int:
+    """The size of parts of `count`, all but the last alike, that are at most `limit`, and at least 1."""
+    return -(-count // max(1, -(-count // max(limit, 1))))
 
 
 def loss_weights(cfg: CfgNode) -> dict[str, Any]:
