@@ -155,7 +155,7 @@ class MaskClassifier(Segmenter):
         images = self.preprocess(batch)
         class_logits, mask_logits = self.predict(images.tensor)
         padded = images.tensor.shape[-2:]
-        result = []
+        result: list[Callable[[], LabelMaps]] = []
         for index, sample in enumerate(batch):
             height, width = images.image_sizes[index]
             size = sample.get("height", height), sample.get("width", width)
