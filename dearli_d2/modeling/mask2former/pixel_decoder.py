@@ -79,11 +79,8 @@ class EncoderLayer(nn.Module):
         self, norm: nn.LayerNorm, tokens: torch.Tensor, branch: torch.Tensor, position: torch.Tensor | None
     ) -> Tokens:
         dtype = autocast_type(tokens.device)
-        if (
-            dtype is None
-            or tokens.dtype != torch.float32
-            or not takes_triton(self.self_attn.implementation, tokens.device)
-        ):
+        fused = takes_triton(self.self_attn.implementation, tokens.device) and not torch.compiler.is_compiling()
+        if dtype is None or not fused or tokens.dtype != torch.float32:  # compiled, the sums are fused anyway
             return Tokens.at(norm(tokens + branch), position)
         from .residual_norm_triton import residual_norm  # Triton is optional
 
