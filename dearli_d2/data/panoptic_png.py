@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 
 from ..errors import DatasetError
 from .images import opened, upright
@@ -20,13 +21,8 @@ def read_panoptic(path: str) -> np.ndarray:
 
 def segment_ids(rgb: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 to (H, W) int64 segment ids."""
-    try:
-        import cv2
-    except ImportError:  # a machine that only predicts; without it this takes several times longer
-        rgb = rgb.astype(np.int64)
-        return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
-    bytes_of_ids = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2RGBA).view("<i4")[..., 0]
-    return (bytes_of_ids & 0xFFFFFF).astype(np.int64)
+    padded = np.frombuffer(Image.fromarray(rgb).tobytes("raw", "RGBX"), "<i4")  # the fourth byte is of no use
+    return (padded & 0xFFFFFF).reshape(rgb.shape[:2]).astype(np.int64)
 
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:

@@ -68,10 +68,8 @@ def test_crowds_and_vanished_segments_are_no_targets():
     assert targets.masks.sum((1, 2)).tolist() == [2, 1]
 
 
-@pytest.mark.parametrize("opencv", [True, False])
-def test_segment_ids_use_all_three_bytes(opencv, monkeypatch):
-    if not opencv:
-        monkeypatch.setitem(sys.modules, "cv2", None)
+def test_segment_ids_use_all_three_bytes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)  # a machine that only predicts may have none
     assert segment_ids(np.array([[[1, 2, 3]]], np.uint8)).item() == 1 + 2 * 256 + 3 * 65536
 
 
