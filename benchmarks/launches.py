@@ -35,6 +35,7 @@ from torch.utils._pytree import tree_leaves
 
 from dearli_d2.config import get_config
 from dearli_d2.engine.optimizer import autocast, build_clipping, build_optimizer
+from dearli_d2.engine.step import stacked
 from dearli_d2.engine.strong_views import build_strong_views
 from dearli_d2.engine.teacher import build_labeler
 from dearli_d2.modeling import build_model
@@ -303,7 +304,7 @@ def count_step(cfg: CfgNode) -> Counter:
                 with counter.within("student: rest"):
                     losses = model(batch)
             with counter.within("backward"):
-                backward(sum(losses.values()), counter)
+                backward(stacked(losses).sum(), counter)
             with counter.within("optimiser"):
                 clip()
                 optimizer.step()

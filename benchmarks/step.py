@@ -26,6 +26,7 @@ from dearli_d2.data.class_names import class_table
 from dearli_d2.data.taxonomy import Taxonomy
 from dearli_d2.engine.cutmix import CutMix, mix_images
 from dearli_d2.engine.optimizer import autocast, build_optimizer
+from dearli_d2.engine.step import stacked
 from dearli_d2.engine.strong_views import StrongViews
 from dearli_d2.engine.teacher import EMATeacher
 from dearli_d2.modeling import build_model
@@ -153,12 +154,11 @@ def loop_cutmix(own: tuple, partner: tuple, inside: torch.Tensor, things: frozen
 
 def read(losses: dict[str, torch.Tensor]) -> dict[str, float]:
     """The losses on the host, in one transfer as in the trainer."""
-    values = torch.stack([loss.detach().float() for loss in losses.values()])
-    return dict(zip(losses, values.tolist(), strict=True))
+    return dict(zip(losses, stacked(losses).tolist(), strict=True))
 
 
 def _descend(model: nn.Module, optimizer: torch.optim.Optimizer, losses: dict[str, torch.Tensor]) -> None:
-    sum(losses.values()).backward()
+    stacked(losses).sum().backward()
     nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 0.01)
     optimizer.step()
 

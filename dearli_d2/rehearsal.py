@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from .data.taxonomy import Taxonomy, spread_colors
 from .engine.checks import check_batches
 from .engine.optimizer import autocast, build_clipping, build_optimizer
-from .engine.step import Batch
+from .engine.step import Batch, stacked
 from .engine.strong_views import build_strong_views
 from .engine.teacher import build_labeler
 from .methods import method_of
@@ -148,7 +148,7 @@ class _Step:
                 batch["unlabeled"] = self.views(batch["unlabeled"], labels, np.random.default_rng(0))
         with autocast(self.cfg):
             losses = self.model(batch)
-        torch.as_tensor(sum(losses.values())).backward()
+        stacked(losses).sum().backward()
         return sum(len(samples) for samples in batch.values())
 
 

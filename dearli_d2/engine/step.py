@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,7 +40,13 @@ class StepRecord:
 
     def add(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
         """Notes the losses of a part; returns their sum as a share of the step, a scalar for the backward pass."""
-        values = torch.stack([loss.detach().float() for loss in losses.values()]) / self.parts
-        self.losses = self.losses + values if self.names else values
+        values = stacked(losses) / self.parts
+        noted = values.detach()
+        self.losses = self.losses + noted if self.names else noted
         self.names = list(losses)
-        return torch.as_tensor(sum(losses.values())) / self.parts
+        return values.sum()
+
+
+def stacked(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """(N,) float32 of N scalar losses, with their gradients. A sum of them one by one would take a GPU N kernels."""
+    return torch.stack([loss.float() for loss in losses.values()])

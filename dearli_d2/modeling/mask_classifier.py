@@ -214,6 +214,8 @@ class MaskClassifier(Segmenter):
         groups = [("" if name == "labeled" else f"{name}_", len(stream)) for name, stream in streams.items()]
         losses = self.criterion(self.class_logits(output.class_outputs), output, targets, groups, matches)
         weight = self.pseudo_labeling.loss_weight
+        if weight == 1:
+            return losses
         return {name: loss * weight if name.startswith("unlabeled_") else loss for name, loss in losses.items()}
 
     def raw_outputs(self, images: torch.Tensor, samples: Sequence[dict] | None = None) -> dict[str, torch.Tensor]:

@@ -16,8 +16,8 @@ from ..linear import product
 from .losses import image_of_target, random_points, sample_points, sample_validity, softplus_sums
 from .transformer_decoder import DecoderOutput
 
-CHUNK_VALUES = {"cpu": 2**21, "gpu": 2**26}
-"""Mask logits compared at a time: 8 MB, whose passes stay in a CPU's cache (benchmarks/matching.py); 256 MB on a GPU, where
+CHUNK_VALUES = {"cpu": 2**21, "gpu": 2**27}
+"""Mask logits compared at a time: 8 MB, whose passes stay in a CPU's cache (benchmarks/matching.py); 512 MB on a GPU, where
 every chunk costs some twenty kernel launches, and the host solves the assignments of one chunk while the next is computed."""
 
 
