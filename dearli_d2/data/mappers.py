@@ -83,7 +83,7 @@ class PanopticTrainMapper:
         sample = {
             "image": pad_image(pixels, self.pad_to, self.pad_value),
             "targets": replace(targets, side=self.pad_to),
-            "inside": Inside(*pixels.shape[:2], self.pad_to),
+            "inside": Inside(pixels.shape[0], pixels.shape[1], self.pad_to),
             **passed_on(dataset_dict),
         }
         return sample, view
@@ -160,7 +160,7 @@ class UnlabeledTrainMapper:
         return {
             "image": pad_image(view.image, self.pad_to, self.pad_value),
             "strong": torch.stack(strong),
-            "inside": Inside(*view.image.shape[:2], self.pad_to),
+            "inside": Inside(view.image.shape[0], view.image.shape[1], self.pad_to),
             **passed_on(dataset_dict),
         }
 

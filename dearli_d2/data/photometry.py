@@ -45,7 +45,7 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
     At most one level off torchvision's: where its mean, summed in float32, moves a level of the table.
     """
     mean = np.float32(cv2.mean(grey(image))[0])
-    return cv2.LUT(image, table(factor, np.float32(1 - factor) * mean))
+    return cv2.LUT(image, table(factor, float(np.float32(1 - factor) * mean)))
 
 
 def saturation(image: np.ndarray, factor: float) -> np.ndarray:
@@ -69,7 +69,7 @@ def hue(image: np.ndarray, turn: float) -> np.ndarray:
     np.subtract(degrees, 360, out=degrees, where=degrees >= 360)
     rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     # as torchvision: 256 levels of equal width, the fraction cut off
-    return cv2.multiply(rgb, (255.999,) * 3, dst=rgb).astype(np.uint8)
+    return np.multiply(rgb, np.float32(255.999), out=rgb).astype(np.uint8)
 
 
 def blur(image: np.ndarray, sigma: float, reach: int) -> np.ndarray:

@@ -277,8 +277,8 @@ def size_problem(own: tuple, size: tuple[int, int] | None, codes: list[dict]) ->
         if list(code["size"]) != list(own):
             return f"mask {number} has the size {code['size']}, its image {list(own)}"
     lengths, begin = run_lengths([code["counts"] for code in codes])
-    wrong = (np.add.reduceat(lengths, begin) != own[0] * own[1]).nonzero()[0] if codes else ()
-    if len(wrong):
+    wrong = (np.add.reduceat(lengths, begin) != own[0] * own[1]).nonzero()[0].tolist() if codes else []
+    if wrong:
         return f"the run lengths of mask {wrong[0]} do not add up to {own[0]} x {own[1]} pixels"
     return ""
 
