@@ -1,4 +1,4 @@
-"""Matching of all layers with one host transfer against one call per layer and image, on the same predictions.
+"""Matching of all layers and images together against one call per layer and image, on the same predictions.
 
 python -m benchmarks.matching --layers 10 --batch 8
 """
