@@ -320,6 +320,16 @@ def test_a_base_is_overridden_by_the_file_that_names_it_and_by_later_bases(tmp_p
     assert isinstance(solver.POLY_POWER, float)  # written without a point
 
 
+def test_deformable_attention_for_cpus_is_refused_on_a_gpu(repo, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    options = ["MODEL.DEFORM_ATTN_IMPL", "gather"]
+    with pytest.raises(ConfigError, match=r"DEFORM_ATTN_IMPL gather is for CPUs.* cuda"):
+        get_config(repo / "configs/miniworld/m2f.yaml", options)
+    get_config(repo / "configs/miniworld/m2f.yaml", [*options, "MODEL.DEVICE", "cpu"])
+
+
 def test_device_is_chosen_without_a_flag(repo, monkeypatch):
     import torch
 

@@ -44,7 +44,7 @@ class Model(Options):
     deform_attn_impl: str = option(
         "auto",
         one_of("auto", "grid_sample", "gather", "triton"),
-        'Implementation of deformable attention. "auto" takes Triton on a GPU that has it. All give the same result.',
+        'Implementation of deformable attention. "auto" takes "triton" on a GPU that has it, and "gather" on a CPU. All give the same result.',
     )
     compile: bool = option(
         False,

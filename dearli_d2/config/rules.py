@@ -175,6 +175,10 @@ def validate(cfg: CfgNode) -> None:
             cfg.MODEL.DEVICE.startswith("cpu") or torch.cuda.is_available(),
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but torch sees no GPU; use 'auto' or 'cpu'",
         ),
+        (
+            cfg.MODEL.DEFORM_ATTN_IMPL != "gather" or cfg.MODEL.DEVICE.startswith("cpu"),
+            f"MODEL.DEFORM_ATTN_IMPL gather is for CPUs, and MODEL.DEVICE is {cfg.MODEL.DEVICE}; use auto",
+        ),
     ]
     for holds, message in rules:
         if not holds:
