@@ -265,7 +265,7 @@ def training() -> dict:
     from dearli_d2.data.custom import register_custom
     from dearli_d2.engine.trainer import DualStreamTrainer
 
-    size, images, steps = (64, 2, 4) if DRY else (SIZE, IMAGES, 40)
+    size, images, steps = (64, 2, 4) if DRY else (SIZE, IMAGES, 24)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "data"
@@ -348,7 +348,7 @@ STAGES: dict[str, tuple[Callable[[], dict], int]] = {
     "deformable_attention": (deformable_attention, 60),
     "tests": (tests, 180),
     "kernels": (kernels, 60),
-    "training": (training, 80),
+    "training": (training, 140),
     "schedules": (schedules, 70),
     "loader": (loader, 40),
     "attention": (attention, 40),

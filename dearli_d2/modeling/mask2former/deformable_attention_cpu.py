@@ -166,7 +166,7 @@ class _Corners:
         # (M, 1, L P 2): x and y in cells
         self.base = (reference_points.repeat(1, len(sizes) // 2) * sizes - 0.5)[:, None]
         below = self.levels.line.int()
-        self.steps = (0, heads, below, below + heads)
+        self.steps: tuple[int | torch.Tensor, ...] = (0, heads, below, below + heads)
 
     def __call__(
         self, block: slice, offsets: torch.Tensor, logits: torch.Tensor, index: torch.Tensor, factor: torch.Tensor

@@ -168,8 +168,9 @@ class _ResidualNorm(torch.autograd.Function):
         grad_tokens, grad_branch, affine = _operator_backward(total, weight, *grads, ctx.eps, ctx.branch_type)
         grad_weight, grad_bias = affine.sum(1)
         grad_placed = grads[2]
-        needed = grad_placed is not None and ctx.needs_input_grad[4]
-        grad_position = grad_placed.flatten(0, -3).sum(0, dtype=torch.float32) if needed else None
+        grad_position = None
+        if grad_placed is not None and ctx.needs_input_grad[4]:
+            grad_position = grad_placed.flatten(0, -3).sum(0, dtype=torch.float32)
         return grad_tokens, grad_branch, grad_weight, grad_bias, grad_position, None, None, None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +100,7 @@ def attend(
     """
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
     projected = [linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
-    return _attended(attention, *projected, mask)
+    return _attended(attention, projected[0], projected[1], projected[2], mask)
 
 
 def _attended(
@@ -243,7 +244,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         projected, small_features = [], []
         for level, feature in enumerate(pixels.multi_scale):
             height, width = feature.shape[-2:]
-            layers = self.transformer_cross_attention_layers[level :: self.num_levels]
+            layers: list[Any] = list(self.transformer_cross_attention_layers)[level :: self.num_levels]
             tokens = self.input_proj[level](feature).flatten(2).transpose(1, 2) + self.level_embed.weight[level]
             place = sine_position(height, width, self.dim, feature.device).flatten(1).T
             projected.append(keys_and_values(layers, tokens, place) if layers else [])
@@ -262,13 +263,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             may_attend = _may_attend(given, learned)
         normed = [self.decoder_norm(queries)]
         mask_embeddings = [self.mask_embed(normed[-1])]
-        layers = zip(
+        blocks = zip(
             self.transformer_cross_attention_layers,
             self.transformer_self_attention_layers,
             self.transformer_ffn_layers,
             strict=True,
         )
-        for index, (cross_attention, self_attention, ffn) in enumerate(layers):
+        for index, (cross_attention, self_attention, ffn) in enumerate(blocks):
             turn, level = divmod(index, self.num_levels)
             mask = attention_mask(mask_embeddings[-1].detach(), small_features[level])
             queries = cross_attention(queries, position, *projected[level][turn], mask)
