@@ -44,12 +44,12 @@ class Model(Options):
     deform_attn_impl: str = option(
         "auto",
         one_of("auto", "grid_sample", "gather", "triton"),
-        'Implementation of deformable attention. "auto" takes "triton" on a GPU that has it, and "gather" on a CPU. All give the same result.',
+        'Implementation of deformable attention. "auto" takes "triton" on a GPU where Triton works, "gather" on a CPU, else "grid_sample". "gather" runs on CPUs only. All give the same result.',
     )
     compile: bool = option(
         False,
         SWITCH,
-        "Compiles both decoders of Mask2Former in training, by torch.compile. The first step takes minutes, later ones are faster on a GPU. It needs a C or C++ compiler.",
+        "Compiles both decoders of Mask2Former in training with torch.compile. The first steps then take minutes. It needs Triton and a C compiler on a GPU, a C++ compiler on a CPU.",
     )
     pixel_mean: list[float] = option(
         [],

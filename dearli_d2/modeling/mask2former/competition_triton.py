@@ -1,4 +1,6 @@
-"""Which query wins each pixel, as one Triton kernel that enlarges the masks on the way: no full-size mask is ever written.
+"""One Triton kernel that finds the winning query of each pixel.
+
+It enlarges the masks as it reads them, so no full-size mask is written.
 
 A program handles a block of pixels of one image and goes through its queries. Importing this module needs Triton.
 `TRITON_INTERPRET=1`, set before the import, runs the kernel on a CPU.
@@ -27,7 +29,7 @@ def _kernel(
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     image = tl.program_id(1).to(tl.int64)
     live = pixel < pixels
-    # bilinear, align_corners False: the first cell is held at the upper and left border, the last one at the others
+    # bilinear with align_corners False; pixels beyond the centres of the outer cells take the values of these cells
     y = tl.maximum(((pixel // columns).to(tl.float32) + 0.5) * scale_y - 0.5, 0.0)
     x = tl.maximum(((pixel % columns).to(tl.float32) + 0.5) * scale_x - 0.5, 0.0)
     top, left = tl.minimum(y.to(tl.int32), height - 1), tl.minimum(x.to(tl.int32), width - 1)
@@ -48,7 +50,7 @@ def _kernel(
             value = (1 - share_y) * above + share_y * below
             tl.atomic_add(own + first + query, tl.sum((live & (value >= 0)).to(tl.int32), 0), sem="relaxed")
             chance = power * (1 / (1 + tl.exp(-value)))
-            wins = chance > best  # the first one of equals
+            wins = chance > best  # of equal queries the first one wins
             best = tl.where(wins, chance, best)
             logit = tl.where(wins, value, logit)
             winner = tl.where(wins, query, winner)
@@ -82,18 +84,18 @@ def _operator(
 def compete(
     mask_logits: torch.Tensor, strength: torch.Tensor, full: tuple[int, int], size: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The winner of each pixel: the query with the largest strength x sigmoid(mask), the first one of equals.
+    """Finds the winner of each pixel: the query with the largest strength x sigmoid(mask), of equal ones the first.
 
     Args:
         mask_logits: (B, Q, h, w) of any floating-point type; sums are fp32.
-        strength: (B, Q) fp32; a query with a negative one does not compete.
+        strength: (B, Q) fp32. A query with a negative strength does not compete.
         full: height and width to which the masks are enlarged, bilinear with align_corners False.
         size: height and width of the upper left part that is read out.
 
     Returns:
-        (B, N) int64, 2 q + 1 where the mask of the winner q is at least 0 and 2 q where it is less, for the N pixels of `size`;
-        (B, 2 Q) int32, how many pixels have each of these numbers; (B, Q) int32, the pixels where a mask is at least 0, 0 for
-        those that do not compete.
+        A tensor (B, N) int64 for the N pixels of `size`: 2 q + 1 where the mask logit of the winner q is at least 0, else 2 q.
+        The number of pixels with each of these values, (B, 2 Q) int32. The number of pixels at which the mask logit of a query
+        is at least 0, (B, Q) int32, which is 0 for queries that do not compete.
     """
     return _operator(mask_logits.contiguous(), strength.float().contiguous(), *full, *size)
 

@@ -1,4 +1,4 @@
-"""The decoders of Mask2Former through `torch.compile`, in training (MODEL.COMPILE)."""
+"""Compiles the decoders of Mask2Former in training with `torch.compile` (MODEL.COMPILE)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from .head import MaskFormerHead
 
 
 def compile_decoders(model: nn.Module, device: torch.device, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Lets the decoders of a model run compiled, and those of its copies, such as an EMA teacher.
+    """Makes the decoders of a model run compiled, and those of its copies such as an EMA teacher.
 
-    Names, weights and results stay. The first step takes a minute or more.
+    Names, weights and results stay the same. A graph is made for each new size of the input or the batch, which takes a minute or
+    more.
 
     Args:
         model: not yet wrapped for data-parallel training.
-        device: that it will run on.
+        device: on which the model will run.
         backend: of `torch.compile`.
 
     Raises:
@@ -32,9 +33,8 @@ def compile_decoders(model: nn.Module, device: torch.device, backend: str | Call
             f"MODEL.COMPILE is True, but {type(model).__name__} has no decoders of Mask2Former to compile; set it to False"
         )
     _check_compiler(device, backend)
-    torch._dynamo.config.optimize_ddp = (
-        False  # it would cut the graphs by buckets of gradients, which come in one piece
-    )
+    # it would split the graphs by buckets of gradients, but all gradients of a decoder come at once
+    torch._dynamo.config.optimize_ddp = False
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # of position encodings
     run = CompiledAtTrainingSizes(backend)
     for head in heads:
@@ -42,9 +42,9 @@ def compile_decoders(model: nn.Module, device: torch.device, backend: str | Call
 
 
 class CompiledAtTrainingSizes:
-    """Runs a decoder compiled where its input has a size that training has, and as it is at all other sizes.
+    """Runs a decoder compiled at the input sizes of training, and uncompiled at all other sizes.
 
-    Training has few sizes, images of an evaluation have many, and a graph is made for each. Copies of a model share the sizes.
+    A graph is made for each size. Training has few sizes, the images of an evaluation have many. Copies of a model share the sizes.
     """
 
     def __init__(self, backend: str | Callable[..., Any]) -> None:
@@ -69,13 +69,15 @@ class CompiledAtTrainingSizes:
         kind = type(decoder)
         if kind not in self._compiled:
             self._compiled[kind] = torch.compile(kind.forward, dynamic=False, backend=self.backend)
-        return self._compiled[kind](decoder, *args)  # with a graph for each decoder of the kind
+        return self._compiled[kind](decoder, *args)  # makes a graph for each decoder of this type
 
 
 def _check_compiler(device: torch.device, backend: str | Callable[..., Any]) -> None:
     try:
         torch.compile(_probe, backend=backend)(torch.ones(8, device=device))
-    except Exception as error:  # of many types: no Triton, no C compiler, a card or a Python that is not supported
+    except (
+        Exception
+    ) as error:  # of many types: Triton or a compiler is missing, or the GPU or Python version is not supported
         last = str(error).strip().splitlines()[-1:] or [""]
         raise ConfigError(
             f"MODEL.COMPILE is True, but torch.compile does not work on {device} ({type(error).__name__}: {last[0]}). It needs "

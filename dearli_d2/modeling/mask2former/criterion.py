@@ -51,13 +51,13 @@ class Criterion(nn.Module, ABC, Generic[Target]):
             targets: one per image, on the device of the logits, all of one size.
             groups: (prefix of the names, number of images) of consecutive parts of the batch, each with losses and
                 normalisers of its own; None = one group without a prefix.
-            matches: None = those of `matcher`.
+            matches: queries of the targets; None = `matcher` finds them.
 
         Returns:
             Scalars: for each name of `losses`, say "loss_ce", "loss_ce_0" to "loss_ce_{R-2}" and "loss_ce".
         """
         if matches is None:
-            matches = self.matcher(class_logits, output, targets)  # of all groups: one transfer to the host
+            matches = self.matcher(class_logits, output, targets)  # of all groups together, so the host waits only here
         counts, losses, start = [len(t) for t in targets], {}, 0
         for prefix, size in groups or [("", len(targets))]:
             stop = start + size

@@ -39,7 +39,7 @@ def multi_scale_deformable_attention(
         spatial_shapes: (H_l, W_l) of each of the L levels.
         reference_points: (M, 2), x and y in 0..1 of every level, without a gradient.
         offsets: (B, M, h, L, P, 2) from the reference points, x and y in cells of the level; samples outside read zeros.
-        logits: (B, M, h, L * P); their softmax are the weights.
+        logits: (B, M, h, L * P); their softmax gives the weights.
         implementation: one of `IMPLEMENTATIONS`, or "auto": the fastest one for the device.
 
     Returns:
@@ -86,7 +86,7 @@ def _locations_and_weights(
 
 
 def takes_triton(implementation: str, device: torch.device) -> bool:
-    """True if `MODEL.DEFORM_ATTN_IMPL` means the kernels in Triton on this device."""
+    """True if this value of `MODEL.DEFORM_ATTN_IMPL` selects the Triton kernels on this device."""
     return implementation == "triton" or (implementation == "auto" and _triton_runs_on(device))
 
 

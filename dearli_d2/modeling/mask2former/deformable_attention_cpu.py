@@ -1,8 +1,9 @@
 """Multi-scale deformable attention for CPUs: each query is a row of a sparse matrix, whose product with the value is the output.
 
-A row has the four corners of the L P points of a query and head, with their shares of the weight. The three products that forward
-and backward pass need exist: `embedding_bag` sums weighted rows, `sampled_addmm` computes inner products of given pairs of rows,
-and a product of SciPy adds up rows by column. Levels lie in a frame of zeros, so that corners outside need no case of their own.
+A row has the four corners of the L P points of a query and head, with their shares of the weight. Libraries have the three
+products that the forward and backward pass need: `embedding_bag` sums weighted rows, `sampled_addmm` computes inner products of
+given pairs of rows, and SciPy's sparse product sums rows by column. Each level has a frame of zeros, so corners outside of it need no
+special case.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ import torch.nn.functional as F
 from scipy.sparse import csc_matrix
 
 _BLOCK = 256  # queries whose corners stay in the cache
-_FRAME = 2  # a point before the first cell by more than one is moved to -2, where it meets only zeros
+_FRAME = 2  # cells; a point more than one cell before the first is moved to -2, where it reads only zeros
 
 
 @dataclass
 class _Levels:
-    """The levels in their frames, and what turns the cells of points into rows of the value.
+    """The levels with their frames, and the numbers that turn the cell of a point into a row of the value.
 
-    Rows are (token, head). A frame has two lines above and below, and two columns at the left, which are also those at the right
-    of the line before.
+    Rows are pairs (token, head). A frame has two lines above and two below the level, and two columns at the left. The columns at
+    the left of a line also serve as those at the right of the line before.
     """
 
     shapes: Sequence[tuple[int, int]]
     starts: list[int]
     tokens: int
-    highest: torch.Tensor  # (L P 2,): width and height, where a point meets only zeros
+    highest: torch.Tensor  # (L P 2,): width and height; a point there reads only zeros
     line: torch.Tensor  # (h L P,) fp32: rows from one line to the next
     first: torch.Tensor  # (h L P,) fp32: row of the cell (0, 0)
 
@@ -155,7 +156,7 @@ class DeformableAttention(torch.autograd.Function):
 
 
 class _Corners:
-    """Finds the four corners of points: their rows, and their shares of the weight."""
+    """Finds the rows of the four corners of points, and their shares of the weights."""
 
     def __init__(
         self, shapes: Sequence[tuple[int, int]], reference_points: torch.Tensor, heads: int, points: int
@@ -171,14 +172,14 @@ class _Corners:
     def __call__(
         self, block: slice, offsets: torch.Tensor, logits: torch.Tensor, index: torch.Tensor, factor: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes the (m, h, 4, L P) `index` and `factor` of a block of queries, the corners by line.
+        """Writes the (m, h, 4, L P) `index` and `factor` of a block of queries. The corners are in the order of lines.
 
         Returns:
             The (m, h, L P) weights, and the (m, h, L P, 2) share of the right and of the lower cells.
         """
         size = block.stop - block.start
         share = torch.add(offsets[block].flatten(2), self.base[block])
-        # these two prefer a number to NaN: no point of a diverged model reads outside of the value
+        # these two replace NaN by a number, so no point of a diverged model reads outside of the value
         share = torch.fmin(
             torch.fmax(share, share.new_tensor(-float(_FRAME)), out=share), self.levels.highest, out=share
         )
@@ -220,28 +221,28 @@ def _point_gradients(
 def _inner_products(
     ends: torch.Tensor, index: torch.Tensor, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor
 ) -> None:
-    """Writes <left[i], right[j]> for the columns j = `index` of each row i, which end at `ends`."""
+    """Writes <left[i], right[j]> for each row i and its columns j in `index`. `ends` says where the columns of a row end."""
     out.zero_()
     pairs = _sparse(ends, index, out, (len(left), len(right)))
     torch.sparse.sampled_addmm(pairs, left, right.T, beta=0, out=pairs)
 
 
 def _sparse(ends: torch.Tensor, index: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """A sparse matrix in compressed rows that shares its memory with the arguments."""
+    """A CSR matrix that shares its memory with the arguments."""
     _accept_beta_state()
     return torch.sparse_csr_tensor(ends, index, values, size=shape, check_invariants=False)
 
 
 @cache
 def _accept_beta_state() -> None:
-    """PyTorch warns once that sparse matrices are in beta state."""
+    """Makes and hides the one warning of PyTorch that sparse matrices are in beta state."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 1], [0], [1.0], size=(1, 1))
 
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Over the last dimension; PyTorch's own is five times slower for rows this short."""
+    """Softmax over the last dimension. PyTorch's own is five times slower for rows this short."""
     weights = (logits - logits.amax(-1, keepdim=True)).exp_()
     return weights.div_(weights.sum(-1, keepdim=True))
 

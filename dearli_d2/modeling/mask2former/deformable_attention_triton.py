@@ -2,8 +2,8 @@
 
 The plain implementations write every sample to memory. These kernels keep the samples in registers: a program handles a
 block of queries of one head, reads the four corners of each point, and sums in fp32. The backward pass reads the corners
-again and adds to the gradient of the value with atomics. Positions and softmax are computed inside too, so that the large tensors are
-read and written once, in their own type.
+again and adds to the gradient of the value with atomics. They also compute positions and softmax, so the large tensors are read
+and written once, in their own type.
 
 Importing this module needs Triton. `TRITON_INTERPRET=1`, set before the import, runs the kernels on a CPU.
 """
@@ -35,7 +35,7 @@ def _corner(x, y, width, height, first, live):
 
 @triton.jit
 def _softmax(logits, row, live, ROW: tl.constexpr, PADDED_ROW: tl.constexpr):
-    """Scores (BLOCK, PADDED_ROW) with zeros beyond ROW; of each row the factor that makes them weights, and the greatest logit."""
+    """(BLOCK, PADDED_ROW) scores, 0 from column ROW on; for each row the factor that turns them into weights, and its largest logit."""
     column = tl.arange(0, PADDED_ROW)
     real = column[None] < ROW
     scores = tl.load(logits + row[:, None] + column[None], mask=live[:, None] & real, other=0.0).to(tl.float32)
@@ -47,7 +47,7 @@ def _softmax(logits, row, live, ROW: tl.constexpr, PADDED_ROW: tl.constexpr):
 
 @triton.jit
 def _cells(offsets, at, reference, size, live):
-    """The cell before each point along an axis, and the share of the cell behind it."""
+    """The cell before each point along an axis, and the share of the cell after it."""
     cell = tl.load(offsets + at, mask=live, other=0.0).to(tl.float32) + reference * size - 0.5
     before = tl.floor(cell)
     return before.to(tl.int32), cell - before
@@ -207,7 +207,7 @@ _operator.register_autograd(_gradients, setup_context=_keep_inputs)
 
 
 def _in_rows(points: torch.Tensor) -> torch.Tensor:
-    """(B, M, ...) with numbers of a query beside each other, queries at equal distances; a copy where that is not so."""
+    """(B, M, ...) with contiguous values of a query and one stride between queries. Copies only where that is not so."""
     regular = points.numel() and points[0, 0].is_contiguous() and points.stride(0) == points.shape[1] * points.stride(1)
     return points if regular else points.contiguous()
 

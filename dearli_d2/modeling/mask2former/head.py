@@ -15,7 +15,7 @@ from ..precision import weights_cast_once
 from .pixel_decoder import MSDeformAttnPixelDecoder, PixelFeatures, Refinement
 from .transformer_decoder import MLP, DecoderOutput, GivenQueries, MultiScaleMaskedTransformerDecoder
 
-# (decoder, size of the finest map, arguments of the decoder) to its output
+# gets a decoder, the size of its finest map and its arguments; returns its output
 RunDecoder = Callable[..., Any]
 
 
@@ -26,7 +26,7 @@ def _run(decoder: nn.Module, size: torch.Size, *args: Any) -> Any:
 class MaskFormerHead(nn.Module):
     """Backbone features to predictions; see the two parts.
 
-    `run_decoder` calls them; `compile_decoders` replaces it.
+    `run_decoder` calls the two parts. `compile_decoders` replaces it.
     """
 
     def __init__(self, pixel_decoder: MSDeformAttnPixelDecoder, predictor: MultiScaleMaskedTransformerDecoder) -> None:
@@ -40,14 +40,14 @@ class MaskFormerHead(nn.Module):
         return self.queries(self.pixels(features))
 
     def pixels(self, features: dict[str, torch.Tensor], refine: Refinement | None = None) -> PixelFeatures:
-        """The pixel decoder alone; arguments as it has them."""
+        """Runs the pixel decoder. The arguments are those of its `forward`."""
         fine = features[LEVELS[0]]
         with weights_cast_once(self.pixel_decoder, fine.device):
             result: PixelFeatures = self.run_decoder(self.pixel_decoder, fine.shape[-2:], features, refine)
         return result
 
     def queries(self, pixels: PixelFeatures, given: GivenQueries | None = None) -> DecoderOutput:
-        """The transformer decoder alone; arguments as it has them."""
+        """Runs the transformer decoder. The arguments are those of its `forward`."""
         fine = pixels.mask_features
         with weights_cast_once(self.predictor, fine.device):
             result: DecoderOutput = self.run_decoder(self.predictor, fine.shape[-2:], pixels, given)

@@ -90,7 +90,7 @@ def segments_of(regions: Sequence[PanopticRegions], min_area: int = 0) -> list[t
     for region in regions:
         batch, queries = region.segment_id.shape
         columns = region.panoptic.transpose(1, 2).long()
-        # counted by column first: neighbouring pixels, often of one segment, would wait for one another on a GPU
+        # counted for each column first: on a GPU neighbouring pixels of one segment would wait for one another
         area = columns.new_zeros(batch, columns.shape[1], queries + 1)
         area = area.scatter_add_(2, columns, columns.new_ones(()).expand_as(columns)).sum(1)
         label = torch.zeros_like(area).scatter_(1, region.segment_id, region.label)
@@ -137,8 +137,8 @@ def panoptic_regions(
     """The tensor part of `panoptic_inference`; nothing here waits for the device.
 
     Args:
-        class_logits, mask_logits, thing_ids, object_threshold, overlap_threshold: see there.
-        full: height and width to which the masks are enlarged first; None = theirs.
+        class_logits, mask_logits, thing_ids, object_threshold, overlap_threshold: see `panoptic_inference`.
+        full: height and width to which the masks are enlarged first; None = their own.
         size: height and width of the upper left part that is read out; None = all.
     """
     batch, queries, *own_size = mask_logits.shape
@@ -221,7 +221,7 @@ def _compete(
 
 
 def first_of_largest(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest value of each column, and the first row that has it: `max(0)`, whose indices take many times longer on a CPU.
+    """The largest value of each column, and the first row that has it. `max(0)` takes many times longer on a CPU.
 
     Args:
         values: (R, ...), at most 32767 rows.
@@ -232,7 +232,7 @@ def first_of_largest(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     largest = values.amax(0)
     backwards = torch.arange(len(values), 0, -1, dtype=torch.int16, device=values.device)
     marks = (values >= largest) * backwards.view(-1, *[1] * largest.dim())
-    return largest, len(values) - marks.amax(0).clamp_(min=1)  # NaN is like no value
+    return largest, len(values) - marks.amax(0).clamp_(min=1)  # a column with NaN gets the last row
 
 
 @dataclass

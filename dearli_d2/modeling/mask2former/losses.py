@@ -29,7 +29,7 @@ def sample_points(maps: torch.Tensor, points: torch.Tensor, mode: str = "bilinea
 
 
 def random_points(count: int, number: int, device: torch.device) -> torch.Tensor:
-    """(count, number, 2) fp32 points for `sample_points`, uniform."""
+    """Uniform (count, number, 2) fp32 points for `sample_points`."""
     return torch.rand(count, number, 2, device=device).mul_(2).sub_(1)
 
 
@@ -95,7 +95,7 @@ def softplus_sums(logits: torch.Tensor, probability: torch.Tensor, weight: torch
     """
     if logits.device.type != "cpu":
         return _weighted_sums(F.softplus(logits), weight)
-    # softplus(x) = relu(x) - log(sigmoid(|x|)). Logarithms are slow on a CPU: here one is of up to 64 factors, each in 0.5..1
+    # softplus(x) = relu(x) - log(sigmoid(|x|)). Logarithms are slow on a CPU, so up to 64 factors, each in 0.5..1, share one
     factors = 1 - probability
     torch.maximum(factors, probability, out=factors)
     if weight is not None:

@@ -89,7 +89,7 @@ class PointMaskLosses:
         count, device = len(logits), logits.device
         candidates = random_points(count, self.num_candidates, device)
         certainty = sample_points(logits, candidates)[:, 0].abs_()
-        # x and y move as one complex number
+        # x and y are gathered together, as one complex number
         points = torch.view_as_complex(candidates).gather(1, _least(certainty, self.num_uncertain))
         others = random_points(count, self.num_points - self.num_uncertain, device)
         return torch.cat([torch.view_as_real(points), others], 1)
@@ -124,7 +124,7 @@ def _matched_logits(output: DecoderOutput, matches: Matches, counts: list[int]) 
     prediction = torch.arange(len(embeddings), device=embeddings.device)[:, None, None]
     row = (prediction * batch + matches.image[:, None]) * queries + matches.query  # (R, T, G)
     row = row.transpose(0, 1).flatten(1)
-    # unlike indexing with several tensors, its backward pass sorts nothing
+    # unlike indexing with several tensors, `index_select` needs no sort in its backward pass
     chosen = embeddings.flatten(0, 2).index_select(0, row.flatten()).view(*row.shape, -1)
     features = output.mask_features.float()
     maps = [

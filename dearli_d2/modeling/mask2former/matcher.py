@@ -1,4 +1,4 @@
-"""Bipartite matching of queries and segments (Mask2Former; DETR, Sec. 3.1): all layers, one transfer to the host."""
+"""Bipartite matching of queries and segments (Mask2Former; DETR, Sec. 3.1), for all layers at once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Matches:
 
         Args:
             image: (T,) on the CPU.
-            query: (R, T) int64 on the CPU, as of `assign`.
+            query: (R, T) int64 on the CPU, as `assign` returns it.
             device: of the result.
         """
         table = torch.cat([image[None], query]).to(device, non_blocking=True)
@@ -88,7 +88,9 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def __call__(self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets]) -> Matches:
-        """Matches all predictions of a batch. The host waits once, and solves while the device computes further costs.
+        """Matches all predictions of a batch.
+
+        The host solves the assignments of some images while the device computes the costs of the others.
 
         Args:
             class_logits: (R, B, Q, K + 1).
@@ -108,7 +110,7 @@ class HungarianMatcher:
             targets: of the B images.
         """
         counts, predictions = [len(t) for t in targets], [len(logits) for logits, _ in outputs]
-        # all are on their way before the first is waited for
+        # all copies are started before the host waits for the first
         sent = [[(images, OnHost(cost)) for images, cost in self._costs(*output, targets)] for output in outputs]
         query = [torch.cat([assign(cost.numpy(), counts[images]) for images, cost in parts], 1) for parts in sent]
         found = Matches.of(image_of_target(targets), torch.cat(query), outputs[0][0].device)
@@ -131,7 +133,7 @@ class HungarianMatcher:
     def _costs(
         self, class_logits: torch.Tensor, output: DecoderOutput, targets: Sequence[Targets]
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """The costs of a few images after those of others: the images, and (R, images, Q, N)."""
+        """Yields the costs of a few images at a time: a slice of the batch, and its (R, images, Q, N) costs."""
         device, counts = class_logits.device, [len(t) for t in targets]
         predictions, batch, queries = class_logits.shape[:3]
         width = max(counts)
@@ -177,7 +179,7 @@ class HungarianMatcher:
 
 
 class OnHost:
-    """Values on their way to the host, which waits for them in `numpy`."""
+    """Values that are being copied to the host. `numpy` waits for them."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
@@ -196,7 +198,7 @@ class OnHost:
 
 
 def _equal_parts(count: int, limit: int) -> int:
-    """The size of parts of `count`, all but the last alike, that are at most `limit`, and at least 1."""
+    """Size of equal parts of `count`, at most `limit` but at least 1. The last part may be smaller."""
     return -(-count // max(1, -(-count // max(limit, 1))))
 
 
@@ -249,7 +251,7 @@ def pairwise_mask_cost(
     Returns:
         (B, Q, N).
     """
-    # bce(x, t) = softplus(x) - x t. A last column of ones makes sums over the points of the same products
+    # bce(x, t) = softplus(x) - x t. A last column of ones gives the sums over the points in the same products
     weight = torch.ones_like(masks[:, :1]) if valid is None else valid[:, None]
     points: torch.Tensor | int = logits.shape[-1] if valid is None else weight.sum(-1, keepdim=True).clamp(min=1)
     columns = torch.cat([masks if valid is None else masks * weight, weight], 1).mT

@@ -34,12 +34,12 @@ class PixelFeatures:
 
 @dataclass
 class Tokens:
-    """Tokens of the encoder, and what the linear layers read of them.
+    """Tokens of the encoder, in the forms that its layers read.
 
     Args:
         full: (B, N, C).
-        value: the same, perhaps in the type of autocast already.
-        query: the same with position; None where no layer asks for it.
+        value: the same tokens, in the autocast type if they are cast already.
+        query: the tokens plus their position; None if no layer reads it.
     """
 
     full: torch.Tensor
@@ -48,7 +48,7 @@ class Tokens:
 
     @classmethod
     def at(cls, full: torch.Tensor, position: torch.Tensor | None) -> Tokens:
-        """(B, N, C) tokens at their (N, C) position."""
+        """Tokens from (B, N, C) features and their (N, C) position."""
         return cls(full, full, None if position is None else full + position)
 
 
@@ -70,7 +70,7 @@ class EncoderLayer(nn.Module):
     def forward(
         self, tokens: Tokens, position: torch.Tensor | None, reference_points: torch.Tensor, spatial_shapes: Shapes
     ) -> Tokens:
-        """Tokens, with a query, to tokens at the (N, C) position."""
+        """Tokens with a query to tokens, which have a query if the (N, C) `position` is given."""
         attended = self.self_attn(tokens.query, reference_points, tokens.value, spatial_shapes)
         tokens = self._normed(self.norm1, tokens.full, attended, None)
         return self._normed(self.norm2, tokens.full, feed_forward(tokens.value, self.linear1, self.linear2), position)
@@ -80,7 +80,7 @@ class EncoderLayer(nn.Module):
     ) -> Tokens:
         dtype = autocast_type(tokens.device)
         fused = takes_triton(self.self_attn.implementation, tokens.device) and not torch.compiler.is_compiling()
-        if dtype is None or not fused or tokens.dtype != torch.float32:  # compiled, the sums are fused anyway
+        if dtype is None or not fused or tokens.dtype != torch.float32:  # a compiled graph fuses the sums anyway
             return Tokens.at(norm(tokens + branch), position)
         from .residual_norm_triton import residual_norm  # Triton is optional
 

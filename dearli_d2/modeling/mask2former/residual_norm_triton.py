@@ -1,7 +1,7 @@
-"""Sum of two tensors and LayerNorm of it as Triton kernels, one for each direction, for tokens under autocast.
+"""LayerNorm of the sum of two tensors under autocast, as one Triton kernel for the forward and one for the backward pass.
 
-Autocast normalises in fp32. Around that PyTorch writes and reads the sum, casts the result for each layer that takes it, and adds
-up the gradients of all of them, a kernel each. Here each direction reads and writes every tensor once.
+Autocast normalises in fp32. PyTorch launches a kernel for the sum, one for each cast of the result, and one for each sum of
+gradients. Here each pass reads and writes every tensor once.
 
 Importing this module needs Triton. `TRITON_INTERPRET=1`, set before the import, runs the kernels on a CPU.
 """
@@ -22,7 +22,7 @@ _PROGRAMS = 1024  # of the backward pass; each sums the gradients of weight and 
 
 @triton.jit
 def _normalised(total, real, eps, DIM: tl.constexpr):
-    """Rows with mean 0 and variance 1, and the factors of their deviations."""
+    """Rows with mean 0 and variance 1, and 1 / their standard deviation before."""
     centred = tl.where(real, total - (tl.sum(total, 1) / DIM)[:, None], 0.0)
     factor = 1 / tl.sqrt(tl.sum(centred * centred, 1) / DIM + eps)
     return centred * factor[:, None], factor
@@ -103,7 +103,7 @@ def _operator(
     dtype: torch.dtype,
     keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The fp32 result, it and its sum with the position in `dtype`, and the sum of the inputs; empty where not asked for."""
+    """The result in fp32 and in `dtype`, its sum with the position in `dtype`, and the sum of the inputs. The last two may be empty."""
 
     def room(wanted: bool, kind: torch.dtype) -> torch.Tensor:
         return torch.empty(tokens.shape if wanted else (0,), dtype=kind, device=tokens.device)
@@ -177,7 +177,7 @@ class _ResidualNorm(torch.autograd.Function):
 def residual_norm(
     tokens: torch.Tensor, branch: torch.Tensor, norm: nn.LayerNorm, position: torch.Tensor | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Computes `norm(tokens + branch)` in fp32, and what layers in a lower type read of it, each rounded once.
+    """Computes `norm(tokens + branch)` in fp32, and copies in a lower type for the next layers. Each copy is rounded once.
 
     Args:
         tokens: (B, N, C) fp32.

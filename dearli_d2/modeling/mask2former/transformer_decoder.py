@@ -106,7 +106,7 @@ def attend(
 def _attended(
     attention: nn.MultiheadAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """`attend` of projected queries, keys and values."""
+    """Computes `attend` from projected queries, keys and values."""
     q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     mask = None if mask is None else mask[:, None]
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -154,7 +154,7 @@ class CrossAttentionLayer(nn.Module):
 def keys_and_values(
     layers: Sequence[CrossAttentionLayer], pixels: torch.Tensor, position: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values of layers that attend to the same pixels, from one product each.
+    """Keys and values of several layers that attend to the same pixels: one product for all keys, and one for all values.
 
     Args:
         layers: at least one.
@@ -251,9 +251,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             small_features.append(_resize(pixels.mask_features.detach(), (height, width)).flatten(2))
 
         position = self.query_embed.weight
-        queries = self.query_feat.weight.expand(
-            pixels.mask_features.shape[0], -1, -1
-        )  # `len` would fix the batch of a graph
+        # not `len`, which would fix the batch size of an exported graph
+        queries = self.query_feat.weight.expand(pixels.mask_features.shape[0], -1, -1)
         absent = may_attend = None
         if given is not None:
             learned = queries.shape[1]
@@ -325,8 +324,8 @@ def attention_mask(mask_embeddings: torch.Tensor, features: torch.Tensor) -> tor
 def _resize(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bilinear interpolation of (B, C, H, W) features to a smaller size.
 
-    Where a side shrinks by 2, 4, 8, it is the mean of the four middle cells: PyTorch's own starts one thread a cell of the result on a
-    GPU, however many images and channels there are.
+    Where both sides shrink by even factors, the result is the mean of the four middle cells of each block. PyTorch's interpolation
+    would use few threads of a GPU: one for each cell of the result, whatever the number of images and channels.
     """
     ratios = [full // small for full, small in zip(features.shape[-2:], size, strict=True)]
     whole = all(r % 2 == 0 and r * s == full for r, s, full in zip(ratios, size, features.shape[-2:], strict=True))
