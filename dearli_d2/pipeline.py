@@ -49,7 +49,7 @@ class Work(Generic[Key, Item, Found]):
         read: makes the input of the model from a key, such as a path. It runs in threads.
         find: makes the results of several inputs, one at a time. It has the model.
         write: stores the result of a key, and returns its record for a journal, of JSON values. All files are complete when it
-            returns. It runs in threads, and once more alone if they need too much memory together.
+            returns. It runs in threads. If they run out of memory, it runs again alone.
         group: items that may share a batch have the same group, such as the size after padding.
     """
 

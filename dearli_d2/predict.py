@@ -164,7 +164,7 @@ class Predictor:
         return [read_out() for read_out in self.pending(images, semantic, amp)]
 
     def pending(self, images: Sequence[Loaded], semantic: bool = True, amp: torch.dtype | None = None) -> list[Pending]:
-        """The network's part of `maps`: for each image a function that makes its maps, in any thread."""
+        """Runs the network for `maps`. Returns for each image a function that makes its maps, in any thread."""
         with self._inference(amp):
             found = self.model.pending_maps([image.sample for image in images], semantic)
 
@@ -290,7 +290,7 @@ def _given(maps: Maps) -> Maps:
 
 @dataclass(frozen=True)
 class FindMaps:
-    """`Work.find` of prediction: images that share a batch, or one that is cut into tiles, through the network.
+    """`Work.find` of prediction: runs the network on images that share a batch, or on one that is cut into tiles.
 
     Args:
         predictor: the model.
@@ -306,10 +306,10 @@ class FindMaps:
     batch: int = 1
 
     def __call__(self, images: Sequence[Loaded]) -> list[Pending]:
-        """Runs the network; gives for each image a function that makes its maps.
+        """Runs the network. Returns for each image a function that makes its maps.
 
-        They are ready on a GPU, since masks that wait would fill its memory, and where torch has several threads: these keep all
-        cores busy, and those of another thread beside them made both slower.
+        On a GPU the maps are made at once, since masks that wait would fill its memory. They are also made at once where torch has
+        several threads: these keep all cores busy, and other threads beside them make both slower.
         """
         if "image" not in images[0].sample:
             return [partial(_given, self._by_tiles(image)) for image in images]

@@ -56,7 +56,7 @@ class HasPixels(Protocol):
 
 @dataclass(frozen=True)
 class WriteTask:
-    """The files of an image, and its record."""
+    """Writes the files of an image, and returns its record."""
 
     out: Path
     through: Path

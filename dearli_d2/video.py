@@ -137,12 +137,12 @@ class Linker:
         return Maps(panoptic, segments, maps.semantic, maps.confidence)
 
     def go_on(self, classes: Mapping[int, int], panoptic: np.ndarray, present: Sequence[int]) -> None:
-        """Takes over from a linker that has seen earlier frames.
+        """Continues the work of a linker that has seen the earlier frames.
 
         Args:
             classes: class of each lasting id so far.
             panoptic: (H, W) lasting ids of the last frame.
-            present: the ids there.
+            present: the ids in the last frame.
         """
         for lasting in sorted(classes):
             self._last_id = lasting - 1
@@ -194,8 +194,8 @@ def predict_video(
         video: the frames.
         taxonomy: of the predictions.
         write: gets the number of a frame from 1 on, the frame, and its maps with lasting ids.
-        link: gives lasting ids; None = none was given before.
-        done: number of first frames that are left out.
+        link: gives lasting ids; None = a new one.
+        done: number of frames at the start that are left out.
 
     Returns:
         The number of frames.

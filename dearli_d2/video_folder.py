@@ -1,4 +1,4 @@
-"""The folder of a video's frames. After an interruption the same command goes on behind the last frame that is complete."""
+"""The folder of a video's frames. After an interruption the same command continues after the last complete frame."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _ABOUT = ".video.json"
 
 
 class FrameFolder:
-    """The files of each frame, `000001_panoptic.png` and so on, and `frames.jsonl`, a line for each frame; within `with`.
+    """The files of each frame, `000001_panoptic.png` and so on, and `frames.jsonl` with a line for each frame. It is a context.
 
     Args:
         out: the folder; made if it is missing.
         kinds: the files of a frame, see `prediction_files.ENDINGS`; "panoptic" among them.
         taxonomy: of the predictions.
-        run: everything that the predictions depend on. Frames of the same run and kinds stay, others are replaced.
+        run: everything that the predictions depend on. Frames of the same run and kinds are kept, others are replaced.
 
     Attributes:
         done: number of frames that are complete.
@@ -62,7 +62,7 @@ class FrameFolder:
             return False
 
     def _read(self, path: Path) -> int:
-        """Takes note of the frames that are complete. Returns where the line of the last one ends."""
+        """Counts the complete frames. Returns the byte at which the line of the last one ends."""
         end = 0
         if path.is_file():
             with path.open("rb") as file:
@@ -86,7 +86,7 @@ class FrameFolder:
         return self.out / f"{number:06}{ENDINGS[kind]}"
 
     def linker(self) -> Linker:
-        """The linker for the frames that are missing, which knows the ids of those that are there."""
+        """The linker for the missing frames. It knows the ids of the complete ones."""
         linker = Linker(self.taxonomy)
         if self.done:
             ids = segment_ids(read_panoptic(str(self._path(self.done, "panoptic")))).astype(np.int32)

@@ -42,7 +42,9 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict[str, An
     """
     # ids from a label file may be large: they are counted through
     values, index = (None, panoptic) if panoptic.max(initial=0) < 2**16 else np.unique(panoptic, return_inverse=True)
-    colors = np.zeros((int(panoptic.max(initial=0)) + 1 if values is None else len(values), 4), np.uint8)  # and opacity
+    colors = np.zeros(
+        (int(panoptic.max(initial=0)) + 1 if values is None else len(values), 4), np.uint8
+    )  # RGB and opacity
     shades: dict[int, int] = {}
     for segment in segments:
         category = segment["category_id"]
@@ -52,7 +54,7 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict[str, An
         if place < len(colors) and (values is None or values[place] == segment["id"]):
             colors[place] = *np.round(shade * np.array(taxonomy.colors[category])), round(255 * _ALPHA)
     index = index.reshape(panoptic.shape)
-    drawn = colors.view(np.uint32)[:, 0].take(index)  # a colour is one number: many times faster
+    drawn = colors.view(np.uint32)[:, 0].take(index)  # a colour as one number, which is many times faster
     layer = Image.fromarray(drawn.view(np.uint8).reshape(*index.shape, 4), "RGBA")
     blended = Image.fromarray(np.ascontiguousarray(image))
     blended.paste(layer.convert("RGB"), mask=layer)

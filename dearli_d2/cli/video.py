@@ -49,7 +49,7 @@ def video(
     hidden for a frame, or that moves by more than its own size, gets a new id.
 
     A folder gets the files of each frame, `000001_panoptic.png` and so on, and `frames.jsonl`: a line for each frame with its
-    segments, as `predictions.json` has them. After an interruption the same command goes on behind the last complete frame.
+    segments, as `predictions.json` has them. After an interruption the same command continues after the last complete frame.
 
     Examples:
 

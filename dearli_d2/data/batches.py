@@ -1,6 +1,6 @@
-"""A batch on its way from a loader process to the device: all tensors of its samples in one buffer.
+"""Packs all tensors of a batch into one buffer, which goes from a loader process to the device.
 
-So a batch is one block of shared memory, one of pinned memory, and one copy to the GPU.
+A batch then takes one block of shared memory, one block of pinned memory, and one copy to the GPU.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 
 from .compact import unpacked
 
-_ALIGNMENT = 64  # bytes; at least that of the largest element
+_ALIGNMENT = 64  # bytes; a multiple of the size of every element
 
 
 class PackedBatch:
-    """The samples of a batch.
+    """The samples of a batch, with their tensors in one buffer.
 
     Args:
-        samples: hold tensors of the CPU, and what else can be pickled.
+        samples: any values that can be pickled, with tensors on the CPU among them.
     """
 
     def __init__(self, samples: Sequence[Any]) -> None:
@@ -36,7 +36,7 @@ class PackedBatch:
             view.copy_(tensor)
 
     def pin_memory(self) -> PackedBatch:
-        """The batch in memory from which a GPU copies by itself. torch's DataLoader calls it."""
+        """Moves the buffer to pinned memory, from which the GPU copies without blocking the host. torch's DataLoader calls this."""
         self.buffer = self.buffer.pin_memory()
         return self
 
@@ -54,14 +54,14 @@ class PackedBatch:
 
 
 def _new_buffer(size: int) -> torch.Tensor:
-    """(size,) uint8; in a loader process in shared memory, so that nothing is copied on the way to the training process."""
+    """(size,) uint8. In a loader process it is shared memory, so the training process needs no copy."""
     if torch.utils.data.get_worker_info() is None:
         return torch.empty(size, dtype=torch.uint8)
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
 
 
 def _pickled(samples: Sequence[Any], tensors: list[torch.Tensor]) -> bytes:
-    """Pickles the samples without their tensors, which are added to a list."""
+    """Pickles the samples without their tensors, and appends these to `tensors`."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, part: Any) -> int | None:

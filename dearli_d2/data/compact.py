@@ -1,6 +1,6 @@
-"""Masks as a training sample carries them from the loader to the device, in a fraction of their bytes.
+"""Compact targets: what a training sample carries from the loader to the device, in a fraction of the bytes of bool masks.
 
-`unpacked` gives the tensors and the `Targets` on the device.
+`unpacked` turns them into tensors and `Targets` on the device.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from .views import Window
 
 @dataclass(frozen=True)
 class Inside:
-    """The part of a square sample that is no padding: its upper left.
+    """The part of a square sample that is not padding. It is at the upper left.
 
-    `height`, `width`: of the part. `side`: of the square, in pixels.
+    Args:
+        height, width: of this part, in pixels.
+        side: of the square, in pixels.
     """
 
     height: int
@@ -39,11 +41,13 @@ class Inside:
 
 @dataclass(frozen=True)
 class SegmentMap:
-    """Targets that do not overlap, as the number of the segment of each pixel.
+    """Targets that do not overlap, as a map with the number of the segment of each pixel.
 
-    `labels`: (N,) int64 classes. `numbers`: (H, W) uint8, int16 or int32: 1..N the segment, 0 none. `ignores`: whether the pixels of
-    none are not valid; else the targets have no `valid`. `side`: of the square to which the targets are padded at the right and at the
-    bottom, None = they are not.
+    Args:
+        labels: (N,) int64 classes of the segments.
+        numbers: (H, W) uint8, int16 or int32. 1..N is the segment of the pixel, 0 is no segment.
+        ignores: True if pixels of no segment are not valid. Otherwise only padding is not valid.
+        side: of the square to which the targets are padded at the right and at the bottom, in pixels; None = no padding.
     """
 
     labels: torch.Tensor
@@ -63,17 +67,16 @@ class SegmentMap:
         """The targets that are visible in a map of ids.
 
         Args:
-            ids: (H, W) integers from 0 on.
+            ids: (H, W) integers, at least 0.
             classes: of all targets.
-            row_of: the target of an id, as its row in `classes`; other ids belong to none.
+            row_of: the row in `classes` for each id. Other ids belong to no target.
             ignores: see the class.
-            window: the part that is shown; None = all.
+            window: the part that is read; None = all.
         """
         kinds = (np.uint8, np.int16, np.int32)
         kind = next(k for k in kinds if len(classes) <= np.iinfo(k).max)
-        table = np.zeros(
-            int(ids.max(initial=0)) + 1, kind
-        )  # of 2^24 ids perhaps: zeros take no memory where nobody looks
+        # up to 2^24 entries, but zeros take no memory before they are read or written
+        table = np.zeros(int(ids.max(initial=0)) + 1, kind)
         known = [(i, row + 1) for i, row in row_of.items() if i < len(table)]
         table[[i for i, _ in known]] = [number for _, number in known]
         numbers = table[ids]
@@ -94,8 +97,10 @@ class SegmentMap:
 
 
 def _seen(numbers: np.ndarray, count: int) -> np.ndarray:
-    """(count,) bool: which of the numbers 1..count there are."""
-    seen = np.bincount(numbers[::4, ::4].reshape(-1), minlength=count + 1)[1:] > 0  # most, in a sixteenth of the time
+    """(count,) bool: which of the numbers 1..count occur."""
+    seen = (
+        np.bincount(numbers[::4, ::4].reshape(-1), minlength=count + 1)[1:] > 0
+    )  # a sixteenth of the pixels shows most
     missing = np.flatnonzero(~seen)
     if len(missing) > 16:
         return np.bincount(numbers.reshape(-1), minlength=count + 1)[1:] > 0
@@ -105,9 +110,12 @@ def _seen(numbers: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MaskBits:
-    """Class-agnostic targets that may overlap: a bit for each mask and pixel.
+    """Class-agnostic targets that may overlap, as one bit for each mask and pixel.
 
-    `bits`: (ceil(N / 8), H, W) uint8; mask 8 p + k is bit k of plane p. `count`: N. `side`: see `SegmentMap`.
+    Args:
+        bits: (ceil(N / 8), H, W) uint8. Mask 8 p + k is bit k of plane p.
+        count: N, the number of masks.
+        side: see `SegmentMap`.
     """
 
     bits: torch.Tensor
@@ -118,12 +126,14 @@ class MaskBits:
         """The targets on `device`, all of class 0."""
         bits, inside = _squared(self.bits.to(device, non_blocking=True), self.side)
         weights = 2 ** torch.arange(8, dtype=torch.uint8, device=bits.device)[:, None, None]
-        masks = (bits[:, None] & weights).ne_(0).view(torch.bool).flatten(0, 1)[: self.count]  # 0 and 1: no copy
+        masks = (
+            (bits[:, None] & weights).ne_(0).view(torch.bool).flatten(0, 1)[: self.count]
+        )  # bytes 0 and 1 are bools: no copy
         return Targets(torch.zeros(self.count, dtype=torch.int64, device=bits.device), masks, inside)
 
 
 def _squared(pixels: torch.Tensor, side: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(..., H, W) padded with zeros to (..., side, side), and (side, side) bool where it was before; None if nothing is added."""
+    """(..., H, W) padded with zeros to (..., side, side), and (side, side) bool of the part that is not padding, None if all is."""
     height, width = pixels.shape[-2:]
     if side is None or height == width == side:
         return pixels, None
@@ -132,7 +142,7 @@ def _squared(pixels: torch.Tensor, side: int | None) -> tuple[torch.Tensor, torc
 
 
 def unpacked(sample: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """A sample of a mapper as a model takes it: its tensors on `device`, targets as `Targets`, "inside" (S, S) bool."""
+    """A sample of a mapper in the form that a model takes: tensors on `device`, targets as `Targets`, "inside" as (S, S) bool."""
     return {key: _unpacked(value, device) for key, value in sample.items()}
 
 

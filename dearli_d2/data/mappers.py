@@ -21,14 +21,14 @@ from .views import ResizeShortSide, View, WeakGeometry, Window
 
 
 def panoptic_targets(ids: np.ndarray, segments_info: list[dict], window: Window | None = None) -> SegmentMap:
-    """Targets of the segments that are no crowd and visible in `ids` (H, W), or in a window of it."""
+    """Targets of the segments that are visible in `ids` (H, W), or in a window of it. Crowds are left out."""
     chosen = [s for s in segments_info if not s["iscrowd"]]
     row_of = {s["id"]: row for row, s in enumerate(chosen)}
     return SegmentMap.of(ids, [s["category_id"] for s in chosen], row_of, False, window)
 
 
 def semantic_targets(ids: np.ndarray, segments_info: list[dict], window: Window | None = None) -> SegmentMap:
-    """One mask a class that is visible in `ids` (H, W), or in a window of it.
+    """One mask for each class that is visible in `ids` (H, W), or in a window of it.
 
     Pixels of no segment, and of crowds, are not valid.
     """
@@ -64,8 +64,8 @@ class PanopticTrainMapper:
         """Reads and transforms one image.
 
         Returns:
-            "image" (3, S, S) uint8, "targets" (S x S), "inside" (False = padding), and the keys of `passed_on`. `unpacked` makes
-            tensors of them.
+            "image" (3, S, S) uint8, "targets" (S x S), "inside" (False = padding), and the keys of `passed_on`. `unpacked` turns
+            targets and "inside" into tensors.
         """
         return self.sample_and_view(dataset_dict)[0]
 
@@ -112,7 +112,7 @@ class MaskTrainMapper:
         """Reads and transforms one image.
 
         Returns:
-            "image" (3, S, S) uint8, "targets" (S x S), and the keys of `passed_on`. `unpacked` makes tensors of them.
+            "image" (3, S, S) uint8, "targets" (S x S), and the keys of `passed_on`. `unpacked` turns targets into tensors.
         """
         file_name = dataset_dict["file_name"]
         image = read_image(file_name)
@@ -153,7 +153,7 @@ class UnlabeledTrainMapper:
 
         Returns:
             "image" (3, S, S) uint8, the weak view; "strong" (V, 3, S, S) uint8; "inside" (False = padding); and the keys of
-            `passed_on`. `unpacked` makes tensors of them.
+            `passed_on`. `unpacked` turns "inside" into a tensor.
         """
         view = self.geometry(read_image(dataset_dict["file_name"]))
         strong = [pad_image(self.strong(view.image), self.pad_to, self.pad_value) for _ in range(self.strong_views)]

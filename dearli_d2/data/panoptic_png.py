@@ -21,7 +21,7 @@ def read_panoptic(path: str) -> np.ndarray:
 
 def segment_ids(rgb: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 to (H, W) int64 segment ids."""
-    padded = np.frombuffer(Image.fromarray(rgb).tobytes("raw", "RGBX"), "<i4")  # the fourth byte is of no use
+    padded = np.frombuffer(Image.fromarray(rgb).tobytes("raw", "RGBX"), "<i4")  # the fourth byte is masked off
     return (padded & 0xFFFFFF).reshape(rgb.shape[:2]).astype(np.int64)
 
 

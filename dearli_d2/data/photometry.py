@@ -1,7 +1,7 @@
-"""Changes of colour and sharpness (DEARLi, Sec. 4 and supplement A): of labelled images (SSD), and of the strong view.
+"""Colour and blur augmentations: SSD colours of labelled images, and the strong view (DEARLi, Sec. 4 and supplement A).
 
-The operations work on (H, W, 3) uint8 RGB images through look-up tables and OpenCV. They have the definitions of torchvision's
-`transforms.v2.functional` and of detectron2's `ColorAugSSDTransform`, and cost a tenth of their time.
+The operations work on (H, W, 3) uint8 RGB images through look-up tables and OpenCV. They follow the definitions of torchvision's
+`transforms.v2.functional` and of detectron2's `ColorAugSSDTransform`, and take less time.
 """
 
 from __future__ import annotations
@@ -15,34 +15,35 @@ import torch
 from torchvision.transforms import v2
 
 _GREY = np.array([0.2989, 0.587, 0.114], np.float32)  # torchvision's weights of red, green and blue
-_FLOOR = -0.49995  # OpenCV rounds where torchvision cuts off; a little above -0.5, so that whole numbers stay
+_FLOOR = -0.49995  # OpenCV rounds where torchvision truncates; slightly above -0.5, so that whole numbers stay
 
 
 def table(factor: float, offset: float = 0.0) -> np.ndarray:
-    """(256,) uint8: `factor * value + offset` of each grey level in float32, cut to 0..255, without its fraction."""
+    """(256,) uint8: `factor * value + offset` of each level in float32, clipped to 0..255 and truncated."""
     values = np.arange(256, dtype=np.float32) * np.float32(factor) + np.float32(offset)
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
 def grey(image: np.ndarray) -> np.ndarray:
-    """(H, W) uint8 grey values of an (H, W, 3) image, as torchvision's."""
+    """(H, W) uint8 grey values of an (H, W, 3) image, as torchvision computes them."""
     return cv2.transform(image, np.append(_GREY, np.float32(_FLOOR))[None]).reshape(image.shape[:2])
 
 
 def greyscale(image: np.ndarray) -> np.ndarray:
-    """The image without its colours, as by torchvision."""
+    """The image in shades of grey, as torchvision computes them."""
     return cv2.cvtColor(grey(image), cv2.COLOR_GRAY2RGB)
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Multiplies all values, exactly as torchvision."""
+    """Multiplies all values, exactly as torchvision does."""
     return cv2.LUT(image, table(factor))
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Moves all values away from the mean grey value of the image, or towards it.
 
-    At most one level off torchvision's: where its mean, summed in float32, moves a level of the table.
+    The result differs from torchvision's by at most one level, where torchvision's mean, a sum in float32, changes an entry of the
+    table.
     """
     mean = np.float32(cv2.mean(grey(image))[0])
     return cv2.LUT(image, table(factor, float(np.float32(1 - factor) * mean)))
@@ -51,36 +52,38 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
 def saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """Moves all values away from the grey value of their pixel, or towards it.
 
-    At most one level off torchvision's: in one of 100 values for most factors, in up to a quarter for round ones such as 1.8, whose
-    products are often whole numbers.
+    The result differs from torchvision's by at most one level. For most factors one of 100 values differs. For round factors such
+    as 1.8, whose products are often whole numbers, up to a quarter of the values differ.
     """
     return cv2.addWeighted(image, factor, greyscale(image), 1 - factor, _FLOOR)
 
 
 def hue(image: np.ndarray, turn: float) -> np.ndarray:
-    """Turns the hue of all pixels. At most one level off torchvision's, in one of 1000 values.
+    """Turns the hue of all pixels.
+
+    The result differs from torchvision's by at most one level, in one of 1000 values.
 
     Args:
-        turn: in turns, 1 = the same colours again.
+        turn: part of a full turn; 0 and 1 keep the colours.
     """
     hsv = cv2.cvtColor(np.multiply(image, np.float32(1 / 255), dtype=np.float32), cv2.COLOR_RGB2HSV)
     degrees = hsv[..., 0]
     degrees += np.float32(turn % 1 * 360)
     np.subtract(degrees, 360, out=degrees, where=degrees >= 360)
     rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    # as torchvision: 256 levels of equal width, the fraction cut off
+    # as torchvision: 256 levels of equal width, truncated
     return np.multiply(rgb, np.float32(255.999), out=rgb).astype(np.uint8)
 
 
 def blur(image: np.ndarray, sigma: float, reach: int) -> np.ndarray:
     """Gaussian blur, mirrored at the border.
 
-    At most two levels off torchvision's: 0.18 levels on average in noise, 0.04 in photographs.
+    The result differs from torchvision's by at most two levels: by 0.18 on average in noise, by 0.04 in photographs.
 
     Args:
         sigma: in pixels.
-        reach: half of the kernel in pixels, without its centre. A side that is not longer is first continued with its last pixels,
-            since it has nothing to mirror.
+        reach: half of the kernel in pixels, without its centre. A side that is not longer than this cannot be mirrored so far. It is
+            first extended with copies of its last pixel.
     """
     height, width = image.shape[:2]
     missing = [(0, max(reach + 1 - side, 0)) for side in (height, width)]
@@ -94,8 +97,8 @@ class StrongPhotometry:
 
     CutMix, the last part of the strong view, works on batches (`engine.cutmix`). With INPUT.JITTER the jitter alone also
     changes labelled images. Parameters are drawn as by torchvision's `ColorJitter`, `RandomGrayscale` and `GaussianBlur`, in the
-    same order: a seed gives the same ones. After all operations photographs differ from torchvision's by less than 0.1 grey levels
-    on average and by 4 at most, noise by less than 0.5 and 6.
+    same order, so a seed gives the same ones. The results differ from torchvision's: in photographs by less than 0.1 levels on
+    average and by at most 4, in noise by less than 0.5 and by at most 6.
 
     Args:
         jitter: brightness, contrast, saturation (relative) and hue (turns, at most 0.5).
@@ -112,7 +115,7 @@ class StrongPhotometry:
         jitter_probability: float = 1.0,
     ) -> None:
         self.reach = int(np.ceil(3 * blur_sigma[1]))  # of the blur, in pixels
-        self.jitter = v2.ColorJitter(*jitter)  # it draws
+        self.jitter = v2.ColorJitter(*jitter)  # draws the parameters
         self.sigma = v2.GaussianBlur(2 * self.reach + 1, blur_sigma)
         self.jitter_probability, self.grey_probability = jitter_probability, grey_probability
         self.blur_probability = blur_probability

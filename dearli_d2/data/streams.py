@@ -196,7 +196,7 @@ def build_stream(
 
 
 def _one_thread(worker: int) -> None:
-    cv2.setNumThreads(0)  # torch does the same for itself; each worker would take all cores
+    cv2.setNumThreads(0)  # else each worker takes all cores; torch sets its own threads
 
 
 @contextmanager

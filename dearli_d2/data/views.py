@@ -13,15 +13,19 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 _BILINEAR = Image.Resampling.BILINEAR
-_MOST_MORE = 64  # pixels that are computed beside a window, to begin where its place in the file can be said exactly
+_MOST_MORE = 64  # pixels; a window starts earlier by at most so many, where its place in the file is exact
 
 
 @dataclass(frozen=True)
 class Window:
-    """The geometric transform of a view: a window of the resized image, perhaps mirrored. Only what it shows is computed.
+    """The geometric transform of a view: a window of the resized image, mirrored or not. The rest of the image is not computed.
 
-    `size`, `resized`: (height, width) of the file and of the whole image after the resize. `corner`: (top, left) of the window there,
-    `shape`: its (height, width). `mirrored`: left and right are exchanged.
+    Args:
+        size: (height, width) of the file.
+        resized: (height, width) of the whole image after resizing.
+        corner: (top, left) of the window in the resized image.
+        shape: (height, width) of the window.
+        mirrored: True if left and right are exchanged.
     """
 
     size: tuple[int, int]
@@ -31,11 +35,11 @@ class Window:
     mirrored: bool = False
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        """The window of an (H, W, 3) uint8 image: what Pillow's antialiased bilinear resize of the whole image has there."""
+        """The window of an (H, W, 3) uint8 image, equal to that of Pillow's antialiased bilinear resize of the whole image."""
         rows, columns = (
             _Span.of(*sides) for sides in zip(self.size, self.resized, self.corner, self.shape, strict=True)
         )
-        # one side at a time: Pillow would choose the order by the size of the result
+        # one side at a time, since Pillow chooses the order of the sides by the size of the result
         part = Image.fromarray(image[rows.source, columns.source])
         part = part.resize((columns.length, part.height), _BILINEAR, (columns.begin, 0, columns.end, part.height))
         part = part.crop((columns.shown.start, 0, columns.shown.stop, part.height))
@@ -44,19 +48,19 @@ class Window:
         return cv2.flip(pixels, 1) if self.mirrored else pixels
 
     def apply_segmentation(self, labels: np.ndarray) -> np.ndarray:
-        """The window of (H, W) or (H, W, C) labels of any type, resized by Pillow's rule of the nearest pixel."""
+        """The window of (H, W) or (H, W, C) labels of any type, resized as Pillow does with NEAREST."""
         if labels.dtype != np.uint8 or labels.ndim > 2:
             return labels[self.rows][:, self.columns]
-        return cv2.transpose(cv2.transpose(labels[self.rows])[self.columns])  # whole lines are copied faster
+        return cv2.transpose(cv2.transpose(labels[self.rows])[self.columns])  # whole rows are copied faster
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """(h,) int32 row of the file behind each row of the window."""
+        """(h,) int32: the row of the file that each row of the window shows."""
         return _nearest(self.size[0], self.resized[0])[self.corner[0] :][: self.shape[0]]
 
     @cached_property
     def columns(self) -> np.ndarray:
-        """(w,) int32 column of the file behind each column of the window."""
+        """(w,) int32: the column of the file that each column of the window shows."""
         columns = _nearest(self.size[1], self.resized[1])[self.corner[1] :][: self.shape[1]]
         return columns[::-1] if self.mirrored else columns
 
@@ -69,10 +73,13 @@ def _nearest(side: int, resized: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Span:
-    """One side of a window, and what Pillow computes of it.
+    """One side of a window, and the part of it that Pillow computes.
 
-    `source`: the pixels of the file that it reads. `begin`, `end`: what of them it resizes, with fractions. `length`: pixels that this
-    gives. `shown`: those of the window among them.
+    Args:
+        source: pixels of the file that are read.
+        begin, end: the part of `source` that is resized, in pixels with fractions.
+        length: of the resized part, in pixels.
+        shown: the window in the resized part.
     """
 
     source: slice
@@ -83,8 +90,8 @@ class _Span:
 
     @classmethod
     def of(cls, side: int, resized: int, start: int, length: int) -> _Span:
-        # Pillow keeps where its input begins and ends as float32, whose error would show where a value lies between two levels.
-        # It has none at multiples of `step`, nor at the ends of the whole side.
+        # Pillow stores begin and end in float32. The rounding error can change a value that lies between two levels. There is no
+        # error at multiples of `step`, nor at the ends of the whole side.
         denominator = resized // gcd(side, resized)
         step = denominator // (denominator & -denominator)
         first, end = 0, resized
@@ -149,7 +156,7 @@ class WeakGeometry:
 
 
 def _blank(size: tuple[int, int]) -> np.ndarray:
-    """An image without memory, for augmentations that look at its shape alone."""
+    """An image that takes no memory, for augmentations that read only its shape."""
     return np.broadcast_to(np.uint8(0), (*size, 3))
 
 

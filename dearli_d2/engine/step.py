@@ -48,5 +48,5 @@ class StepRecord:
 
 
 def stacked(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """(N,) float32 of N scalar losses, with their gradients. A sum of them one by one would take a GPU N kernels."""
+    """(N,) float32 of N scalar losses, with their gradients. Adding them one by one would launch N kernels on a GPU."""
     return torch.stack([loss.float() for loss in losses.values()])

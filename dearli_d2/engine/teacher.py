@@ -101,9 +101,8 @@ class EMATeacher(Labeler):
 
     @torch.no_grad()
     def _move(self, student: nn.Module, gamma: float) -> None:
-        if (
-            self._followed is None or self._followed[0] is not student
-        ):  # a walk through the modules takes the host longer
+        # kept from step to step, since a walk through all modules takes the host longer
+        if self._followed is None or self._followed[0] is not student:
             self._followed = student, _places(student)
         averaged: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         copied: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
@@ -156,7 +155,7 @@ def build_labeler(cfg: CfgNode, student: Segmenter, fresh: bool = True) -> Label
 
 
 _Place = tuple[dict[str, Any], str]
-"""Where a module keeps a tensor: the dict of its parameters or buffers, and the name there."""
+"""Where a module keeps a tensor: the dict of its parameters or buffers, and its name there."""
 
 
 def _places(model: nn.Module) -> dict[str, _Place]:

@@ -1,4 +1,4 @@
-"""Compressed run lengths (RLE) of many masks at once: their check, and their decoding into a bit for each mask and pixel."""
+"""Checks compressed run lengths (RLE) of many masks at once, and decodes them into one bit for each mask and pixel."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import numpy as np
 from pycocotools import mask as rle
 
 _CHARACTERS = bytes(range(48, 48 + 64))  # of 6 bits each
-_GROUP = 32  # masks that are decoded together, in the bits of a number
+_GROUP = 32  # masks that are decoded together, one for each bit of a uint32
 
 
 def run_lengths(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
     """The lengths of the runs of N compressed RLEs.
 
-    As in pycocotools' `rleFrString`: a number is a run of characters of 6 bits, the first 5 its value, lowest first, with a sign, the
-    sixth says that more follow; from the fourth on it is the difference to the number two before.
+    The format is that of pycocotools' `rleFrString`. A number is a run of characters of 6 bits. Five of them are part of its signed
+    value, the lowest part first. The sixth says that another character follows. From the fourth number on, a number is stored as its
+    difference from the number two before it.
 
     Returns:
-        (R,) int64 lengths of all masks, one after another; (N,) int64 where those of a mask begin. A damaged mask, with a length that is
-        negative or cut off, has the one length -1.
+        (R,) int64 lengths, one mask after another, and (N,) int64 index of the first length of each mask. A damaged mask, in which a
+        length is negative or cut off, has the single length -1.
     """
     if not texts:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -36,15 +37,13 @@ def run_lengths(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.add.reduceat((values & 0x1F) << np.where(too_long, 0, shift), first)
     negative = (values[last] & 0x10) != 0
     lengths[negative] -= np.left_shift(1, np.minimum(shift[last][negative], 30) + 5)
-    # from here on by mask: where its numbers begin, and each number's place in it
+    # for each mask the index of its first number, and for each number its place in the mask
     text_ends = np.cumsum([len(t) for t in content])
     stop = np.searchsorted(last, text_ends - 1) + 1
     begin = np.concatenate([[0], stop[:-1]])
     place = np.arange(len(lengths)) - np.repeat(begin, stop - begin)
-    for chain in (
-        (place % 2 == 1),
-        (place % 2 == 0) & (place > 0),
-    ):  # each number is the difference to the one before in its chain
+    # numbers at odd and at even places: each is the difference from the one before it in its chain
+    for chain in (place % 2 == 1, (place % 2 == 0) & (place > 0)):
         steps, starts = lengths[chain], place[chain] < 3
         sums = np.cumsum(steps)
         before = (sums - steps)[starts]
@@ -61,14 +60,14 @@ def run_lengths(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mask_bits(codes: Sequence[dict], rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, int]:
-    """Chosen pixels of masks that may overlap, of those masks that show any.
+    """Pixels of masks at chosen rows and columns. Masks without a pixel there are left out.
 
     Args:
-        codes: compressed RLEs of one size, checked.
-        rows, columns: (h,) and (w,) of the masks, in any order.
+        codes: valid compressed RLEs of one size. The masks may overlap.
+        rows, columns: (h,) and (w,) indices into the masks, in any order.
 
     Returns:
-        (ceil(N / 8), h, w) uint8, mask 8 p + k is bit k of plane p; N.
+        (ceil(N / 8), h, w) uint8, in which mask 8 p + k is bit k of plane p, and N, the number of masks that are left.
     """
     boxes = rle.toBbox(list(codes)).reshape(-1, 4) if codes else np.zeros((0, 4))
     left, top, right, bottom = boxes[:, 0], boxes[:, 1], boxes[:, 0] + boxes[:, 2], boxes[:, 1] + boxes[:, 3]
@@ -82,7 +81,7 @@ def mask_bits(codes: Sequence[dict], rows: np.ndarray, columns: np.ndarray) -> t
         )
         for bit in range(min(_GROUP, len(chosen) - first))
     ]
-    if not all(seen):  # between two of the rows or columns
+    if not all(seen):  # a mask may lie between two of the rows or columns
         chosen = [code for code, shown in zip(chosen, seen, strict=True) if shown]
         planes = _planes(chosen, rows, columns)
     count = len(chosen)
@@ -100,7 +99,7 @@ def _planes(codes: Sequence[dict], rows: np.ndarray, columns: np.ndarray) -> np.
     pixels = height * width
     lengths, begin = run_lengths([code["counts"] for code in codes])
     mask = np.repeat(np.arange(len(codes)), np.diff([*begin, len(lengths)]))
-    # a mask changes at the end of each run; the last ones end behind the pixels, which go down the columns
+    # a mask changes at the end of each run; runs go down the columns, and the last one ends one place after the pixels
     ends = np.cumsum(lengths) - mask * pixels
     changes = np.zeros((len(planes), pixels + 1), "<u4")
     np.bitwise_xor.at(

@@ -157,7 +157,7 @@ class MaskFolder(FilePerImage):
             yield from (record for record in self.shards.records(path) if record.stem not in alone)
 
     def read(self, file_name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-        """(N, H, W) bool masks of an image; they may overlap. See `codes` for the rest."""
+        """(N, H, W) bool masks of an image, which may overlap. Arguments and errors are those of `codes`."""
         own, codes = self.codes(file_name, size)
         return rle.decode(codes).transpose(2, 0, 1).astype(bool) if codes else np.zeros((0, *own), bool)
 

@@ -1,7 +1,7 @@
-"""Linear layers that take the faster matrix product of a CPU.
+"""Linear layers with the faster matrix product of a CPU.
 
-PyTorch multiplies fp32 matrices with MKL, which uses half the width of an AMD processor with AVX-512. oneDNN, which PyTorch has
-for convolutions, uses all of it: products take about half the time there. On other devices, in other types, and where a graph is
+PyTorch multiplies fp32 matrices with MKL, which uses half of the vector width of AMD processors with AVX-512. oneDNN, which PyTorch
+uses for convolutions, uses all of it and takes about half the time there. On other devices, for other types, and while a graph is
 recorded, the layers are PyTorch's own.
 """
 
@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 _BLOCK = 1024  # tokens whose hidden features stay in the cache
-_LEAST_PRODUCTS = 2**22  # multiplications from which on the shorter product pays for the longer call
+_LEAST_PRODUCTS = 2**22  # multiplications; with fewer, the longer call costs more than the faster product saves
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by `linear`."""
+    """`nn.Linear` that computes with `linear`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) to (..., out)."""
@@ -27,7 +27,7 @@ class Linear(nn.Linear):
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Computes `x @ weight.T + bias` as `F.linear` does; gradients of gradients are not defined on a CPU.
+    """Computes `x @ weight.T + bias` as `F.linear` does. On a CPU it has no second derivatives.
 
     Args:
         x: (..., in).
@@ -46,8 +46,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def feed_forward(x: torch.Tensor, first: nn.Linear, second: nn.Linear) -> torch.Tensor:
     """Computes `second(relu(first(x)))`.
 
-    On a CPU the tokens come in blocks whose hidden features stay in the cache. The backward pass computes these again: they are
-    several times as large as the tokens, and fresh memory costs as much as the product.
+    On a CPU the tokens come in blocks whose hidden features stay in the cache. The backward pass computes the hidden features again.
+    They are several times as large as the tokens, and new memory for them would cost as much time as the product.
 
     Args:
         x: (..., C).
@@ -64,7 +64,7 @@ def feed_forward(x: torch.Tensor, first: nn.Linear, second: nn.Linear) -> torch.
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """(B, M, K) times (B, K, N): (B, M, N). It has no gradient on a CPU."""
+    """Batched product of (B, M, K) and (B, K, N) matrices. It has no gradient on a CPU."""
     if not computes_here(a) or not len(a) or not _takes_onednn(a[0], b[0].mT):
         return torch.bmm(a, b)
     products = [_onednn(left, right.mT, None) for left, right in zip(a, b, strict=True)]
@@ -72,7 +72,7 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def with_fast_products(module: nn.Module) -> nn.Module:
-    """Makes each `nn.Linear` inside of a module a `Linear`, with its name and parameters. Subclasses of `nn.Linear` stay."""
+    """Turns each `nn.Linear` in a module into a `Linear` of the same name and parameters. Subclasses of `nn.Linear` are left alone."""
     for part in module.modules():
         if type(part) is nn.Linear:
             part.__class__ = Linear
@@ -80,7 +80,7 @@ def with_fast_products(module: nn.Module) -> nn.Module:
 
 
 def computes_here(x: torch.Tensor) -> bool:
-    """True for numbers on a CPU; False in a graph that is recorded, and for tensors without content."""
+    """True for a real tensor on a CPU. False for fake tensors, and while a graph is recorded."""
     return x.device.type == "cpu" and type(x) in (torch.Tensor, nn.Parameter) and not torch.compiler.is_compiling()
 
 
@@ -129,7 +129,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _FeedForward(torch.autograd.Function):
-    """Keeps its inputs alone."""
+    """Saves only its inputs for the backward pass."""
 
     @staticmethod
     def forward(

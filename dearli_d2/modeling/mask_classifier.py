@@ -183,7 +183,7 @@ class MaskClassifier(Segmenter):
         options = self.read_out
         # full precision under autocast too: near ties decide pixels
         logits, rows = class_logits.float(), candidates(class_logits, options.object_threshold)
-        if options.panoptic and not semantic:  # no other mask is read
+        if options.panoptic and not semantic:  # only these masks are read
             logits, mask_logits, rows = logits[:, rows], mask_logits[:, rows], slice(None)
         masks = resize_logits(mask_logits.float(), padded)[..., : inside[0], : inside[1]]
         if not options.panoptic:
@@ -252,7 +252,7 @@ class MaskClassifier(Segmenter):
         class_logits, mask_logits = self.predict_labels(images.tensor)
         inside = [self._inside(sample) for sample in inputs]
         regions = []
-        # where full-size masks of all queries are written, those of one image at a time
+        # one image at a time where full-size masks of all queries are written
         step = len(inputs) if enlarges_in_place(self.device) else 1
         for start in range(0, len(inputs), step):
             part = slice(start, start + step)
@@ -269,7 +269,7 @@ class MaskClassifier(Segmenter):
         return [Targets(labels, masks, valid) for (labels, masks), valid in zip(segments, inside, strict=True)]
 
     def _inside(self, sample: dict) -> torch.Tensor | None:
-        """(H, W) bool on the device, where a sample is no padding; None where it has none, which the host knows."""
+        """(H, W) bool on the device, False = padding. None if the host knows that there is no padding."""
         inside = sample.get("inside")
         if inside is None or (inside.device.type == "cpu" and inside.all()):
             return None

@@ -1,10 +1,10 @@
-"""Weights in the type of autocast, cast together and seldom instead of one by one in every pass.
+"""Casts weights to the type of autocast together and rarely, instead of one by one in every pass.
 
 Autocast casts each weight where it is used. It keeps the result only for whole weights that need a gradient, and only within one
 context. It also runs norms, and with them the sums of residual networks, in fp32.
 
 - `low_precision` is for a frozen network that may run wholly in the type of autocast.
-- `weights_cast_once` changes no number: autocast stays, and finds nothing left to cast.
+- `weights_cast_once` changes no result: autocast stays on, and finds no weight left to cast.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 Network = TypeVar("Network", bound=nn.Module)
-Slot = tuple[dict[str, nn.Parameter | None], str]  # the parameters of a module, and one's name among them
+Slot = tuple[dict[str, nn.Parameter | None], str]  # the parameters of a module, and the name of one of them
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
-    """The type that autocast has on a device now; None = it is off."""
+    """The type of autocast on a device; None = autocast is off."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
@@ -34,8 +34,8 @@ def low_precision(
 ) -> Network:
     """A copy of a frozen network whose weights have another type, for use without autocast.
 
-    It is made once, and again after the weights have changed. It belongs to no module, so it is in no state dict, and those who
-    share the network share it. Buffers are those of the network and keep their type: tables of angles need its digits.
+    It is made once, and again after the weights have changed. It belongs to no module, so no state dict contains it, and all models
+    that share the network share it. Buffers are those of the network and keep their type, since tables of angles need its precision.
 
     Args:
         network: in eval mode.
@@ -53,7 +53,7 @@ def low_precision(
 
 @contextmanager
 def weights_cast_once(network: nn.Module, device: torch.device, with_gradient: bool = True) -> Iterator[None]:
-    """Inside of it the matrices of a network have the type of autocast already; without autocast it does nothing.
+    """Gives the matrices of a network the type of autocast inside of the context. Without autocast it does nothing.
 
     All weights are cast by a few kernels, and so are their gradients. The cast weights of a network that is not trained, such as a
     teacher, are kept until the weights change. Values and gradients are those of autocast. One thread at a time runs the network.
@@ -61,8 +61,8 @@ def weights_cast_once(network: nn.Module, device: torch.device, with_gradient: b
     Args:
         network: linear layers, convolutions and attention in it run under autocast.
         device: of its tensors.
-        with_gradient: False does nothing where gradients are recorded. A large network needs that: all its gradients come at once,
-            when its backward pass is over, so processes cannot exchange some of them during it.
+        with_gradient: False = do nothing while gradients are recorded. Large networks need this. Their gradients would otherwise come
+            all at once at the end of the backward pass, and processes could not exchange them during it.
     """
     dtype = autocast_type(device)
     if dtype is None or (torch.is_grad_enabled() and not with_gradient):
@@ -94,7 +94,7 @@ class _CastWeights:
         trained = any(w.requires_grad for w in weights)
         if trained and torch.is_grad_enabled():
             return list(_Cast.apply(self.dtype, *weights))
-        if trained or self._state is None or self._state.changed():  # a fused optimizer changes weights unseen
+        if trained or self._state is None or self._state.changed():  # a fused optimizer changes weights without notice
             with torch.inference_mode(False), torch.no_grad():
                 if [(w.shape, w.device) for w in weights] != [(w.shape, w.device) for w in self._low]:
                     self._low = [torch.empty_like(w, dtype=self.dtype) for w in weights]
@@ -104,13 +104,13 @@ class _CastWeights:
 
 
 def _is_cast(part: nn.Module) -> bool:
-    """True if autocast casts all parameters of a module. Other packages have subclasses that use them otherwise first."""
+    """True if autocast casts all parameters of a module. Subclasses of other packages may use them in another way."""
     kinds = nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.MultiheadAttention
     return isinstance(part, kinds) and type(part).__module__.startswith(("torch.", "dearli_d2."))
 
 
 class _Cast(torch.autograd.Function):
-    """Tensors in another type, and their gradients in the type of the tensors, each with one multi-tensor copy."""
+    """Casts tensors with one multi-tensor copy, and their gradients back with another."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -132,15 +132,15 @@ class _Cast(torch.autograd.Function):
 
 
 class WeightState:
-    """Notices that weights have other values than at the time of its making.
+    """Notices that weights have changed since it was made.
 
-    It sees assignment, writing in place and a move to another device or type. It does not see what is written through `.data` or by a
-    fused optimizer.
+    It sees assignments, writes in place and moves to another device or type. It does not see writes through `.data` or by a fused
+    optimizer.
     """
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         weights: list[Any] = [owner[name] for owner, name in slots]
-        # an alias keeps the memory, so that no other weight can come to lie there
+        # an alias keeps the memory, so that no other weight can get its address
         self._aliases = [w.detach() for w in weights]
         # weights that were made in inference mode have no version, and count as changed
         self._seen: list[tuple[Any, ...]] = [
@@ -149,7 +149,7 @@ class WeightState:
         ]
 
     def changed(self) -> bool:
-        """True if a weight is another now."""
+        """True if a weight has changed."""
         return any(
             owner[name] is not weight or version is None or weight._version != version or _place(weight) != place
             for owner, name, weight, version, place in self._seen
@@ -162,7 +162,7 @@ def _place(weight: torch.Tensor) -> Any:
 
 
 def parameter_slots(module: nn.Module, wanted: Callable[[nn.Module], bool] = lambda part: True) -> list[Slot]:
-    """The parameters of all modules, or of those `wanted`, at their places."""
+    """The slots of the parameters of all modules, or of the modules that are `wanted`."""
     return [
         (part._parameters, name)
         for part in module.modules()

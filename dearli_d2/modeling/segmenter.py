@@ -366,9 +366,9 @@ class Segmenter(nn.Module, ABC):
         return [read_out() for read_out in self.pending_maps(batch, semantic)]
 
     def pending_maps(self, batch: list[dict[str, Any]], semantic: bool = True) -> list[Callable[[], LabelMaps]]:
-        """The network's part of `label_maps`: for each image a function that reads out its labels, in any thread.
+        """Runs the network for `label_maps`. Returns for each image a function that reads out its labels, in any thread.
 
-        Here the labels are read out at once, since class scores of all pixels are too large to wait.
+        This base class reads out the labels at once, since class scores of all pixels would take much memory while they wait.
         """
         return [partial(_given, maps_of_output(output, semantic)) for output in self(batch)]
 

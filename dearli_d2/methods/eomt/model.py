@@ -72,7 +72,7 @@ class EoMT(MaskClassifier):
         # part of a checkpoint: one from the middle of a training is evaluated as it was trained
         self.register_buffer("attn_mask_probs", torch.ones(options.blocks))
         self._probabilities: list[float] = []
-        self._version = -1  # of the buffer whose values the host has
+        self._version = -1  # of the buffer when the host last read it
 
     @classmethod
     def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:

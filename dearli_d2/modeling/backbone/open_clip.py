@@ -138,7 +138,7 @@ class OpenCLIPBackbone(Backbone):
     def encode(self, images: torch.Tensor, tower: ClipModel | None = None) -> dict[str, torch.Tensor]:
         """Features of the image tower, without the feature pyramid.
 
-        Under autocast a frozen tower runs wholly in its type: norms and sums of the blocks too.
+        Under autocast a frozen tower computes everything in the autocast type, norms and residual sums included.
 
         Args:
             images: (B, 3, H, W), normalised.
@@ -159,11 +159,11 @@ class OpenCLIPBackbone(Backbone):
 
     @abstractmethod
     def _encode(self, images: torch.Tensor, visual: ClipModel) -> dict[str, torch.Tensor]:
-        """See `encode`; with the image tower `visual`."""
+        """Computes `encode` with the image tower `visual`."""
 
     @staticmethod
     def _simplify(visual: ClipModel, copied: ClipModel) -> None:
-        """Joins layers in a copy of a frozen tower, from the full digits of the tower."""
+        """Merges layers of a low-precision copy, from the full-precision weights of the tower."""
 
     def dense(self, images: torch.Tensor) -> torch.Tensor:
         """`clip_vis_dense` alone, without a feature pyramid."""
@@ -242,7 +242,7 @@ class OpenCLIPConvNeXt(OpenCLIPBackbone):
 
     @staticmethod
     def _simplify(visual: ClipModel, copied: ClipModel) -> None:
-        """Multiplies the last layer of each block by the scale of the block."""
+        """Multiplies the scale of each block into its last layer."""
         for stage, other in zip(visual.trunk.stages, copied.trunk.stages, strict=True):
             for block, new in zip(stage.blocks, other.blocks, strict=True):
                 if block.gamma is None:

@@ -67,7 +67,7 @@ def read_templates(source: str) -> list[str]:
 
 
 def cosine_similarity(a: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-    """Cosines of (..., E) and (N, E) of unit norm, (..., N) in fp32, also under autocast.
+    """Cosines (..., N) of (..., E) embeddings and (N, E) embeddings of unit norm, in fp32 also under autocast.
 
     They are scaled by up to 100. A product in half precision would then be wrong by whole logits.
     """
@@ -84,7 +84,7 @@ class Vocabulary(nn.Module):
     """Fixed text embeddings of K classes.
 
     Args:
-        embeddings: (S, E), all synonyms of class 0, then of class 1, ...; they get unit norm.
+        embeddings: (S, E), all synonyms of class 0, then of class 1, and so on. They are scaled to unit norm.
         synonyms_per_class: K counts that sum to S.
     """
 
@@ -106,7 +106,7 @@ class Vocabulary(nn.Module):
 
         Args:
             embedding: (..., E).
-            more: (N, E), further embeddings that are classes of their own.
+            more: (N, E) further embeddings, each a class of its own.
 
         Returns:
             (..., K), or (..., K + N) with `more`.
