@@ -3,10 +3,13 @@
     python -m benchmarks.launches --size 640 --images 8
     python -m benchmarks.launches --lines 30
 
-The step is the trainer's, on tensors that have a shape and a type, "on CUDA", and no content. Counted is every operator that PyTorch
-would start there, after autocast and differentiation. An operator that only makes a view or memory is no launch. Bytes are those of
-the inputs and outputs of each launch, each read or written once: caches and what a kernel reads twice are not seen. One operator
-counts as one launch; a few start two or three kernels, such as a sort or the backward pass of a convolution.
+The step is that of the trainer. Its tensors are fake: they have a shape, a type and the device "cuda", but no content. Every operator
+that PyTorch would launch on a GPU is counted, after autocast and differentiation. Operators that only make a view or allocate memory
+are not counted.
+
+Bytes are the inputs and outputs of each launch, each read or written once. Caches and repeated reads are not seen. One operator counts
+as one launch, although a few launch two or three kernels, such as a sort or the backward pass of a convolution. Kernels in Triton
+count as on a GPU that has Triton.
 """
 
 from __future__ import annotations
@@ -45,14 +48,14 @@ REPO = Path(__file__).parents[1]
 CONFIG = REPO / "configs" / "ade20k" / "dear_convnext_b.yaml"
 _NO_LAUNCH = ("detach", "alias", "_unsafe_view", "_local_scalar_dense", "is_pinned", "empty", "empty_strided", "empty_like",
               "new_empty", "new_empty_strided")  # fmt: skip
-_PER_LAUNCH = 60  # tensors of a list that one multi-tensor kernel takes, about
+_PER_LAUNCH = 60  # about the number of tensors that one multi-tensor kernel takes
 
 
 class Counter(TorchDispatchMode):
-    """Counts what runs inside of it.
+    """Counts the operators that run inside of the context.
 
     Attributes:
-        launches, bytes: by (part, line of our code).
+        launches, bytes: by (part, line of our code, operator).
         copies: number and bytes of the copies between host and device, by direction.
         waits: number of times that the host asks for a value.
     """
@@ -68,7 +71,7 @@ class Counter(TorchDispatchMode):
 
     @contextmanager
     def within(self, part: str) -> Iterator[None]:
-        """What runs inside belongs to `part`; the innermost part counts."""
+        """Counts what runs inside for `part`. Of nested parts the innermost counts."""
         before, self.part = self.part, part
         try:
             yield
@@ -104,7 +107,7 @@ class Counter(TorchDispatchMode):
 
 
 def _touched(tensors: Sequence[torch.Tensor]) -> int:
-    """Bytes that differ: an expanded dimension counts once."""
+    """Bytes of memory. An expanded dimension counts once."""
     total = 0
     for tensor in tensors:
         count = tensor.element_size()
@@ -125,12 +128,12 @@ def _own_line() -> str:
     return "torch"
 
 
-# ------------------------------------------------------------------------------------------ a device that is not there
+# ------------------------------------------------------------------------------------------ a GPU that is not there
 
 
 @contextmanager
 def pretended_cuda() -> Iterator[FakeTensorMode]:
-    """Fake tensors may be on "cuda", and autocast believes that it is there."""
+    """Lets fake tensors and autocast use the device "cuda" without a GPU."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     patches = (
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
@@ -148,7 +151,7 @@ def pretended_cuda() -> Iterator[FakeTensorMode]:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention by a fused kernel, which PyTorch chooses on a GPU alone; a mask of bool becomes one that is added, as there."""
+    """Replaces attention by the fused kernel that PyTorch chooses on a GPU. A bool mask becomes one that is added, as there."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -181,9 +184,9 @@ def _on_cuda(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
 
 
 def backward(loss: torch.Tensor, counter: Counter) -> None:
-    """The backward pass of a graph, node after node: PyTorch's own engine looks for a real device.
+    """Runs the backward pass of a graph node by node, since PyTorch's own engine needs a real device.
 
-    Under anomaly detection each node knows the line of its forward pass, which `counter` gets.
+    Under anomaly detection each node knows the line of its forward pass. `counter` counts the node for that line.
     """
     root = loss.grad_fn
     waiting: collections.Counter[Any] = collections.Counter()
@@ -230,7 +233,7 @@ def backward(loss: torch.Tensor, counter: Counter) -> None:
 
 
 def _fitted(gradient: torch.Tensor, node: Any, slot: int) -> torch.Tensor:
-    """With the shape and type that the node expects: the engine sums and casts."""
+    """The gradient with the shape and type that the node expects. PyTorch's engine sums and casts in the same way."""
     expected = node._input_metadata[slot]
     if gradient.shape != expected.shape:
         gradient = gradient.sum_to_size(expected.shape)
@@ -259,7 +262,7 @@ def _wrapped(owner: object, attribute: str, counter: Counter, part: str) -> None
 
 
 def step_config(size: int, images: int, file: Path = CONFIG) -> CfgNode:
-    """A config in bf16, for weights and data that are not there; `images` are labelled, and as many unlabelled."""
+    """A config in bf16 that needs no weights and no data. `images` are labelled, and as many are unlabelled."""
     options = {"MODEL.BACKBONE.WEIGHTS": "", "MODEL.TEXT.TEMPLATES": "name", "MODEL.DEVICE": "cpu", "SOLVER.AMP.ENABLED": True,
                "INPUT.CROP_SIZE": size, "SOLVER.IMS_PER_BATCH": images, "SSL.IMS_PER_BATCH": images}  # fmt: skip
     return get_config(file, [str(x) for pair in options.items() for x in pair])
@@ -333,10 +336,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.launches", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", type=Path, default=CONFIG)
-    parser.add_argument("--size", type=int, default=640)
-    parser.add_argument("--images", type=int, default=8, help="labelled images, and as many unlabelled ones")
-    parser.add_argument("--lines", type=int, default=0, metavar="N", help="also the N lines that move most bytes")
+    parser.add_argument(
+        "--config-file", type=Path, default=CONFIG, help="config of a model with the decoders of Mask2Former"
+    )
+    parser.add_argument("--size", type=int, default=640, help="side of the crops in pixels")
+    parser.add_argument("--images", type=int, default=8, help="number of labelled images, and of unlabelled ones")
+    parser.add_argument(
+        "--lines",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also print the N lines and the N operators that move most bytes",
+    )
     args = parser.parse_args()
     counter = count_step(step_config(args.size, args.images, args.config_file))
     rows = table(counter, 0)

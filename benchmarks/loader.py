@@ -1,19 +1,19 @@
-"""Cost of training samples on one core: a labelled one, an unlabelled one, and one of the decoder warm-up with 100 masks.
+"""Cost of training samples on one core: labelled, unlabelled, and of the decoder warm-up with 100 masks.
 
     python -m benchmarks.loader --before ../checkout-of-an-older-commit
 
-The mappers are those of configs/ade20k (crops of 640²). The images have the median size of ADE20K, 683 x 512; they are photographs of
-scikit-image, with made-up segments and masks. Both checkouts run in processes of their own with one thread. In each round one of
-them makes a sample, then the other makes the same one. Without --before only this checkout is measured. --profile
-shows where the time goes.
+The mappers are those of configs/ade20k (crops of 640²). The images are photographs of scikit-image in the median size of ADE20K,
+683 x 512, with made-up segments and masks. Each checkout runs in a process of its own with one thread. In each round one of them
+makes a sample, then the other makes the same one. Without --before only this checkout is measured. --profile shows where the time
+goes.
 
 | column | meaning |
 |---|---|
-| ms | processor time of one sample: the least of three times, since other work only adds to it; mean over the rounds |
-| unpacked, ms | the same, with what is packed unpacked on the same core; with a GPU this is done there |
-| MB | tensors of a sample as they leave the worker and go to the GPU |
+| ms | processor time of one sample: the least of three, since other work only adds to it, as a mean over the rounds |
+| unpacked, ms | the same with the unpacking of the targets on the same core; a GPU does this part itself |
+| MiB | tensors of a sample as they go from the worker to the GPU |
 | tensors | their number |
-| through a process, ms | wall time of a sample that a loader process makes and the training process takes, in batches of 8: the median of --streams |
+| through a process, ms | wall time of a sample from a loader process to the training process, in batches of 8: the median of --streams |
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ REPO = Path(__file__).parents[1]
 HEIGHT, WIDTH, SEGMENTS, MASKS = 512, 683, 12, 100
 KINDS = ("labelled", "unlabelled", "warm-up")
 
-# runs with either checkout, so it uses what both have; makes a sample for each line of its input
+# It runs with either checkout, so it uses only what both have. Each line of its input asks for a sample.
 SIDE = r"""
 import cProfile, inspect, json, pstats, sys, time
 from dataclasses import fields, is_dataclass
@@ -119,7 +119,7 @@ for kind, found in profiles.items():
 
 
 def photographs() -> list[np.ndarray]:
-    """Of scikit-image, cut to the usual ratio of sides."""
+    """Photographs of scikit-image, cut to the usual ratio of sides."""
     found = []
     for whole in (data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.retina()):
         height = min(whole.shape[0], whole.shape[1] * HEIGHT // WIDTH)
@@ -179,10 +179,12 @@ class Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", type=Path, help="checkout to compare with")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--streams", type=int, default=3, help="of 5 batches each")
-    parser.add_argument("--profile", action="store_true", help="functions with the most time of their own")
+    parser.add_argument("--before", type=Path, help="an older checkout to compare with")
+    parser.add_argument("--rounds", type=int, default=40, help="number of samples of each kind")
+    parser.add_argument(
+        "--streams", type=int, default=3, help="number of streams through a loader process, of 5 batches each"
+    )
+    parser.add_argument("--profile", action="store_true", help="print the functions that take most time themselves")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         make_images(Path(name))
@@ -207,7 +209,7 @@ def main() -> None:
         rows += [[kind, which, *means[kind, which]] for which in sides]
         if args.before:
             rows.append([kind, "ratio", *(means[kind, "now"] / means[kind, "before"])])
-    headers = ["sample", "code", "ms", "unpacked, ms", "MB", "tensors", "through a process, ms"]
+    headers = ["sample", "code", "ms", "unpacked, ms", "MiB", "tensors", "through a process, ms"]
     print(tabulate(rows, headers, floatfmt=("", "", ".2f", ".2f", ".2f", ".1f", ".2f"), tablefmt="github"))
 
 

@@ -255,7 +255,7 @@ def loader() -> dict:
 
 
 def training() -> dict:
-    """Real training steps with the loader: milliseconds of a step, and of them the wait for images."""
+    """Training steps with the data loader: milliseconds of a step, and how many of them it waits for images."""
     import tempfile
 
     import numpy as np

@@ -58,8 +58,8 @@ class CudaTensor(torch.Tensor):
 
 
 class PretendCuda(TorchDispatchMode):
-    """Within it "cuda" is a device. `waits` counts how often the host waited for the device, by operation: for values of it, or with
-    a copy to it that blocks until all work before it is done."""
+    """Within it "cuda" is a device. `waits` counts by operation how often the host waited for the device: for its values, or in a copy
+    to it that blocks until all work before it is done."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Windows, segment maps and mask bits are what resized whole images and their masks were."""
+"""Windows, segment maps and mask bits equal the parts of whole images and masks that are resized."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours and blur of the views, beside torchvision's and detectron2's."""
+"""Colours and blur of the views, compared with torchvision's and detectron2's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work beside training steps on a GPU: the commands as a user types them, prediction, automatic masks, EoMT."""
+"""What runs on a GPU beside training steps: the commands as a user types them, prediction, automatic masks, EoMT."""
 
 from __future__ import annotations
 

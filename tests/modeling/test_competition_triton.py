@@ -1,4 +1,4 @@
-"""The Triton kernel of the read-out in the interpreter (or on a GPU): the same labels as masks that are enlarged first."""
+"""The Triton kernel of the read-out in the interpreter (or on a GPU) gives the labels of masks that are enlarged first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled decoders: the results of plain ones, at the sizes of training alone."""
+"""Compiled decoders give the results of plain ones, and run only at the sizes of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights in the type of autocast: of frozen image towers and of decoders; errors, casts, and what notices that weights have changed."""
+"""Frozen towers and decoders with weights in the type of autocast: errors, number of casts, and how changed weights are noticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every Triton kernel is compiled for a GPU that is not there: the interpreter accepts code that the compiler refuses."""
+"""Every Triton kernel compiles for a GPU, on a machine without one. The interpreter accepts code that the compiler refuses."""
 
 from __future__ import annotations
 
