@@ -42,9 +42,8 @@ def overlay(image: np.ndarray, panoptic: np.ndarray, segments: list[dict[str, An
     """
     # ids from a label file may be large: they are counted through
     values, index = (None, panoptic) if panoptic.max(initial=0) < 2**16 else np.unique(panoptic, return_inverse=True)
-    colors = np.zeros(
-        (int(panoptic.max(initial=0)) + 1 if values is None else len(values), 4), np.uint8
-    )  # RGB and opacity
+    # RGB and opacity
+    colors = np.zeros((int(panoptic.max(initial=0)) + 1 if values is None else len(values), 4), np.uint8)
     shades: dict[int, int] = {}
     for segment in segments:
         category = segment["category_id"]

@@ -98,9 +98,8 @@ class SegmentMap:
 
 def _seen(numbers: np.ndarray, count: int) -> np.ndarray:
     """(count,) bool: which of the numbers 1..count occur."""
-    seen = (
-        np.bincount(numbers[::4, ::4].reshape(-1), minlength=count + 1)[1:] > 0
-    )  # a sixteenth of the pixels shows most
+    # a sixteenth of the pixels shows most of them
+    seen = np.bincount(numbers[::4, ::4].reshape(-1), minlength=count + 1)[1:] > 0
     missing = np.flatnonzero(~seen)
     if len(missing) > 16:
         return np.bincount(numbers.reshape(-1), minlength=count + 1)[1:] > 0
@@ -126,9 +125,8 @@ class MaskBits:
         """The targets on `device`, all of class 0."""
         bits, inside = _squared(self.bits.to(device, non_blocking=True), self.side)
         weights = 2 ** torch.arange(8, dtype=torch.uint8, device=bits.device)[:, None, None]
-        masks = (
-            (bits[:, None] & weights).ne_(0).view(torch.bool).flatten(0, 1)[: self.count]
-        )  # bytes 0 and 1 are bools: no copy
+        # bytes 0 and 1 are bools, so nothing is copied
+        masks = (bits[:, None] & weights).ne_(0).view(torch.bool).flatten(0, 1)[: self.count]
         return Targets(torch.zeros(self.count, dtype=torch.int64, device=bits.device), masks, inside)
 
 

@@ -75,13 +75,11 @@ class CompiledAtTrainingSizes:
 def _check_compiler(device: torch.device, backend: str | Callable[..., Any]) -> None:
     try:
         torch.compile(_probe, backend=backend)(torch.ones(8, device=device))
-    except (
-        Exception
-    ) as error:  # of many types: Triton or a compiler is missing, or the GPU or Python version is not supported
+    except Exception as error:  # of many types: without Triton or a compiler, on an unsupported GPU or Python
         last = str(error).strip().splitlines()[-1:] or [""]
         raise ConfigError(
             f"MODEL.COMPILE is True, but torch.compile does not work on {device} ({type(error).__name__}: {last[0]}). It needs "
-            "Triton and a C compiler for a GPU, and a C++ compiler (Debian's package g++) for a CPU; install them, or set it to "
+            "Triton and a C compiler for a GPU, and a C++ compiler (Debian's package g++) for a CPU. Install them, or set it to "
             "False"
         ) from error
 

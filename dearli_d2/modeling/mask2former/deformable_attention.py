@@ -64,7 +64,7 @@ def multi_scale_deformable_attention(
         return deformable_attention(value, spatial_shapes, reference_points, offsets, logits)
     if implementation == "gather" and value.device.type != "cpu":
         raise ConfigError(
-            f"MODEL.DEFORM_ATTN_IMPL is gather, which is for CPUs, on the device {value.device}; use auto or grid_sample"
+            f"MODEL.DEFORM_ATTN_IMPL is gather, which runs on CPUs only, not on {value.device}; use auto or grid_sample"
         )
     with torch.autocast(value.device.type, enabled=False):
         inputs = value.float(), tuple(spatial_shapes), reference_points, offsets.float(), logits.float()
