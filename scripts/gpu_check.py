@@ -259,6 +259,7 @@ def training() -> dict:
     import tempfile
 
     import numpy as np
+    from detectron2.utils.events import EventStorage
     from PIL import Image
 
     from dearli_d2.config import get_config
@@ -288,13 +289,19 @@ def training() -> dict:
         flat = [str(x) for pair in options.items() for x in pair]
         cfg = get_config(REPO / "configs" / "custom" / "template.yaml", flat)
         register_custom(cfg.DATASETS.CUSTOM)
-        trainer = DualStreamTrainer(cfg)
-        trainer.train()
-        half = steps // 2
-        seconds = {key: trainer.storage.history(key).median(half) for key in ("time", "data_time")}
+        trainer, times = DualStreamTrainer(cfg), []
+        with EventStorage() as trainer.storage:
+            for trainer.iter in range(steps):
+                start = time.perf_counter()
+                trainer.run_step()
+                _synchronize()
+                times.append(1e3 * (time.perf_counter() - start))
+                print(f"step {trainer.iter}: {times[-1]:.0f} ms", flush=True)
+                trainer.storage.step()
+        waits = trainer.storage.history("data_time").median(steps // 2)
     return {
-        "step ms": 1e3 * seconds["time"],
-        "wait for images ms": 1e3 * seconds["data_time"],
+        "step ms": statistics.median(times[steps // 2 :]),
+        "wait for images ms": 1e3 * waits,
         "loader processes": options["DATALOADER.NUM_WORKERS"],
     }
 
