@@ -14,6 +14,7 @@ Some code asks for values: how many queries are objects, which clusters are simi
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -104,6 +105,7 @@ def rehearse(cfg: CfgNode, unlabeled: bool = True) -> Rehearsal:
         memory.restart()
         with operations:
             images = step() if cfg.DATASETS.TRAIN or cfg.DATASETS.SOURCE else 0
+        gc.collect()  # fake tensors hang in cycles that real ones do not have
         fixed = memory.now
     return Rehearsal(
         operations.get_total_flops(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +99,34 @@ def test_frames_after_an_interruption_are_those_of_a_whole_run(tmp_path):
     assert predict("parts", 4) == [4, 5, 6, 7]
     assert files("parts") == files("whole")
     assert len(predict("parts", run=1)) == 8  # other predictions
+
+
+def test_the_command_goes_on_behind_the_last_frame(tmp_path, monkeypatch):
+    with VideoWriter(tmp_path / "in.mp4", 12.0) as writer:
+        for frame in range(3):
+            writer.add(np.full((60, 120, 3), 30 * frame, np.uint8))
+    asked = []
+
+    class Predictor:
+        model = SimpleNamespace(known_taxonomy=lambda: TAXONOMY)
+        mapper = None
+
+        def __init__(self, *_):
+            pass
+
+        def maps(self, *_):
+            asked.append(len(asked))
+            return [street(len(asked))]
+
+    monkeypatch.setattr("dearli_d2.predict.Predictor", Predictor)
+    monkeypatch.setattr("dearli_d2.config.get_config", lambda *_: None)
+    for name, value in {"precision": None, "identity": {"weights": "a"}, "load_pixels": None}.items():
+        monkeypatch.setattr(f"dearli_d2.predict.{name}", lambda *_, value=value: value)
+    command = ["video", str(tmp_path / "in.mp4"), "--config-file", "any.yaml", "--out", str(tmp_path / "out")]
+    command += ["--files", "panoptic"]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert len(asked) == 3  # the second command finds all frames
 
 
 def test_a_video_is_not_replaced_by_its_prediction(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 
@@ -58,7 +59,10 @@ def build_model(cfg: CfgNode, taxonomy: Taxonomy | None = None, load_backbone: b
     build: Callable[..., Segmenter] = method.segmenter()  # detectron2's `configurable` takes a config
     model = build(cfg, taxonomy=taxonomy)
     freeze_unused(model)
-    return model.to(cfg.MODEL.DEVICE)
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # Triton starts kernels on the current GPU
+    return model.to(device)
 
 
 def _check_known(key: str, name: str, known: Iterable[str]) -> None:

@@ -44,10 +44,11 @@ def low_precision(
     """
     made = _COPIES.get(network)
     if made is None or made.dtype != dtype or made.state.changed():
-        made = _COPIES[network] = _Copy(network, dtype)
+        made = _Copy(network, dtype)
         if simplify is not None:
             with torch.inference_mode(False), torch.no_grad():
                 simplify(network, made.network)  # type: ignore[arg-type]
+        _COPIES[network] = made  # at last: other threads, and a call after an error, must not find half of it
     return made.network  # type: ignore[return-value]
 
 
@@ -69,7 +70,7 @@ def weights_cast_once(network: nn.Module, device: torch.device, with_gradient: b
         yield
         return
     cast = _WEIGHTS.get(network)
-    if cast is None or cast.dtype != dtype:
+    if cast is None or cast.dtype != dtype or not cast.fits():
         cast = _WEIGHTS[network] = _CastWeights(network, dtype)
     with cast.lock:
         weights = [owner[name] for owner, name in cast.slots]
@@ -89,10 +90,15 @@ class _CastWeights:
         self._low: list[torch.Tensor] = []
         self._state: WeightState | None = None
 
+    def fits(self) -> bool:
+        """True if the parameters are still where they were found; pruning, for one, takes them away."""
+        return all(owner.get(name) is not None for owner, name in self.slots)
+
     def current(self) -> list[torch.Tensor]:
         weights: list[Any] = [owner[name] for owner, name in self.slots]
         trained = any(w.requires_grad for w in weights)
         if trained and torch.is_grad_enabled():
+            self._state = None  # the step that follows may be that of a fused optimizer
             return list(_Cast.apply(self.dtype, *weights))
         if trained or self._state is None or self._state.changed():  # a fused optimizer changes weights without notice
             with torch.inference_mode(False), torch.no_grad():
@@ -141,7 +147,7 @@ class WeightState:
     def __init__(self, slots: Sequence[Slot]) -> None:
         weights: list[Any] = [owner[name] for owner, name in slots]
         # an alias keeps the memory, so that no other weight can get its address
-        self._aliases = [w.detach() for w in weights]
+        self._aliases = [w.detach() for w in weights if type(w) is nn.Parameter]
         # weights that were made in inference mode have no version, and count as changed
         self._seen: list[tuple[Any, ...]] = [
             (*slot, w, None if w.is_inference() else w._version, _place(w))
@@ -175,7 +181,11 @@ def parameter_slots(module: nn.Module, wanted: Callable[[nn.Module], bool] = lam
 class _Copy:
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         self.dtype, self.state = dtype, WeightState(parameter_slots(network))
-        known: dict[int, torch.Tensor] = {id(buffer): buffer for buffer in network.buffers()}
+        known: dict[int, torch.Tensor] = {
+            # timm joins this one, of zeros, with weights
+            id(buffer): _cast(buffer, dtype) if name.endswith("k_bias") else buffer
+            for name, buffer in network.named_buffers()
+        }
         with torch.inference_mode(False), torch.no_grad():
             for parameter in network.parameters():
                 known[id(parameter)] = nn.Parameter(_cast(parameter.detach(), dtype), requires_grad=False)

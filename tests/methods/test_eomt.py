@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import pytest
 import timm
@@ -70,6 +71,23 @@ def test_the_state_of_the_annealing_depends_on_the_step_alone(model):
         model.set_progress(step, 10)
     assert torch.equal(model.attn_mask_probs, middle)
     assert middle.tolist() == pytest.approx(mask_probabilities(0.5, 3, 1 / 6, 5 / 6, 0.9))
+
+
+def test_probabilities_of_a_buffer_that_was_replaced_are_read_again(model):
+    model = deepcopy(model)
+    for value in (0.25, 0.75):
+        model.attn_mask_probs = torch.full_like(model.attn_mask_probs, value)
+        model.attn_mask_probs.mul_(1)  # the same version each time
+        with torch.no_grad():
+            model.network(torch.zeros(1, 3, 64, 64))
+        assert model._probabilities == [value] * len(model.attn_mask_probs)
+
+
+def test_a_model_that_came_to_be_in_inference_mode_predicts(model):
+    with torch.inference_mode():
+        model = deepcopy(model)
+        model.attn_mask_probs = model.attn_mask_probs.clone()
+        assert model.network(torch.zeros(1, 3, 64, 64))
 
 
 def test_a_mask_shows_a_query_the_patches_inside_its_own_mask_and_all_other_tokens():

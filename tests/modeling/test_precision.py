@@ -7,7 +7,9 @@ from copy import deepcopy
 import pytest
 import torch
 from timm.layers import StdConv2d
+from timm.models.eva import EvaBlock
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dearli_d2.engine.teacher import EMATeacher
@@ -16,7 +18,7 @@ from dearli_d2.modeling.backbone.timm import TimmBackbone
 from dearli_d2.modeling.mask2former.head import MaskFormerHead
 from dearli_d2.modeling.mask2former.pixel_decoder import MSDeformAttnPixelDecoder
 from dearli_d2.modeling.mask2former.transformer_decoder import MLP, DecoderOutput, MultiScaleMaskedTransformerDecoder
-from dearli_d2.modeling.precision import weights_cast_once
+from dearli_d2.modeling.precision import low_precision, weights_cast_once
 from tests.modeling.test_backbones import TINY_VIT
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -248,3 +250,55 @@ def test_large_networks_keep_the_casts_of_autocast_where_they_have_gradients():
     layer = nn.Linear(3, 3)
     with torch.autocast("cpu", torch.bfloat16), weights_cast_once(layer, IMAGES.device, with_gradient=False):
         assert layer.weight.dtype == torch.float32
+
+
+def test_a_copy_that_was_not_finished_is_not_used():
+    network = nn.Linear(4, 4).requires_grad_(False)
+    seen = []
+
+    def simplify(_, made):
+        seen.append(made)
+        made.weight.zero_()
+        if len(seen) == 1:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        low_precision(network, torch.bfloat16, simplify)
+    assert low_precision(network, torch.bfloat16, simplify) is seen[1]
+
+
+def test_the_fused_blocks_of_eva_run_in_low_precision():
+    torch.manual_seed(0)
+    block = EvaBlock(32, 4, qkv_fused=True).eval().requires_grad_(False)
+    torch.nn.init.normal_(block.attn.q_bias)
+    x = torch.randn(2, 10, 32)
+    half = low_precision(block, torch.bfloat16)(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - block(x)).abs().mean() < 0.02 * block(x).abs().mean()
+
+
+def test_a_fused_optimizer_between_two_evaluations_is_noticed():
+    network, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(3, 8)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, fused=True)
+
+    def run(trained: bool) -> torch.Tensor:
+        network.requires_grad_(trained)
+        with torch.autocast("cpu", torch.bfloat16), weights_cast_once(network, x.device):
+            return network(x)
+
+    run(False)
+    run(True).sum().backward()
+    optimizer.step()
+    found = run(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(found, network(x))
+
+
+def test_pruning_after_the_first_pass_is_noticed():
+    network, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(3, 8)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), weights_cast_once(network, x.device):
+            found = network(x)
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            assert torch.equal(found, network(x))
+        prune.random_unstructured(network[0], "weight", 0.5)

@@ -72,7 +72,7 @@ class EoMT(MaskClassifier):
         # part of a checkpoint: one from the middle of a training is evaluated as it was trained
         self.register_buffer("attn_mask_probs", torch.ones(options.blocks))
         self._probabilities: list[float] = []
-        self._version = -1  # of the buffer when the host last read it
+        self._seen: tuple[torch.Tensor, int] | None = None  # the buffer that the host read last, and its version then
 
     @classmethod
     def from_config(cls, cfg: CfgNode, taxonomy: Taxonomy | None = None) -> dict:
@@ -119,7 +119,16 @@ class EoMT(MaskClassifier):
         values = mask_probabilities(step / total, options.blocks, *interval, options.annealing_power)
         on_host = torch.tensor(values)
         self.attn_mask_probs.copy_(on_host, non_blocking=True)
-        self._probabilities, self._version = on_host.tolist(), self.attn_mask_probs._version
+        self._read(on_host.tolist())
+
+    def _read(self, values: list[float]) -> None:
+        buffer = self.attn_mask_probs
+        self._probabilities = values
+        self._seen = None if buffer.is_inference() else (buffer, buffer._version)  # the former has no version
+
+    def _knows_probabilities(self) -> bool:
+        buffer = self.attn_mask_probs
+        return self._seen is not None and self._seen[0] is buffer and self._seen[1] == buffer._version
 
     def learning_rate(self, name: str) -> LearningRate:
         """Lets the ViT start after the new parts, and early blocks learn more slowly than late ones."""
@@ -166,8 +175,8 @@ class EoMT(MaskClassifier):
             x = vit.block(index, x)
         x = torch.cat([self.q.weight.expand(x.shape[0], -1, -1), x], 1)
         # a graph has the values of the call before
-        if not torch.compiler.is_exporting() and self._version != self.attn_mask_probs._version:
-            self._probabilities, self._version = self.attn_mask_probs.tolist(), self.attn_mask_probs._version
+        if not torch.compiler.is_exporting() and not self._knows_probabilities():
+            self._read(self.attn_mask_probs.tolist())
         for index, probability in enumerate(self._probabilities, start=first):
             if not self.training:
                 probability = float(probability >= 0.5)

@@ -85,6 +85,7 @@ def _locations_and_weights(
     return locations, logits.softmax(-1).view(offsets.shape[:-1])
 
 
+@torch.compiler.assume_constant_result  # else its trial of the kernels would be part of a compiled graph
 def takes_triton(implementation: str, device: torch.device) -> bool:
     """True if this value of `MODEL.DEFORM_ATTN_IMPL` selects the Triton kernels on this device."""
     return implementation == "triton" or (implementation == "auto" and _triton_runs_on(device))
