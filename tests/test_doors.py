@@ -334,6 +334,7 @@ DOORS = (
     Door(r"python -m benchmarks\.read_out$", "bench", append="--queries 20 --size 64 --rounds 1"),
     Door(r"python -m benchmarks\.matching$", "bench", append="--layers 2 --batch 1 --queries 20 --rounds 1"),
     Door(r"python -m benchmarks\.regions$", "bench", append="--images 2 --side 16 --rounds 1"),
+    Door(r"python -m benchmarks\.launches$", "bench", append="--size 64 --images 2"),
     Door(r"python -m benchmarks\.dyce$", "bench", append="--size 1 4 16 16 --rounds 1"),
     Door(r"python -m benchmarks\.(core|export|many_images|masks|step|segkc_step|hvl_cost|summed_losses)\b", why="takes minutes at any size; it is compared and timed by hand"),
     Door(r"python -m benchmarks\.\w+ --", why=SAME),
