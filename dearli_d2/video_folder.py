@@ -35,9 +35,8 @@ class FrameFolder:
 
     def __init__(self, out: Path, kinds: Sequence[str], taxonomy: Taxonomy, run: Mapping[str, Any]) -> None:
         self.out, self.kinds, self.taxonomy = out, kinds, taxonomy
-        self._about = json.loads(
-            json.dumps({"kinds": list(kinds), **run})
-        )  # as the file gives it back: lists, no tuples
+        # as the file gives it back: lists, no tuples
+        self._about = json.loads(json.dumps({"kinds": list(kinds), **run}))
         self._classes: dict[int, int] = {}  # of each id
         self._last: list[int] = []  # ids of the last frame
         self.done = 0
