@@ -140,6 +140,7 @@ def pretended_cuda() -> Iterator[FakeTensorMode]:
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),
         mock.patch("torch.nn.utils.clip_grad._has_foreach_support", return_value=True),  # fake tensors have none
         mock.patch("dearli_d2.modeling.mask2former.deformable_attention._triton_runs_on", return_value=True),
+        mock.patch("dearli_d2.modeling.mask2former.residual_norm_triton.runs_on", return_value=True),
         mock.patch("dearli_d2.modeling.mask2former.inference.enlarges_in_place", return_value=True),
         mock.patch("dearli_d2.modeling.mask_classifier.enlarges_in_place", return_value=True),
     )

@@ -40,6 +40,16 @@ def test_labels_are_those_of_enlarged_masks(shape, full, size, threshold, dtype,
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
+def test_a_kernel_with_a_wrong_result_is_reported(monkeypatch, caplog):
+    module.runs_on.cache_clear()
+    right = module.compete
+    monkeypatch.setattr(module, "compete", lambda *args: (right(*args)[0] + 1, None, None))
+    with caplog.at_level(logging.WARNING):
+        assert not module.runs_on(torch.device(DEVICE))
+    module.runs_on.cache_clear()
+    assert "its result is wrong" in caplog.text
+
+
 def test_a_kernel_that_does_not_build_is_reported(monkeypatch, caplog):
     def fails(*args):
         raise RuntimeError("Failed to find C compiler")
@@ -51,4 +61,4 @@ def test_a_kernel_that_does_not_build_is_reported(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert not module.runs_on(torch.device(DEVICE))
     module.runs_on.cache_clear()
-    assert "full-size masks are written instead" in caplog.text
+    assert "Full-size masks are written instead" in caplog.text

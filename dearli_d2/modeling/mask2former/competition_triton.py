@@ -8,7 +8,6 @@ A program handles a block of pixels of one image and goes through its queries. I
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 
 import torch
@@ -16,7 +15,7 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-logger = logging.getLogger(__name__)
+from .kernel_trial import kernel_runs
 
 _BLOCK, _WARPS = 512, 4
 
@@ -102,16 +101,12 @@ def compete(
 
 @cache
 def runs_on(device: torch.device) -> bool:
-    """True if the kernel can be built and run on this GPU. Logs a warning where it cannot."""
-    try:
+    """True if the kernel can be built and run on this GPU, see `kernel_runs`."""
+
+    def trial() -> None:
         logits = torch.ones(1, 1, 2, 2, device=device)
-        found = compete(logits, logits[0, :, 0, 0][None], (4, 4), (4, 4))
-        right = bool((found[0] == 1).all())
-    except Exception as error:
-        logger.warning(
-            "The Triton kernel of the read-out does not run on %s (%s); full-size masks are written instead, which is slower.",
-            device,
-            type(error).__name__,
-        )
-        return False
-    return right
+        place, _, _ = compete(logits, logits[0, :, 0, 0][None], (4, 4), (4, 4))
+        if not (place == 1).all():
+            raise RuntimeError("its result is wrong")
+
+    return kernel_runs("the read-out", device, trial, "Full-size masks are written instead, which is slower.")

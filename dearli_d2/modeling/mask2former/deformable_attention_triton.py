@@ -10,7 +10,6 @@ Importing this module needs Triton. `TRITON_INTERPRET=1`, set before the import,
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -20,7 +19,7 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-logger = logging.getLogger(__name__)
+from .kernel_trial import kernel_runs
 
 _BLOCK_VALUES = 512  # queries of a program x channels of a head
 _WARPS = 2
@@ -238,19 +237,12 @@ def deformable_attention(
 
 
 def runs_on(device: torch.device) -> bool:
-    """True if the kernels can be built and run on this GPU. Logs a warning where they cannot (no C compiler, an old card)."""
-    try:
+    """True if the kernels can be built and run on this GPU, see `kernel_runs`."""
+
+    def trial() -> None:
         shapes = (1, 4, 1, 4), (1, 2), (1, 1, 1, 1, 1, 2), (1, 1, 1, 1)
-        value, *points = (torch.rand(shape, device=device) for shape in shapes)
+        value, *points = (torch.ones(shape, device=device) for shape in shapes)
         deformable_attention(value, [(2, 2)], *points)
-        torch.cuda.synchronize(device)
-    except Exception as error:
-        logger.warning(
-            "The Triton kernel of deformable attention does not run on %s (%s: %s). The plain implementation is used; it "
-            "is several times slower. Triton needs a C compiler (for example Debian's package gcc) and a GPU from 2017 on.",
-            device,
-            type(error).__name__,
-            str(error).strip().splitlines()[-1:] or "",
-        )
-        return False
-    return True
+
+    instead = "The plain implementation is used; it is several times slower."
+    return kernel_runs("deformable attention", device, trial, instead)

@@ -82,8 +82,10 @@ class EncoderLayer(nn.Module):
         fused = takes_triton(self.self_attn.implementation, tokens.device) and not torch.compiler.is_compiling()
         if dtype is None or not fused or tokens.dtype != torch.float32:  # a compiled graph fuses the sums anyway
             return Tokens.at(norm(tokens + branch), position)
-        from .residual_norm_triton import residual_norm  # Triton is optional
+        from .residual_norm_triton import residual_norm, runs_on  # Triton is optional
 
+        if not runs_on(tokens.device):
+            return Tokens.at(norm(tokens + branch), position)
         return Tokens(*residual_norm(tokens, branch, norm, position, dtype))
 
 

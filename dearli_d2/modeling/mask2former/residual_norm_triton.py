@@ -8,6 +8,7 @@ Importing this module needs Triton. `TRITON_INTERPRET=1`, set before the import,
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import nn
 from torch.library import triton_op, wrap_triton
+
+from .kernel_trial import kernel_runs
 
 _ROWS = 4  # of a program at a time, one for each warp
 _PROGRAMS = 1024  # of the backward pass; each sums the gradients of weight and bias for its rows
@@ -194,3 +197,18 @@ def residual_norm(
         None if position is None else position.contiguous(), norm.eps, dtype, torch.is_grad_enabled(),
     )  # fmt: skip
     return result
+
+
+@cache
+def runs_on(device: torch.device) -> bool:
+    """True if the kernels can be built and run on this GPU, see `kernel_runs`."""
+
+    def trial() -> None:
+        for dtype in (torch.bfloat16, torch.float16):
+            affine = torch.ones(4, device=device)
+            values = torch.ones(1, 2, 4, device=device)
+            *_, total = _operator(values, values.to(dtype), affine, affine, values[0], 1e-5, dtype, True)
+            grad = torch.ones_like(total)
+            _operator_backward(total, affine, grad, grad.to(dtype), None, 1e-5, dtype)
+
+    return kernel_runs("residual norms", device, trial, "Sums and norms are separate kernels instead, which is slower.")
